@@ -1,0 +1,117 @@
+# Every target does its own set-up: on a fresh Debian or Ubuntu with Python 3.11 or newer, with a GPU
+# or without, `make test` or `make demo` is the whole installation. See `make help`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Options: make test TORCH=torch==2.14.1 PIP_ARGS="--index-url ..." PYTEST_ARGS="-k rope"
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { echo "$$p"; break; }; done)
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+GENHOI_SHARED ?= ../shared
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# Stamps lie in the environment, so that removing it removes them.
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+CPP := $(sort $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null))
+
+define NO_PYTHON
+No Python 3.11 or newer was found. On Debian 12, Ubuntu 24.04 and newer: \
+sudo apt-get install python3 python3-venv. Or name one: make PYTHON=/path/to/python3
+endef
+define NO_VENV
+This Python cannot create virtual environments. On Debian and Ubuntu: \
+sudo apt-get install python3-venv (or python3.X-venv for the Python in use)
+endef
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(RUN):
+	@python='$(PYTHON)'; \
+	if ! "$$python" -c '$(SUPPORTED)' 2>/dev/null; then echo "$(NO_PYTHON)" >&2; exit 1; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then echo "$(NO_VENV)" >&2; exit 1; fi; \
+	echo "Creating $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv $(VENV)
+
+# torch comes first and on its own: the build takes its headers from the environment.
+$(READY): setup.py pyproject.toml $(CPP) | $(RUN)
+	@echo "Installing $(TORCH) and this package into $(VENV)"
+	@$(PIP_INSTALL) '$(TORCH)'
+	@$(PIP_INSTALL) -e '.[demo,test]'
+	@if [ -f genhoi_kernels/_C_missing.txt ]; then cat genhoi_kernels/_C_missing.txt; fi
+	@touch $@
+
+$(READY_DEV): pyproject.toml | $(READY)
+	@echo "Installing the tools for lint into $(VENV)"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+define BACKENDS
+import genhoi_kernels
+for b in genhoi_kernels.backends():
+    print(f"backend {b.name}: " + ("usable" if b.usable else f"not usable: {b.reason}"))
+endef
+export BACKENDS
+
+.PHONY: test
+test: $(READY) ## run every test this machine can run, then say which backends it has
+	@status=0; $(RUN) -m pytest -q $(PYTEST_ARGS) || status=$$?; \
+	$(RUN) -c "$$BACKENDS" || status=1; \
+	exit $$status
+
+# Few steps: more of them make the noise of an untrained model no better.
+DEMO_EDIT := --steps 2 --prompt "a hand holds a cup" --keep-background
+
+.PHONY: demo
+demo: $(READY) ## edit a synthetic clip with the tiny, untrained base, and draw the figures for it
+	@$(RUN) -m genhoi.data.synthetic --out results/demo/clip --force
+	@$(VENV)/bin/genhoi inspect --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \
+		--object results/demo/clip/object.png --out results/demo --force
+	@$(VENV)/bin/genhoi edit --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \
+		--object results/demo/clip/object.png --out results/demo --force $(DEMO_EDIT)
+	@echo "The figures and the edited clip are in results/demo/"
+
+.PHONY: demo-real
+demo-real: CLIP := $(GENHOI_SHARED)/data/hoi_clip
+demo-real: ## the same for the real clip in GENHOI_SHARED (default: ../shared)
+	@for file in source.mp4 mask.mp4 object.png; do \
+		if [ ! -f "$(CLIP)/$$file" ]; then \
+			echo "No $$file in $(CLIP). Name the folder that holds data/hoi_clip:" \
+				"make demo-real GENHOI_SHARED=/path/to/it" >&2; exit 1; \
+		fi; \
+	done
+	@$(MAKE) --no-print-directory $(READY)
+	@$(VENV)/bin/genhoi inspect --video "$(CLIP)/source.mp4" --mask "$(CLIP)/mask.mp4" \
+		--object "$(CLIP)/object.png" --out results/demo-real --force
+	@$(VENV)/bin/genhoi edit --video "$(CLIP)/source.mp4" --mask "$(CLIP)/mask.mp4" \
+		--object "$(CLIP)/object.png" --out results/demo-real --force $(DEMO_EDIT)
+	@echo "The figures and the edited clip are in results/demo-real/"
+
+.PHONY: lint
+lint: $(READY_DEV) ## check formatting, style and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@if [ -n '$(CPP)' ]; then $(VENV)/bin/clang-format --dry-run -Werror $(CPP); fi
+	@$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(READY_DEV) ## rewrite all sources in the project's format
+	@$(VENV)/bin/ruff check --fix-only .
+	@$(VENV)/bin/ruff format .
+	@if [ -n '$(CPP)' ]; then $(VENV)/bin/clang-format -i $(CPP); fi
+
+.PHONY: clean
+clean: ## remove builds, caches and results; keep the environment
+	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV)
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace genhoi::cpu {
+
+#if defined(__x86_64__)
+namespace {
+
+// What __builtin_cpu_supports does not know in every compiler: AMX is leaf 7, EDX bit 24 (tiles)
+// and 22 (bf16); F16C is leaf 1, ECX bit 29 (usable wherever AVX2 is).
+bool has_amx(int bit) {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> bit & 1) != 0;
+}
+
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1) != 0;
+}
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+}  // namespace
+
+std::vector<Isa> isas() {
+  return {{&kAvx512Kernels, has_avx512()}, {&kAvx2Kernels, has_avx2()}, {&kPortableKernels, true}};
+}
+
+std::vector<Feature> cpu_features() {
+  return {{"avx2", __builtin_cpu_supports("avx2") != 0},
+          {"fma", __builtin_cpu_supports("fma") != 0},
+          {"f16c", has_f16c()},
+          {"avx512f", __builtin_cpu_supports("avx512f") != 0},
+          {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
+          {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0},
+          {"amx_tile", has_amx(24)},
+          {"amx_bf16", has_amx(22)}};
+}
+#else
+std::vector<Isa> isas() { return {{&kPortableKernels, true}}; }
+
+std::vector<Feature> cpu_features() { return {}; }
+#endif
+
+const Kernels& kernels() {
+  const char* wanted = std::getenv("GENHOI_CPU_ISA");
+  std::string names;
+  for (const Isa& isa : isas()) {
+    if (wanted == nullptr || *wanted == '\0') {
+      if (isa.usable) return *isa.kernels;
+    } else if (isa.kernels->name == std::string(wanted)) {
+      if (isa.usable) return *isa.kernels;
+      throw std::runtime_error("GENHOI_CPU_ISA: this CPU does not run " + std::string(wanted));
+    }
+    names += (names.empty() ? "" : ", ") + std::string(isa.kernels->name);
+  }
+  throw std::runtime_error("GENHOI_CPU_ISA: got " + std::string(wanted ? wanted : "") +
+                           ", wanted one of " + names);
+}
+
+}  // namespace genhoi::cpu

@@ -1,0 +1,31 @@
+// Which instruction sets this build has, this CPU runs, and this process uses.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace genhoi::cpu {
+
+struct Isa {
+  const Kernels* kernels;
+  bool usable;  // on this CPU
+};
+
+// Every instruction set of this build, fastest first.
+std::vector<Isa> isas();
+
+// The fastest usable one, or the one named by the environment variable GENHOI_CPU_ISA. Throws
+// std::runtime_error when that names none of this build or one this CPU lacks.
+const Kernels& kernels();
+
+struct Feature {
+  std::string name;
+  bool present;
+};
+
+// CPU features that matter to this project.
+std::vector<Feature> cpu_features();
+
+}  // namespace genhoi::cpu

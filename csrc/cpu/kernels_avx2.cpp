@@ -1,0 +1,22 @@
+// x86-64 with AVX2, FMA and F16C. Compiled with flags of its own (setup.py).
+#if defined(__x86_64__)
+#define GENHOI_VECTOR_FLOATS 8
+#define GENHOI_TILE_ROWS 6
+
+#include "attention_backward.h"
+#include "attention_forward.h"
+#include "norm_rope.h"
+
+namespace genhoi::cpu {
+
+const Kernels kAvx2Kernels = {
+    "avx2",
+    32 * GENHOI_VECTOR_FLOATS,
+    attention_forward,
+    attention_backward,
+    norm_rope_forward,
+    norm_rope_backward,
+};
+
+}  // namespace genhoi::cpu
+#endif

@@ -1,0 +1,96 @@
+// RMS norm over all heads and rotation of q or k, in one pass over memory; and its gradient.
+#pragma once
+
+#include <cmath>
+
+#include "tiles.h"
+
+namespace genhoi::cpu {
+namespace {
+
+constexpr int64_t kWeightChunks = 64;  // partitions of the rows for the weight's gradient
+
+inline float reciprocal_rms(const float* x, int64_t n, float eps) {
+  double squares = 0.;  // summed by pieces: a row is a few thousand values
+  for (int64_t i = 0; i < n; i += 256) {
+    float piece = 0.f;
+    for (int64_t j = i; j < min_of(n, i + 256); j++) piece += x[j] * x[j];
+    squares += piece;
+  }
+  return 1.f / std::sqrt(static_cast<float>(squares / n) + eps);
+}
+
+inline void load_heads(const Rows& x, const NormRope& call, int64_t b, int64_t i, float* to) {
+  for (int64_t h = 0; h < call.heads; h++) {
+    load_row(row_at(x, call.dtype, b, i, h), call.dtype, call.dim, to + h * call.dim);
+  }
+}
+
+void norm_rope_forward(const NormRope& call, const Pool& pool) {
+  const int64_t n = call.heads * call.dim, rows = call.batch * call.rows;
+  const float sign = call.inverse ? -1.f : 1.f;
+  const int64_t chunk = 16;
+  parallel(pool, div_up(rows, chunk), [&](Queue& queue) {
+    Buffer<float> x(n);
+    for (int64_t item; (item = queue.next()) < queue.items;) {
+      for (int64_t r = item * chunk; r < min_of(rows, (item + 1) * chunk); r++) {
+        const int64_t b = r / call.rows, i = r % call.rows;
+        load_heads(call.x, call, b, i, x);
+        if (call.weight) {
+          const float rstd = reciprocal_rms(x, n, call.eps);
+          for (int64_t d = 0; d < n; d++) x[d] = x[d] * rstd * call.weight[d];
+        }
+        for (int64_t h = 0; h < call.heads; h++) {
+          rotate(x + h * call.dim, call.rope, i, h, sign);
+          store_row(x + h * call.dim, call.dtype, call.dim, row_at(call.y, call.dtype, b, i, h));
+        }
+      }
+    }
+  });
+}
+
+// With g the gradient rotated back and r = 1/rms(x):
+//   dweight = sum over rows of g * x * r
+//   dx = r * (g * weight - x * r^2 * mean(g * weight * x))
+void norm_rope_backward(const NormRopeBackward& call, const Pool& pool) {
+  const NormRope& in = call.in;
+  const int64_t n = in.heads * in.dim, rows = in.batch * in.rows;
+  Buffer<float> partials(kWeightChunks * n);
+  std::memset(partials, 0, kWeightChunks * n * sizeof(float));
+  parallel(pool, kWeightChunks, [&](Queue& queue) {
+    Buffer<float> x(n), g(n);
+    for (int64_t item; (item = queue.next()) < queue.items;) {
+      float* dweight = partials + item * n;
+      for (int64_t r = rows * item / kWeightChunks; r < rows * (item + 1) / kWeightChunks; r++) {
+        const int64_t b = r / in.rows, i = r % in.rows;
+        load_heads(in.x, in, b, i, x);
+        load_heads(in.y, in, b, i, g);
+        const float rstd = reciprocal_rms(x, n, in.eps);
+        double along = 0.;
+        for (int64_t h = 0; h < in.heads; h++) {
+          rotate(g + h * in.dim, in.rope, i, h, -1.f);
+          float part = 0.f;
+          for (int64_t d = h * in.dim; d < (h + 1) * in.dim; d++) {
+            dweight[d] += g[d] * x[d] * rstd;
+            g[d] *= in.weight[d];
+            part += g[d] * x[d];
+          }
+          along += part;
+        }
+        const float shrink = static_cast<float>(along / n) * rstd * rstd;
+        for (int64_t d = 0; d < n; d++) g[d] = rstd * (g[d] - x[d] * shrink);
+        for (int64_t h = 0; h < in.heads; h++) {
+          store_row(g + h * in.dim, in.dtype, in.dim, row_at(call.dx, in.dtype, b, i, h));
+        }
+      }
+    }
+  });
+  for (int64_t d = 0; d < n; d++) {
+    double total = 0.;
+    for (int64_t c = 0; c < kWeightChunks; c++) total += partials[c * n + d];
+    call.dweight[d] = static_cast<float>(total);
+  }
+}
+
+}  // namespace
+}  // namespace genhoi::cpu

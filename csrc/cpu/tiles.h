@@ -1,0 +1,98 @@
+// What the forward and the backward pass share: loading and packing cache tiles of a head, the
+// cutting of references into blocks, and which rows of a tile see which reference.
+#pragma once
+
+#include "gemm.h"
+
+namespace genhoi::cpu {
+namespace {
+
+// Loads rows [first, first + count) (or those listed in `which`), rotated and multiplied by
+// `factor`.
+inline void load_tile(const Rows& x, DType dtype, int64_t dim, int64_t b, int64_t h, int64_t first,
+                      int64_t count, const int32_t* which, const Rotation* rope, float factor,
+                      float* to) {
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t row = which ? which[i] : first + i;
+    float* out = to + i * dim;
+    load_row(row_at(x, dtype, b, row, h), dtype, dim, out);
+    if (rope) rotate(out, *rope, row, h, 1.f);
+    if (factor != 1.f) {
+      for (int64_t d = 0; d < dim; d++) out[d] *= factor;
+    }
+  }
+}
+
+// Rows up to the next multiple of kTileRows, which the register tiles also read.
+inline void zero_padding(float* x, int64_t rows, int64_t dim) {
+  std::memset(x + rows * dim, 0, (round_up(rows, kTileRows) - rows) * dim * sizeof(float));
+}
+
+// Keys of one source cut into blocks of at most kBlock that do not cross a segment.
+struct KeyBlock {
+  int64_t segment, first, count;
+};
+
+class KeyBlocks {
+ public:
+  KeyBlocks(const int64_t* lengths, int64_t segments) : blocks_(count_of(lengths, segments)) {
+    int64_t start = 0;
+    for (int64_t r = 0; r < segments; r++) {
+      for (int64_t at = 0; at < lengths[r]; at += kBlock) {
+        blocks_[size_++] = {r, start + at, min_of(kBlock, lengths[r] - at)};
+      }
+      start += lengths[r];
+    }
+  }
+  int64_t size() const { return size_; }
+  const KeyBlock& operator[](int64_t i) const { return blocks_[i]; }
+
+ private:
+  static int64_t count_of(const int64_t* lengths, int64_t segments) {
+    int64_t n = 0;
+    for (int64_t r = 0; r < segments; r++) n += div_up(lengths[r], kBlock);
+    return n;
+  }
+  Buffer<KeyBlock> blocks_;
+  int64_t size_ = 0;
+};
+
+// A tile of query rows as its row numbers within [0, count): those that see a segment.
+inline int64_t rows_that_see(const Attention& in, int64_t b, int64_t first, int64_t count,
+                             int64_t segment, int32_t* which) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const bool seen =
+        !in.bits || (static_cast<uint32_t>(in.bits[b * in.bits_batch + first + i]) >> segment & 1);
+    if (seen) which[n++] = static_cast<int32_t>(i);
+  }
+  return n;
+}
+
+// Heads worked on together: enough for every thread to be busy, no more, so that packed keys and
+// values take the memory of a few heads only.
+inline int64_t heads_at_once(const Attention& in, const Pool& pool) {
+  const int64_t tiles = max_of(1, in.batch * div_up(in.rows, kBlock));
+  return max_of(1, min_of(in.heads, div_up(8 * pool.threads, tiles)));
+}
+
+inline void gather_rows(const float* x, int64_t stride, const int32_t* which, int64_t count,
+                        float* to) {
+  for (int64_t i = 0; i < count; i++) {
+    std::memcpy(to + i * stride, x + which[i] * stride, stride * sizeof(float));
+  }
+}
+
+inline void scatter_rows(const float* x, int64_t stride, const int32_t* which, int64_t count,
+                         float* to) {
+  for (int64_t i = 0; i < count; i++) {
+    std::memcpy(to + which[i] * stride, x + i * stride, stride * sizeof(float));
+  }
+}
+
+inline Rows contiguous(void* data, int64_t rows, int64_t heads, int64_t dim) {
+  return {data, rows * heads * dim, heads * dim, dim};
+}
+
+}  // namespace
+}  // namespace genhoi::cpu

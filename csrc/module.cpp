@@ -1,0 +1,49 @@
+// What is not a tensor: how this build was made and what this CPU is. Importing the module also
+// registers the operators of ops.cpp.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+std::vector<std::string> isa_names(bool usable_only) {
+  std::vector<std::string> names;
+  for (const auto& isa : genhoi::cpu::isas()) {
+    if (isa.usable || !usable_only) names.emplace_back(isa.kernels->name);
+  }
+  return names;
+}
+
+std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> features;
+  for (const auto& feature : genhoi::cpu::cpu_features()) {
+    features[feature.name] = feature.present;
+  }
+  return features;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of genhoi_kernels: build and CPU information.";
+  m.attr("compiler") = compiler();
+  m.def("compiled_isas", [] { return isa_names(false); }, "Instruction sets of this build.");
+  m.def("usable_isas", [] { return isa_names(true); }, "Those that this CPU runs.");
+  m.def(
+      "isa", [] { return std::string(genhoi::cpu::kernels().name); },
+      "The one in use; GENHOI_CPU_ISA names another. RuntimeError if that one is not usable.");
+  m.def("cpu_features", &cpu_features, "CPU features that matter here.");
+}

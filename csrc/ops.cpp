@@ -1,0 +1,30 @@
+// Schemas of the native operators, once. Shapes for tracing, gradients and autocast live in
+// genhoi_kernels/ops.py, one level up; these are called from genhoi_kernels/backends only.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/binding.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
+  m.def(
+      "cpu_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, "
+      "Tensor? bits, Tensor? ref_bias, Tensor[] gate, int[] ref_lengths, Tensor[] rope, "
+      "Tensor[] ref_rope, int gate_mode, float scale, bool keep_ungated) -> Tensor[]");
+  m.def(
+      "cpu_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, Tensor o, "
+      "Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, "
+      "Tensor? ref_bias, Tensor[] gate, int[] ref_lengths, Tensor[] rope, Tensor[] ref_rope, "
+      "int gate_mode, float scale) -> Tensor[]");
+  m.def(
+      "cpu_norm_rope_forward(Tensor x, Tensor? weight, Tensor[] rope, bool frame_is_head, "
+      "float eps, bool inverse) -> Tensor");
+  m.def(
+      "cpu_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor[] rope, "
+      "bool frame_is_head, float eps) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {
+  m.impl("cpu_attention_forward", TORCH_BOX(&genhoi::cpu::attention_forward_op));
+  m.impl("cpu_attention_backward", TORCH_BOX(&genhoi::cpu::attention_backward_op));
+  m.impl("cpu_norm_rope_forward", TORCH_BOX(&genhoi::cpu::norm_rope_forward_op));
+  m.impl("cpu_norm_rope_backward", TORCH_BOX(&genhoi::cpu::norm_rope_backward_op));
+}

@@ -1,0 +1,1 @@
+"""Clips to try things on; see `genhoi.data.synthetic`."""

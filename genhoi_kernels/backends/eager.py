@@ -1,0 +1,55 @@
+"""The oracle as a backend: any device, any dtype, N x (Nk + M) memory. For tests and tiny sizes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from ..reference import AttentionResult
+from ..rope import Rope
+
+DESCRIPTION = "plain PyTorch, the oracle; any device and dtype, N x (Nk + M) memory"
+
+
+def unavailable() -> str | None:
+    """Always usable."""
+    return None
+
+
+def supports(call: AttentionCall | RopeCall) -> str | None:
+    """Every call."""
+    return None
+
+
+def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
+    """See ``reference.attention``."""
+    return reference.attention(call, tensors)
+
+
+def attention_backward(
+    call: AttentionCall,
+    tensors: AttentionTensors,
+    o: Tensor,
+    lse: Tensor,
+    grads: AttentionGrads,
+) -> AttentionTensors:
+    """See ``reference.attention_backward``."""
+    return reference.attention_backward(call, tensors, o, lse, grads)
+
+
+def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
+    """See ``reference.norm_rope``."""
+    return reference.norm_rope(x, weight, rope, eps=eps)
+
+
+def norm_rope_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.norm_rope_backward``."""
+    return reference.norm_rope_backward(grad, x, weight, rope, eps=eps)
+
+
+def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
+    """See ``reference.apply_rope``."""
+    return reference.apply_rope(x, rope, inverse=inverse)

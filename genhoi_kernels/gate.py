@@ -1,0 +1,35 @@
+"""Weights of the soft flow gate (docs/op.md, "Flow gate")."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class GateWeights(NamedTuple):
+    """Weights of one layer's flow gate, shared by its heads: logit = w2 . GELU(W1 LN(o) + b1) + b2.
+
+    Shapes: norm_weight, norm_bias ``[D]``; fc1_weight ``[D/2, D]``; fc1_bias ``[D/2]``;
+    fc2_weight ``[1, D/2]``; fc2_bias ``[1]``. Each is float32 or of the queries' dtype.
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+
+def gate_shapes(head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of a flow gate over heads of ``head_dim``."""
+    half = head_dim // 2
+    return {
+        "norm_weight": (head_dim,),
+        "norm_bias": (head_dim,),
+        "fc1_weight": (half, head_dim),
+        "fc1_bias": (half,),
+        "fc2_weight": (1, half),
+        "fc2_bias": (1,),
+    }

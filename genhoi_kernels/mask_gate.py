@@ -1,0 +1,99 @@
+"""The hard mask gate: which video tokens see which reference (docs/op.md, "Mask gate")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_SEGMENTS = 32
+TILE_ROWS = 64
+"""Rows of a tile in ``MaskGate.tile_bits``; GPU query tiles are multiples of it."""
+
+_INTEGER_DTYPES = (torch.uint8, torch.int32, torch.int64)
+
+
+def mask_bits(mask: Tensor) -> Tensor:
+    """Turn a mask into bits: ``[B or 1, N]`` int32, bit r set where the row sees reference r.
+
+    Args:
+        mask: ``[B or 1, N]``; bool (True sees every reference) or uint8, int32, int64 (bit r:
+            sees reference r). Values are not inspected on the host.
+
+    Raises:
+        TypeError: another dtype. ValueError: another number of dimensions.
+    """
+    if mask.dtype != torch.bool and mask.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"mask: got {mask.dtype}, wanted torch.bool, uint8, int32 or int64")
+    if mask.dim() != 2:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, wanted [B or 1, N]")
+    if mask.dtype == torch.bool:
+        return mask.to(torch.int32).neg()  # -1 has every bit set
+    if mask.dtype == torch.int64:
+        # The low 32 bits, as a signed number: a plain cast would be undefined past 2^31.
+        low = mask & 0xFFFFFFFF
+        mask = torch.where(low >= 2**31, low - 2**32, low)
+    return mask.to(torch.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskGate:
+    """A mask made ready once a clip, so that no later call has to synchronise with the host.
+
+    Attributes:
+        bits: ``[B or 1, N]`` int32; bit r: this row sees reference r.
+        tile_bits: ``[B or 1, ceil(N / TILE_ROWS)]`` int32; the OR of a tile's bits.
+        rows: ``[rows that see anything]`` int64; their indices, sample after sample.
+        row_offsets: ``[1 + (B or 1)]`` int32; sample b owns
+            rows[row_offsets[b]:row_offsets[b + 1]].
+        max_rows: most rows of any sample that see anything (a host number).
+    """
+
+    bits: Tensor
+    tile_bits: Tensor
+    rows: Tensor
+    row_offsets: Tensor
+    max_rows: int
+
+    @staticmethod
+    def build(mask: Tensor) -> MaskGate:
+        """Build from a mask as ``mask_bits`` takes it; synchronises with the host once.
+
+        Raises:
+            TypeError, ValueError: see ``mask_bits``.
+        """
+        bits = mask_bits(mask)
+        seen = bits != 0
+        counts = seen.sum(1)
+        offsets = torch.zeros(len(bits) + 1, dtype=torch.int32, device=bits.device)
+        offsets[1:] = counts.cumsum(0)
+        return MaskGate(
+            bits=bits,
+            tile_bits=_tile_bits(bits),
+            rows=seen.nonzero()[:, 1].contiguous(),
+            row_offsets=offsets,
+            max_rows=int(counts.max()) if len(bits) else 0,
+        )
+
+    def to(self, device: torch.device | str) -> MaskGate:
+        """The same gate on another device."""
+        return MaskGate(
+            bits=self.bits.to(device),
+            tile_bits=self.tile_bits.to(device),
+            rows=self.rows.to(device),
+            row_offsets=self.row_offsets.to(device),
+            max_rows=self.max_rows,
+        )
+
+
+def _tile_bits(bits: Tensor) -> Tensor:
+    batch, rows = bits.shape
+    tiles = -(-rows // TILE_ROWS)
+    padded = bits.new_zeros(batch, tiles * TILE_ROWS)
+    padded[:, :rows] = bits
+    tile = padded.view(batch, tiles, TILE_ROWS)
+    while tile.shape[-1] > 1:  # OR by halves: torch has no bitwise reduction
+        half = tile.shape[-1] // 2
+        tile = tile[..., :half] | tile[..., half:]
+    return tile[..., 0]

@@ -1,0 +1,71 @@
+"""Chooses a backend for a call, and says why each one can or cannot take it.
+
+A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION``, ``unavailable()`` (None,
+or why it cannot run in this installation), ``supports(call)`` (None, or why it refuses this call)
+and the functions of ``backends.eager``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .backends import cpu, eager
+from .call import AttentionCall, RopeCall
+
+# In the order in which backend=None tries them.
+_BACKENDS: dict[str, Any] = {"cpu": cpu, "eager": eager}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run in this installation, and why or why not, in one sentence."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def backends() -> tuple[BackendStatus, ...]:
+    """Every backend of this installation, in the order in which they are tried."""
+    statuses = []
+    for name, backend in _BACKENDS.items():
+        problem = backend.unavailable()
+        statuses.append(BackendStatus(name, problem is None, problem or backend.DESCRIPTION))
+    return tuple(statuses)
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names that ``backend=`` takes."""
+    return tuple(_BACKENDS)
+
+
+def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
+    """None if the backend takes this call, else the reason why it doesn't.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"backend: got {name!r}, wanted one of {', '.join(_BACKENDS)} or None")
+    backend = _BACKENDS[name]
+    return backend.unavailable() or backend.supports(call)
+
+
+def explain(call: AttentionCall | RopeCall) -> dict[str, str | None]:
+    """What ``supports`` says of every backend."""
+    return {name: supports(name, call) for name in _BACKENDS}
+
+
+def pick(call: AttentionCall | RopeCall, name: str | None) -> Any:
+    """The backend module for a call: the named one, or the first that supports it.
+
+    Raises:
+        ValueError: the named backend does not exist or refuses the call; the message says why.
+    """
+    if name is not None:
+        reason = supports(name, call)
+        if reason is not None:
+            raise ValueError(f"backend: {name!r} cannot take this call: {reason}")
+        return _BACKENDS[name]
+    return next(_BACKENDS[n] for n, reason in explain(call).items() if reason is None)

@@ -1,0 +1,66 @@
+"""Poisoned memory, the data folder, hypothesis, and a header that names every backend."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Threads that spin while they wait make tiny calls take seconds when other programs use the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+from cases import backend_params
+from hypothesis import Phase, settings
+
+import genhoi_kernels
+
+# Repeatable by default, and a failure is not shrunk, which takes minutes;
+# `pytest --hypothesis-profile=explore` looks for new examples and shrinks them.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=60,
+    phases=(Phase.explicit, Phase.generate),
+)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("repeatable")
+
+
+def pytest_report_header() -> list[str]:
+    """The torch in use, and what each backend says of itself."""
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    for status in genhoi_kernels.backends():
+        lines.append(
+            f"backend {status.name}: {'usable' if status.usable else 'NOT usable'}: {status.reason}"
+        )
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """torch.empty is full of NaN: an output that nobody wrote fails its test."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=backend_params())
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend but eager; one that cannot run here skips with its reason."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data folder: $GENHOI_SHARED, else ``shared`` beside the repository."""
+    beside = Path(__file__).resolve().parent.parent.parent / "shared"
+    path = Path(os.environ.get("GENHOI_SHARED", beside))
+    if not path.is_dir():
+        pytest.skip(f"no data folder at {path}; name one in GENHOI_SHARED")
+    return path

@@ -1,0 +1,180 @@
+"""Every instruction set of the CPU backend: those this CPU runs, and arm64 under emulation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import genhoi_kernels as gk
+from genhoi_kernels.backends import cpu
+from genhoi_kernels.gate import gate_shapes
+
+ROOT = Path(__file__).parent.parent
+INFO = gk.build_info()
+ISAS = INFO.get("usable_isas", [])
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+ARM_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+ARM_EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(not INFO["native"], reason=INFO["reason"]),
+]
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != INFO["isa"]])
+def test_the_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
+    """The budget and exactness tests again, with an instruction set that is not the default."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
+         "-m", "not slow", "tests/test_attention.py", "tests/test_norm_rope.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GENHOI_CPU_ISA": isa},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_environment_chooses(isa: str) -> None:
+    result = run_python(
+        "import genhoi_kernels as gk; print(gk.build_info()['isa'])", GENHOI_CPU_ISA=isa
+    )
+    assert result.stdout.strip() == isa
+
+
+def test_an_unknown_name_disables_the_backend_in_words() -> None:
+    result = run_python(
+        "import genhoi_kernels as gk; print({b.name: b.reason for b in gk.backends()}['cpu'])",
+        GENHOI_CPU_ISA="mmx",
+    )
+    assert "GENHOI_CPU_ISA: got mmx, wanted one of" in result.stdout
+
+
+def test_a_named_instruction_set_that_the_cpu_lacks_is_refused() -> None:
+    missing = [isa for isa in INFO["compiled_isas"] if isa not in ISAS]
+    if not missing:
+        pytest.skip("this CPU runs every instruction set of this build")
+    result = run_python(
+        "import genhoi_kernels as gk; print({b.name: b.reason for b in gk.backends()}['cpu'])",
+        GENHOI_CPU_ISA=missing[0],
+    )
+    assert f"this CPU does not run {missing[0]}" in result.stdout
+
+
+def arm_case() -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    grid, refs, batch, heads, dim = (5, 6, 7), ((3, 5),), 2, 3, 24
+    rows, tokens = 210, 15
+    return {
+        "sizes": (batch, rows, tokens, heads, dim),
+        "tensors": [*(randn(batch, rows, heads, dim) for _ in range(3)),
+                    *(randn(1, tokens, heads, dim) for _ in range(2))],
+        "grad": randn(batch, rows, heads, dim),
+        "mask": torch.rand(batch, rows, generator=generator) < 0.3,
+        "bias": randn(1),
+        "gate": [randn(*shape) * 0.3 for shape in gate_shapes(dim).values()],
+        "rope": gk.VideoRope(grid, head_dim=dim),
+        "ref_rope": gk.HeadSlidingRope(grid, refs, head_dim=dim, num_heads=heads),
+    }  # fmt: skip
+
+
+def arm_input(case: dict) -> bytes:
+    """The case as portable_main.cpp reads it."""
+    tensors = [*case["tensors"], case["grad"], gk.MaskGate.build(case["mask"]).bits, case["bias"]]
+    parts = [struct.pack("5q", *case["sizes"])]
+    parts += [x.numpy().tobytes() for x in [*tensors, *case["gate"]]]
+    for rope, tokens in ((case["rope"], case["sizes"][1]), (case["ref_rope"], case["sizes"][2])):
+        *tables, index = cpu._rotation(rope, tokens)
+        for table in tables:
+            parts += [struct.pack("2q", *table.shape[:2]), table.numpy().tobytes()]
+        parts.append(index.numpy().tobytes())
+    return b"".join(parts)
+
+
+def this_cpu(case: dict) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in (*case["tensors"], case["bias"], *case["gate"])]
+    out, lse = gk.reference_attention(
+        *leaves[:5], mask=case["mask"], ref_bias=leaves[5], rope=case["rope"],
+        ref_rope=case["ref_rope"], gate=gk.GateWeights(*leaves[6:]), scale=0.25, return_lse=True,
+        backend="cpu",
+    )  # fmt: skip
+    return [out.detach(), lse.detach(), *torch.autograd.grad(out, leaves, case["grad"])]
+
+
+def check_program(compiler: str, flags: list[str], emulator: list[str], folder: Path) -> None:
+    """Compile portable_main.cpp, run it, and compare all it computes with the cpu backend."""
+    program = folder / "portable"
+    command = [
+        compiler, "-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", *flags,
+        str(ROOT / "tests/native/portable_main.cpp"), "-o", str(program),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    case = arm_case()
+    result = subprocess.run(
+        [*emulator, str(program)], input=arm_input(case), capture_output=True, check=True
+    )
+    got = np.frombuffer(result.stdout, dtype=np.float32)
+    for wanted in this_cpu(case):
+        part, got = torch.from_numpy(got[: wanted.numel()].copy()), got[wanted.numel() :]
+        # Sums in another order: a few float32 roundings apart.
+        torch.testing.assert_close(part.view_as(wanted), wanted, rtol=1e-5, atol=2e-5)
+    check_halves(torch.from_numpy(got.copy()).view(65536, 4))
+
+
+@pytest.mark.skipif(
+    not (ARM_COMPILER and ARM_EMULATOR),
+    reason="needs aarch64-linux-gnu-g++ and qemu-aarch64 (apt: g++-aarch64-linux-gnu qemu-user)",
+)
+def test_the_portable_kernels_on_arm64(tmp_path: Path) -> None:
+    """Compiled for arm64 and executed under emulation."""
+    width = ["-DGENHOI_VECTOR_FLOATS=4", "-DGENHOI_TILE_ROWS=4"]
+    check_program(str(ARM_COMPILER), ["-static", *width], [str(ARM_EMULATOR)], tmp_path)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(("floats", "rows"), [(4, 4), (8, 6), (16, 12)])
+def test_every_vector_width_on_this_cpu(floats: int, rows: int, tmp_path: Path) -> None:
+    """The code of each instruction set in this CPU's baseline, which executes AVX-512's too."""
+    width = [f"-DGENHOI_VECTOR_FLOATS={floats}", f"-DGENHOI_TILE_ROWS={rows}"]
+    check_program(str(COMPILER), width, [], tmp_path)
+
+
+def check_halves(got: Tensor) -> None:
+    """Conversions of every 16-bit pattern, against torch's."""
+    bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    half, bfloat = bits.view(torch.float16).float(), bits.view(torch.bfloat16).float()
+
+    def as_bits(x: Tensor) -> Tensor:
+        return x.view(torch.int16).int() & 0xFFFF
+
+    torch.testing.assert_close(got[:, 0], half, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(got[:, 1], bfloat, rtol=0, atol=0, equal_nan=True)
+    number = ~bfloat.isnan()
+    assert torch.equal(got[number, 2].int(), as_bits(bfloat.half())[number])
+    number = ~half.isnan()
+    assert torch.equal(got[number, 3].int(), as_bits(half.bfloat16())[number])

@@ -1,0 +1,126 @@
+"""FlowGate, HeadSlidingRoPE and ReferenceAttention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import genhoi_kernels as gk
+
+HEADS, DIM, GRID, REFS = 4, 16, (2, 2, 3), ((2, 2),)
+
+
+def rows(count: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, count, HEADS, DIM, generator=generator)
+
+
+@pytest.mark.parametrize(("init", "value"), [("open", 0.99), ("neutral", 0.5)])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_a_new_gate_is_the_same_everywhere(init: str, value: float, reduction: str) -> None:
+    gate = gk.FlowGate(DIM, reduction=reduction, init=init)
+    o = rows(5)
+    torch.testing.assert_close(gate(o), value * o)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gate_alone_is_the_gate_in_the_op(reduction: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate = gk.FlowGate(DIM, reduction=reduction)
+    torch.nn.init.normal_(gate.fc2.weight)
+    q, k, v = (rows(12, seed=s).to(dtype) for s in range(3))
+    bare = gk.reference_attention(q, k, v)
+    fused = gk.reference_attention(q, k, v, gate=gate)
+    # The op gates before it rounds, the module after.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(gate(bare), fused, rtol=4 * eps, atol=4 * eps)
+    assert not torch.allclose(fused, bare, atol=0.01)
+
+
+def test_sequence_gate_is_one_number_a_head_and_sample() -> None:
+    torch.manual_seed(0)
+    gate = gk.FlowGate(DIM, reduction="sequence")
+    torch.nn.init.normal_(gate.fc2.weight)
+    o = rows(7)
+    ratio = gate(o) / o
+    torch.testing.assert_close(ratio, ratio[:, :1, :, :1].expand_as(ratio))
+    assert ratio[:, 0, :, 0].unique().numel() == 2 * HEADS
+
+
+def test_state_dicts_are_stable() -> None:
+    names = ["norm.weight", "norm.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    assert list(gk.FlowGate(DIM).state_dict()) == names
+    module = gk.ReferenceAttention(HEADS, DIM)
+    assert list(module.state_dict()) == [f"gate.{name}" for name in names]
+    assert list(gk.ReferenceAttention(HEADS, DIM, gate=None).state_dict()) == []
+    rope = gk.HeadSlidingRoPE(GRID, REFS, head_dim=DIM, num_heads=HEADS)
+    assert list(rope.state_dict()) == []
+    other = gk.ReferenceAttention(HEADS, DIM)
+    torch.nn.init.normal_(module.gate.fc2.weight)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other.gate.fc2.weight, module.gate.fc2.weight)
+
+
+@pytest.mark.parametrize("gate", ["token", "sequence", None])
+@pytest.mark.parametrize("schedule", ["paper", "release", -1.0])
+def test_reference_attention_is_the_op(gate: str | None, schedule: str | float) -> None:
+    module = gk.ReferenceAttention(HEADS, DIM, gate=gate, schedule=schedule)
+    q, k, v = (rows(12, seed=s) for s in range(3))
+    k_ref, v_ref = (rows(4, batch=1, seed=s) for s in (3, 4))
+    mask = torch.rand(2, 12, generator=torch.Generator().manual_seed(5)) < 0.5
+    ref_rope = gk.HeadSlidingRope(GRID, REFS, head_dim=DIM, num_heads=HEADS, schedule=schedule)
+    wanted = gk.reference_attention(
+        q, k, v, k_ref, v_ref, mask=mask, rope=gk.VideoRope(GRID, head_dim=DIM),
+        ref_rope=ref_rope, gate=module.gate,
+    )  # fmt: skip
+    got = module(q, k, v, k_ref, v_ref, video_grid=GRID, ref_grids=REFS, mask=mask)
+    assert torch.equal(got, wanted)
+    sliding = gk.HeadSlidingRoPE(GRID, REFS, head_dim=DIM, num_heads=HEADS, schedule=schedule)
+    rotated = gk.reference_attention(
+        q, k, v, sliding(k_ref), v_ref, mask=mask, rope=gk.VideoRope(GRID, head_dim=DIM),
+        gate=module.gate,
+    )  # fmt: skip
+    torch.testing.assert_close(rotated, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_reference_attention_without_a_reference_is_sdpa() -> None:
+    module = gk.ReferenceAttention(HEADS, DIM, gate=None)
+    q, k, v = (rows(12, seed=s) for s in range(3))
+    rope = gk.VideoRope(GRID, head_dim=DIM)
+    heads_first = [gk.apply_rope(q, rope), gk.apply_rope(k, rope), v]
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in heads_first)
+    )
+    torch.testing.assert_close(module(q, k, v, video_grid=GRID), wanted.transpose(1, 2))
+
+
+def test_every_gate_parameter_learns() -> None:
+    module = gk.ReferenceAttention(HEADS, DIM)
+    torch.nn.init.normal_(module.gate.fc2.weight)
+    q, k, v = (rows(12, seed=s) for s in range(3))
+    module(q, k, v, video_grid=GRID).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: gk.FlowGate(DIM, reduction="mean"), "gate_reduction: got 'mean'"),
+        (lambda: gk.FlowGate(DIM, init="shut"), "init: got 'shut'"),
+        (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, HEADS, 8)), "gate.norm_weight: got"),
+        (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, DIM)), "o: got shape"),
+        (lambda: gk.HeadSlidingRoPE((1, 2), REFS), "video_grid: got"),
+        (lambda: gk.HeadSlidingRoPE(GRID, ((2, 2, 2),)), "ref_grids: got"),
+    ],
+)
+def test_errors_name_the_argument(make: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        make()
+
+
+def test_modules_print_what_they_are() -> None:
+    assert "reduction='token'" in repr(gk.FlowGate(DIM))
+    assert "schedule='paper'" in repr(gk.ReferenceAttention(HEADS, DIM))
+    assert "video_grid=(2, 2, 3)" in repr(gk.HeadSlidingRoPE(GRID, REFS))
