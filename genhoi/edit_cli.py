@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import sys
@@ -277,6 +278,8 @@ def _run(
             click.echo("Interrupted. The same command goes on after the last finished window.")
             sys.exit(130)
     record = make_record(options, inputs, pipeline, settings, notes)
+    # Of the frames, not of the file: x264 does not always write the same bytes for the same frames.
+    record["edited_frames_sha256"] = hashlib.sha256(edited.frames.numpy()).hexdigest()
     record["seconds"] = round(time.monotonic() - start, 3)
     # None of them was edited now if an earlier run ended between the last window and the results.
     earlier = first_window[0] if first_window else len(record["windows"])

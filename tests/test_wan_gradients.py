@@ -150,15 +150,41 @@ def test_autocast() -> None:
     assert autocast.item() == pytest.approx(loss(model).item(), abs=0.05)
 
 
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    """It refuses a second step if a parameter that asks for a gradient got none in the first."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model, adapter, _ = attached()
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        for _ in range(2):
-            parallel(**inputs(model))[0].square().mean().backward()
-        assert gradients(adapter)
-    finally:
-        torch.distributed.destroy_process_group()
+def train_in_parallel(rank: int, ranks: int, store: Path) -> None:
+    """Two steps; DDP refuses the second if a weight that wants a gradient got none in the first."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(store), ranks), rank=rank, world_size=ranks
+    )
+    model, adapter, _ = attached()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        adapter.zero_grad()
+        parallel(**inputs(model, seed=rank))[0].square().mean().backward()
+    mean = gradients(adapter)
+    assert mean
+    adapter.zero_grad()
+    losses = [model(**inputs(model, seed=r))[0].square().mean() for r in range(ranks)]
+    torch.stack(losses).mean().backward()
+    for name, wanted in gradients(adapter).items():
+        torch.testing.assert_close(mean[name], wanted, rtol=1e-4, atol=1e-7)
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes get the gradient of one with both samples."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    # In processes of their own: what waits for another process forever ends with the time limit.
+    spawn = torch.multiprocessing.get_context("spawn")
+    ranks = [
+        spawn.Process(target=train_in_parallel, args=(rank, 2, tmp_path / "store"))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
