@@ -279,7 +279,7 @@ def _run(
             sys.exit(130)
     record = make_record(options, inputs, pipeline, settings, notes)
     # Of the frames, not of the file: x264 does not always write the same bytes for the same frames.
-    record["edited_frames_sha256"] = hashlib.sha256(edited.frames.numpy()).hexdigest()
+    record["edited_frames_sha256"] = hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest()
     record["seconds"] = round(time.monotonic() - start, 3)
     # None of them was edited now if an earlier run ended between the last window and the results.
     earlier = first_window[0] if first_window else len(record["windows"])
