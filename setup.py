@@ -62,12 +62,15 @@ COMMON_FLAGS = [
 # are left out, and whoever calls into them must be under `#if defined(__x86_64__)`. All other
 # sources keep to the platform's baseline: code in them runs before anyone has looked at the CPU.
 # From the weakest to the strongest; see sources().
+AVX512 = [
+    *["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+    "-mprefer-vector-width=512",
+]
 ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        *["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
-        "-mprefer-vector-width=512",
-    ],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 
 

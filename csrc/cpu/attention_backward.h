@@ -1,10 +1,14 @@
-// Backward pass, recomputed from the LSE (docs/op.md, "Backward"). Two sweeps, so that nothing is
-// summed by two threads: one over tiles of queries for dQ, one over tiles of keys for dK and dV.
-// Gradients of shared weights are summed over fixed partitions, in double, in a fixed order: the
-// result does not depend on the number of threads.
+// Backward pass, recomputed from the LSE (docs/op.md, "Backward"), in one sweep over blocks of keys
+// against tiles of query rows. A block's dK and dV belong to one thread; dQ of a tile is added to by
+// all blocks, in the order of the blocks, for which threads wait. Gradients of shared weights are
+// summed over fixed partitions, in double, in a fixed order: the result does not depend on the number
+// of threads.
 #pragma once
 
+#include <sched.h>
+
 #include <memory>
+#include <type_traits>
 
 #include "flow_gate.h"
 
@@ -13,73 +17,77 @@ namespace {
 
 constexpr int64_t kMaxChunks = 16;  // partitions of a head's rows for the gate's weight gradients
 
-// A matrix cut into blocks of kBlock rows, each packed both ways.
-struct PackedBothWays {
-  int64_t blocks, dim, dim_padded;
-  Buffer<float> transposed, rows;
-  PackedBothWays(int64_t pairs, int64_t blocks_of_head, int64_t head_dim)
-      : blocks(blocks_of_head),
-        dim(head_dim),
+// Query rows as a sweep over keys reads them, in tiles of kBlock; also where it leaves their dQ.
+// Either all rows of each sample, or those that see a reference.
+template <class T>
+struct QueryRows {
+  int64_t dim, dim_padded, dim_rows, tiles;  // tiles: room for so many a pair
+  // Right-hand sides; q rotated and times LogitFactor::in_queries.
+  Buffer<T> q_transposed, q, grad_o_transposed, grad_o;
+  Buffer<float> high, low, delta;                        // [pairs, tiles, kBlock]; see load_stats
+  Buffer<float> dq;                                      // [pairs, tiles, dim_rows, kBlock]: dQ^T
+  Buffer<int32_t> added;  // [pairs, tiles]: blocks of keys whose part of dQ is in
+  Buffer<int64_t> count;  // [pairs]: rows
+
+  QueryRows(int64_t pairs, int64_t rows, int64_t head_dim)
+      : dim(head_dim),
         dim_padded(round_up(head_dim, kPanel)),
-        transposed(pairs * blocks * kBlock * dim),
-        rows(pairs * blocks * kBlock * dim_padded) {}
-  float* transposed_block(int64_t i) const { return transposed + i * kBlock * dim; }
-  float* rows_block(int64_t i) const { return rows + i * kBlock * dim_padded; }
-  void pack(const float* x, int64_t count, int64_t i) const {
-    pack_transposed(x, count, dim, dim, transposed_block(i));
-    pack_rows(x, count, dim, dim, kBlock, rows_block(i));
+        dim_rows(round_up(head_dim, Product<T>::kRows)),
+        tiles(div_up(rows, kBlock)),
+        q_transposed(pairs * tiles * kBlock * dim),
+        q(pairs * tiles * kBlock * dim_padded),
+        grad_o_transposed(pairs * tiles * kBlock * dim),
+        grad_o(pairs * tiles * kBlock * dim_padded),
+        high(pairs * tiles * kBlock),
+        low(pairs * tiles * kBlock),
+        delta(pairs * tiles * kBlock),
+        dq(pairs * tiles * dim_rows * kBlock),
+        added(pairs * tiles),
+        count(pairs) {}
+
+  int64_t rows_of(int64_t pair, int64_t t) const { return min_of(kBlock, count[pair] - t * kBlock); }
+
+  void pack(int64_t at, const float* q_tile, const float* grad_o_tile, int64_t rows) const {
+    pack_right_transposed(q_tile, rows, dim, dim, q_transposed + at * kBlock * dim);
+    pack_right(q_tile, rows, dim, dim, kBlock, q + at * kBlock * dim_padded);
+    pack_right_transposed(grad_o_tile, rows, dim, dim, grad_o_transposed + at * kBlock * dim);
+    pack_right(grad_o_tile, rows, dim, dim, kBlock, grad_o + at * kBlock * dim_padded);
+    std::memset(dq + at * dim_rows * kBlock, 0, dim_rows * kBlock * sizeof(float));
+    added[at] = 0;
+  }
+
+  // bias - lse in units of log2 e, in two parts, and delta; padding gets probability 0.
+  void load_stats(int64_t at, const float* lse, const float* deltas, const int32_t* which,
+                  int64_t rows, double bias) const {
+    for (int64_t j = 0; j < kBlock; j++) {
+      const int64_t row = which && j < rows ? which[j] : j;
+      const Shift shift(j < rows ? bias - lse[row] * kLog2e : -__builtin_inf());
+      high[at * kBlock + j] = shift.high;
+      low[at * kBlock + j] = shift.low;
+      delta[at * kBlock + j] = j < rows ? deltas[row] : 0.f;
+    }
   }
 };
 
-// Everything the two sweeps read of some heads (`pair` = b * heads + h - first_head).
+// What the sweeps share of some heads (`pair` = b * heads + h - first_head).
 struct BackwardHeads {
   const AttentionBackward& call;
   const Attention& in;
   int64_t first_head, heads, tiles, chunks;
-  const KeyBlocks &video_blocks, &ref_blocks;
-  PackedBothWays q, grad_o;           // q rotated and scaled by scale * log2 e
-  PackedBothWays k, v, k_ref, v_ref;  // of v only `transposed` is read
-  Buffer<float> grad_o_rows;          // [pairs, rows, dim]
-  Buffer<float> lse, delta;           // [pairs, rows]: lse * log2 e; sum(dO * O) - dlse
+  Buffer<float> grad_o;      // [pairs, rows, dim]
+  Buffer<float> lse, delta;  // [pairs, rows]; sum(dO * O) - dlse
 
-  BackwardHeads(const AttentionBackward& c, int64_t group, const KeyBlocks& video,
-                const KeyBlocks& refs)
+  BackwardHeads(const AttentionBackward& c, int64_t group)
       : call(c),
         in(c.in),
         first_head(0),
         heads(group),
         tiles(div_up(c.in.rows, kBlock)),
         chunks(min_of(tiles, kMaxChunks)),
-        video_blocks(video),
-        ref_blocks(refs),
-        q(in.batch * group, tiles, in.dim),
-        grad_o(in.batch * group, tiles, in.dim),
-        k(in.batch * group, video.size(), in.dim),
-        v(in.batch * group, video.size(), in.dim),
-        k_ref(in.ref_batch * group, refs.size(), in.dim),
-        v_ref(in.ref_batch * group, refs.size(), in.dim),
-        grad_o_rows(in.batch * group * in.rows * in.dim),
+        grad_o(in.batch * group * in.rows * in.dim),
         lse(in.batch * group * in.rows),
         delta(in.batch * group * in.rows) {}
-
-  float q_factor() const { return static_cast<float>(in.scale * kLog2e); }
-  int64_t ref_pair(int64_t pair) const { return in.ref_batch == 1 ? pair % heads : pair; }
 };
-
-inline void pack_both_ways(const BackwardHeads& at, const Rows& x, const Rotation* rope,
-                           const KeyBlocks& blocks, int64_t batches, const Pool& pool,
-                           const PackedBothWays& to) {
-  const Attention& in = at.in;
-  parallel(pool, batches * at.heads * blocks.size(), [&](Queue& queue) {
-    Buffer<float> tile(kBlock * in.dim);
-    for (int64_t item; (item = queue.next()) < queue.items;) {
-      const int64_t block = item % blocks.size(), pair = item / blocks.size();
-      load_tile(x, in.dtype, in.dim, pair / at.heads, at.first_head + pair % at.heads,
-                blocks[block].first, blocks[block].count, nullptr, rope, 1.f, tile);
-      to.pack(tile, blocks[block].count, item);
-    }
-  });
-}
 
 // Gradient of a tile's attention rows, through the gate if there is one: dO [rows, dim].
 struct GateStep {
@@ -111,293 +119,284 @@ struct GateStep {
   }
 };
 
-// Per tile of rows: dO, delta, and q and dO packed. `partials` [pairs, chunks, size], zeroed.
-inline void prepare_rows(const BackwardHeads& at, const PackedGate* gate, double* partials,
-                         const Pool& pool) {
+// Per tile of rows: dO and delta, and all that a sweep over the video's keys reads. `partials`
+// [pairs, chunks, size], zeroed.
+template <class T>
+void prepare_rows(const BackwardHeads& at, const PackedGate* gate, double* partials,
+                  const Pool& pool, const QueryRows<T>& to) {
   const AttentionBackward& call = at.call;
   const Attention& in = at.in;
+  for (int64_t pair = 0; pair < in.batch * at.heads; pair++) to.count[pair] = in.rows;
   parallel(pool, in.batch * at.heads * at.chunks, [&](Queue& queue) {
-    Buffer<float> tile(kBlock * in.dim), o(kBlock * in.dim);
+    Buffer<float> q(kBlock * in.dim), o(kBlock * in.dim);
     std::unique_ptr<GateStep> step(gate ? new GateStep(*gate) : nullptr);
     for (int64_t item; (item = queue.next()) < queue.items;) {
       const int64_t chunk = item % at.chunks, pair = item / at.chunks;
       const int64_t b = pair / at.heads, h = at.first_head + pair % at.heads;
       for (int64_t t = at.tiles * chunk / at.chunks; t < at.tiles * (chunk + 1) / at.chunks; t++) {
         const int64_t first = t * kBlock, rows = min_of(kBlock, in.rows - first);
-        load_tile(in.q, in.dtype, in.dim, b, h, first, rows, nullptr, in.rope, at.q_factor(), tile);
-        at.q.pack(tile, rows, pair * at.tiles + t);
-        load_tile(call.o, in.dtype, in.dim, b, h, first, rows, nullptr, nullptr, 1.f, o);
-        float* grad_o = at.grad_o_rows + (pair * in.rows + first) * in.dim;
+        const int64_t row = pair * in.rows + first;
+        load_tile(call.o, in.dtype, in.dim, b, h, first, rows, nullptr, nullptr, o);
+        float* grad_o = at.grad_o + row * in.dim;
         if (call.grad_out.data) {
-          load_tile(call.grad_out, in.dtype, in.dim, b, h, first, rows, nullptr, nullptr, 1.f,
-                    grad_o);
+          load_tile(call.grad_out, in.dtype, in.dim, b, h, first, rows, nullptr, nullptr, grad_o);
         } else {
           std::memset(grad_o, 0, rows * in.dim * sizeof(float));
         }
         if (gate) {
           step->run(call, b, h, rows, o, grad_o, partials + item * GateSums::size(*gate));
         }
-        at.grad_o.pack(grad_o, rows, pair * at.tiles + t);
         const int64_t in_lse = (b * in.heads + h) * in.rows + first;
         for (int64_t i = 0; i < rows; i++) {
           double along = 0.;
           for (int64_t d = 0; d < in.dim; d++) along += grad_o[i * in.dim + d] * o[i * in.dim + d];
           const float lse = call.lse[in_lse + i];
-          at.delta[pair * in.rows + first + i] =
+          at.delta[row + i] =
               static_cast<float>(along - (call.grad_lse ? call.grad_lse[in_lse + i] : 0.f));
           // A row without any key: +inf makes every probability 0.
-          at.lse[pair * in.rows + first + i] = lse == -__builtin_inff() ? __builtin_inff() : lse;
+          at.lse[row + i] = lse == -__builtin_inff() ? __builtin_inff() : lse;
         }
+        load_tile(in.q, in.dtype, in.dim, b, h, first, rows, nullptr, in.rope, q);
+        multiply(q, rows * in.dim, LogitFactor<T>(in.scale).in_queries);
+        to.pack(pair * to.tiles + t, q, grad_o, rows);
+        to.load_stats(pair * to.tiles + t, at.lse + row, at.delta + row, nullptr, rows, 0.);
       }
     }
   });
 }
 
-// dS = P * (dP - delta) over one row of a tile of queries; returns its sum (the bias's gradient).
-inline float score_grad_row(float* logits, const float* grad_p, int64_t count, Shift shift,
-                            float delta) {
-  Vec total{};
-  const int64_t padded = round_up(count, kVector);
-  for (int64_t j = count; j < padded; j++) logits[j] = -__builtin_inff();
-  for (int64_t j = 0; j < padded; j += kVector) {
-    const Vec p = exp2(load(logits + j) + splat(shift.high) + splat(shift.low));
-    const Vec ds = p * (load(grad_p + j) - splat(delta));
-    total += ds;
-    store(logits + j, ds);
+// The rows that see one segment, sample by sample: their numbers.
+struct SeenRows {
+  Buffer<int32_t> which;  // [batch, rows]
+  Buffer<int64_t> count;  // [batch]
+  int64_t most = 0;
+  SeenRows(const Attention& in, int64_t segment) : which(in.batch * in.rows), count(in.batch) {
+    for (int64_t b = 0; b < in.batch; b++) {
+      count[b] = rows_that_see(in, b, 0, in.rows, segment, which + b * in.rows);
+      most = max_of(most, count[b]);
+    }
   }
-  return sum(total);
-}
-
-struct QuerySweep {
-  Buffer<float> q, grad_o, dq, lse, delta;
-  QuerySweep(int64_t dim, int64_t dim_padded)
-      : q(kBlock * dim),
-        grad_o(kBlock * dim),
-        dq(kBlock * dim_padded),
-        lse(kBlock),
-        delta(kBlock) {}
 };
 
-// Adds one block of keys to dQ of `rows` rows. Returns the sum of dS.
-inline double query_step(const QuerySweep& tile, int64_t rows, const PackedBothWays& k,
-                         const PackedBothWays& v, int64_t block, int64_t count, double bias,
-                         float* logits, float* grad_p) {
-  const int64_t panels = div_up(count, kPanel), dim = k.dim;
-  gemm<false>(rows, panels, dim, tile.q, dim, k.transposed_block(block), dim * kPanel, logits,
-              kBlock);
-  gemm<false>(rows, panels, dim, tile.grad_o, dim, v.transposed_block(block), dim * kPanel, grad_p,
-              kBlock);
-  double total = 0.;
-  for (int64_t i = 0; i < rows; i++) {
-    total += score_grad_row(logits + i * kBlock, grad_p + i * kBlock, count,
-                            Shift(bias - tile.lse[i] * kLog2e), tile.delta[i]);
+template <class T>
+void prepare_seen_rows(const BackwardHeads& at, const SeenRows& seen, double bias, const Pool& pool,
+                       const QueryRows<T>& to) {
+  const Attention& in = at.in;
+  for (int64_t pair = 0; pair < in.batch * at.heads; pair++) {
+    to.count[pair] = seen.count[pair / at.heads];
   }
-  gemm<true>(rows, k.dim_padded / kPanel, count, logits, kBlock, k.rows_block(block),
-             kBlock * kPanel, tile.dq, k.dim_padded);
-  return total;
+  parallel(pool, in.batch * at.heads * to.tiles, [&](Queue& queue) {
+    Buffer<float> q(kBlock * in.dim), grad_o(kBlock * in.dim);
+    for (int64_t item; (item = queue.next()) < queue.items;) {
+      const int64_t t = item % to.tiles, pair = item / to.tiles, b = pair / at.heads;
+      const int64_t rows = to.rows_of(pair, t);
+      if (rows <= 0) continue;
+      const int32_t* which = seen.which + b * in.rows + t * kBlock;
+      load_tile(in.q, in.dtype, in.dim, b, at.first_head + pair % at.heads, 0, rows, which, in.rope,
+                q);
+      multiply(q, rows * in.dim, LogitFactor<T>(in.scale).in_queries);
+      gather_rows(at.grad_o + pair * in.rows * in.dim, in.dim, which, rows, grad_o.get());
+      to.pack(item, q, grad_o, rows);
+      to.load_stats(item, at.lse + pair * in.rows, at.delta + pair * in.rows, which, rows, bias);
+    }
+  });
 }
 
-inline void query_references(const BackwardHeads& at, int64_t b, int64_t first, int64_t rows,
-                             int64_t ref_pair, const QuerySweep& tile, const QuerySweep& part,
-                             int32_t* which, float* logits, float* grad_p, double* bias_sums) {
+// Adds dQ of the rows that see a segment to that of all rows.
+template <class T>
+void add_seen_rows(const BackwardHeads& at, const SeenRows& seen, const QueryRows<T>& from,
+                   const Pool& pool, const QueryRows<T>& to) {
   const Attention& in = at.in;
-  const int64_t dim = in.dim, dim_padded = at.k.dim_padded;
-  int64_t i = 0;
-  while (i < at.ref_blocks.size()) {
-    const int64_t segment = at.ref_blocks[i].segment;
-    const double bias = in.bias ? in.bias[segment] * kLog2e : 0.;
-    const int64_t seen = rows_that_see(in, b, first, rows, segment, which);
-    const QuerySweep& on = seen == rows ? tile : part;
-    if (seen > 0 && seen < rows) {
-      gather_rows(tile.q, dim, which, seen, part.q);
-      gather_rows(tile.grad_o, dim, which, seen, part.grad_o);
-      gather_rows(tile.dq, dim_padded, which, seen, part.dq);
-      gather_rows(tile.lse, 1, which, seen, part.lse);
-      gather_rows(tile.delta, 1, which, seen, part.delta);
-      zero_padding(part.q, seen, dim);
-      zero_padding(part.grad_o, seen, dim);
+  parallel(pool, in.batch * at.heads * from.tiles, [&](Queue& queue) {
+    for (int64_t item; (item = queue.next()) < queue.items;) {
+      const int64_t t = item % from.tiles, pair = item / from.tiles;
+      const int32_t* which = seen.which + pair / at.heads * in.rows + t * kBlock;
+      for (int64_t j = 0; j < from.rows_of(pair, t); j++) {
+        const float* x = from.dq + item * from.dim_rows * kBlock + j;
+        float* y = to.dq + (pair * to.tiles + which[j] / kBlock) * to.dim_rows * kBlock +
+                   which[j] % kBlock;
+        for (int64_t d = 0; d < in.dim; d++) y[d * kBlock] += x[d * kBlock];
+      }
     }
-    for (; i < at.ref_blocks.size() && at.ref_blocks[i].segment == segment; i++) {
-      if (seen == 0) continue;
-      bias_sums[segment] +=
-          query_step(on, seen, at.k_ref, at.v_ref, ref_pair * at.ref_blocks.size() + i,
-                     at.ref_blocks[i].count, bias, logits, grad_p);
-    }
-    if (seen > 0 && seen < rows) scatter_rows(part.dq, dim_padded, which, seen, tile.dq);
-  }
+  });
 }
 
 // Writes a tile of gradients of q or k: times `factor`, rotated back.
 inline void store_grad_tile(float* grad, int64_t stride, const Attention& in, int64_t b, int64_t h,
                             int64_t first, int64_t rows, const Rotation* rope, float factor,
                             const Rows& to) {
+  alignas(64) float angles[kMaxDim];
   for (int64_t i = 0; i < rows; i++) {
     float* x = grad + i * stride;
     for (int64_t d = 0; d < in.dim; d++) x[d] *= factor;
-    if (rope) rotate(x, *rope, first + i, h, -1.f);
+    if (rope) {
+      load_angles(*rope, first + i, h, angles);
+      rotate(x, angles, in.dim, -1.f);
+    }
     store_row(x, in.dtype, in.dim, row_at(to, in.dtype, b, first + i, h));
   }
 }
 
-// dQ, and per tile the sums of dS over each segment: bias_sums [pairs, tiles, segments], zeroed.
-inline void sweep_queries(const BackwardHeads& at, double* bias_sums, const Pool& pool) {
-  const Attention& in = at.in;
-  const int64_t dim_padded = at.k.dim_padded;
-  parallel(pool, in.batch * at.heads * at.tiles, [&](Queue& queue) {
-    const QuerySweep tile(in.dim, dim_padded), part(in.dim, dim_padded);
-    Buffer<float> logits(kBlock * kBlock), grad_p(kBlock * kBlock);
-    Buffer<int32_t> which(kBlock);
-    for (int64_t item; (item = queue.next()) < queue.items;) {
-      const int64_t t = item % at.tiles, pair = item / at.tiles;
-      const int64_t b = pair / at.heads, h = at.first_head + pair % at.heads;
-      const int64_t first = t * kBlock, rows = min_of(kBlock, in.rows - first);
-      load_tile(in.q, in.dtype, in.dim, b, h, first, rows, nullptr, in.rope, at.q_factor(), tile.q);
-      zero_padding(tile.q, rows, in.dim);
-      std::memcpy(tile.grad_o, at.grad_o_rows + (pair * in.rows + first) * in.dim,
-                  rows * in.dim * sizeof(float));
-      zero_padding(tile.grad_o, rows, in.dim);
-      std::memcpy(tile.lse, at.lse + pair * in.rows + first, rows * sizeof(float));
-      std::memcpy(tile.delta, at.delta + pair * in.rows + first, rows * sizeof(float));
-      std::memset(tile.dq, 0, kBlock * dim_padded * sizeof(float));
-      for (int64_t i = 0; i < at.video_blocks.size(); i++) {
-        query_step(tile, rows, at.k, at.v, pair * at.video_blocks.size() + i,
-                   at.video_blocks[i].count, 0., logits, grad_p);
-      }
-      query_references(at, b, first, rows, at.ref_pair(pair), tile, part, which, logits, grad_p,
-                       bias_sums + item * in.segments);
-      store_grad_tile(tile.dq, dim_padded, in, b, h, first, rows, in.rope, in.scale, at.call.dq);
-    }
-  });
-}
+// A block of keys on its way through tiles of query rows. Scores are transposed, [keys, rows], so
+// that what differs from row to row lies along a vector.
+template <class T>
+class KeySweep {
+ public:
+  explicit KeySweep(const Attention& in)
+      : in_(in),
+        dim_padded_(round_up(in.dim, kPanel)),
+        factor_(in.scale),
+        loaded_(kBlock * in.dim),
+        transposed_(in.dim * kBlock),
+        k_(kBlock * in.dim),
+        v_(kBlock * in.dim),
+        k_transposed_(round_up(in.dim, Product<T>::kRows) * kBlock),
+        dk_(kBlock * dim_padded_),
+        dv_(kBlock * dim_padded_),
+        products_(kBlock * kBlock),
+        grad_p_(kBlock * kBlock),
+        p_(kBlock * kBlock),
+        ds_(kBlock * kBlock),
+        ds_right_(kBlock * kBlock) {}
 
-// What a block of queries brings to a sweep over keys: bias - lse in units of log2 e, and delta;
-// padded so that the padding has probability 0.
-struct RowStats {
-  Buffer<float> high, low, delta;
-  RowStats() : high(kBlock), low(kBlock), delta(kBlock) {}
-  void load_block(const BackwardHeads& at, int64_t pair, int64_t first, int64_t count,
-                  const int32_t* which, double bias) {
-    for (int64_t j = 0; j < kBlock; j++) {
-      const int64_t row = pair * at.in.rows + (j < count ? (which ? which[j] : first + j) : 0);
-      const Shift shift(j < count ? bias - at.lse[row] * kLog2e : -__builtin_inf());
-      high[j] = shift.high;
-      low[j] = shift.low;
-      delta[j] = j < count ? at.delta[row] : 0.f;
+  void start(const Rows& keys, const Rows& values, const Rotation* rope, int64_t b, int64_t h,
+             const KeyBlock& block) {
+    count_ = block.count;
+    const int64_t dim = in_.dim;
+    load_tile(values, in_.dtype, dim, b, h, block.first, count_, nullptr, nullptr, loaded_);
+    pack_left(loaded_.get(), count_, dim, dim, v_.get());
+    load_tile(keys, in_.dtype, dim, b, h, block.first, count_, nullptr, rope, loaded_);
+    pack_left(loaded_.get(), count_, dim, dim, k_.get());
+    for (int64_t d = 0; d < dim; d++) {
+      for (int64_t j = 0; j < kBlock; j++) {
+        transposed_[d * kBlock + j] = j < count_ ? loaded_[j * dim + d] : 0.f;
+      }
+    }
+    pack_left(transposed_.get(), dim, kBlock, kBlock, k_transposed_.get());
+    std::memset(dk_, 0, kBlock * dim_padded_ * sizeof(float));
+    std::memset(dv_, 0, kBlock * dim_padded_ * sizeof(float));
+  }
+
+  // Takes a tile of query rows: adds to dK and dV, and to the tile's dQ when all blocks before this
+  // one, number `turn`, have. Returns the sum of dS.
+  double step(const QueryRows<T>& rows, int64_t at, int64_t columns, int32_t turn) {
+    const int64_t panels = div_up(columns, kPanel), dim = in_.dim;
+    gemm<false>(count_, panels, dim, k_.get(), dim, rows.q_transposed + at * kBlock * dim,
+                dim * kPanel, products_, kBlock);
+    gemm<false>(count_, panels, dim, v_.get(), dim, rows.grad_o_transposed + at * kBlock * dim,
+                dim * kPanel, grad_p_, kBlock);
+    const double total = score_gradients(rows, at, panels * kPanel);
+    gemm<true>(count_, dim_padded_ / kPanel, columns, p_.get(), kBlock,
+               rows.grad_o + at * kBlock * dim_padded_, kBlock * kPanel, dv_, dim_padded_);
+    gemm<true>(count_, dim_padded_ / kPanel, columns, ds_.get(), kBlock,
+               rows.q + at * kBlock * dim_padded_, kBlock * kPanel, dk_, dim_padded_);
+    wait_for(rows.added + at, turn);
+    gemm<true>(dim, panels, count_, k_transposed_.get(), kBlock, ds_right_.get(), kBlock * kPanel,
+               rows.dq + at * rows.dim_rows * kBlock, kBlock);
+    __atomic_store_n(rows.added + at, turn + 1, __ATOMIC_RELEASE);
+    return total;
+  }
+
+  void finish(const Rotation* rope, int64_t b, int64_t h, const KeyBlock& block, const Rows& to_k,
+              const Rows& to_v) {
+    // Of a factor that q carries, dK keeps the scale.
+    const float scale = factor_.in_queries == 1.f ? in_.scale : static_cast<float>(kLn2);
+    store_grad_tile(dk_, dim_padded_, in_, b, h, block.first, count_, rope, scale, to_k);
+    store_grad_tile(dv_, dim_padded_, in_, b, h, block.first, count_, nullptr, 1.f, to_v);
+  }
+
+ private:
+  // P = exp2(slope * product + bias - lse) and dS = P * (dP - delta), as left-hand sides, and dS also
+  // as a right-hand side. Returns the sum of dS.
+  double score_gradients(const QueryRows<T>& rows, int64_t at, int64_t columns) {
+    using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
+    constexpr int kPair = Product<T>::kPair;
+    const float *high = rows.high + at * kBlock, *low = rows.low + at * kBlock;
+    const float* delta = rows.delta + at * kBlock;
+    const Vec slope = splat(factor_.behind);
+    const int64_t depth = round_up(count_, Product<T>::kDepth);
+    Vec total{};
+    for (int64_t i = 0; i < depth; i += kPair) {
+      for (int64_t j = 0; j < columns; j += kVector) {
+        Vec ds[kPair];
+        for (int s = 0; s < kPair; s++) {
+          const int64_t to = (i + s) * kBlock + j;
+          if (i + s < count_) {
+            const Vec p =
+                exp2<Polynomial>(load(products_ + to) * slope + load(high + j) + load(low + j));
+            ds[s] = p * (load(grad_p_ + to) - load(delta + j));
+            store(p_ + to, p);
+            store(ds_ + to, ds[s]);
+            total += ds[s];
+          } else {
+            ds[s] = Vec{};
+          }
+        }
+        store_right(ds, ds_right_ + j / kPanel * kBlock * kPanel + i * kPanel + j % kPanel * kPair);
+      }
+    }
+    return sum(total);
+  }
+
+  static void store_right(const Vec (&x)[1], float* to) { store(to, x[0]); }
+  static void store_right(const Vec (&x)[2], BFloat16* to) {
+    const IntVec pairs = bfloat16_bits(x[0]) | bfloat16_bits(x[1]) << 16;
+    std::memcpy(static_cast<void*>(to), &pairs, sizeof pairs);
+  }
+
+  // The thread that has an earlier block waits for none with a later one, so this ends.
+  static void wait_for(const int32_t* added, int32_t turn) {
+    for (int spins = 0; __atomic_load_n(added, __ATOMIC_ACQUIRE) != turn; spins++) {
+      if (spins > 1000) sched_yield();
     }
   }
+
+  const Attention& in_;
+  int64_t dim_padded_;
+  LogitFactor<T> factor_;
+  int64_t count_ = 0;
+  Buffer<float> loaded_, transposed_;
+  Buffer<T> k_, v_, k_transposed_;  // left-hand sides
+  Buffer<float> dk_, dv_, products_, grad_p_;
+  Buffer<T> p_, ds_, ds_right_;
 };
 
-struct KeySweep {
-  Buffer<float> k, v, dk, dv, logits, grad_p;
-  int64_t dim, dim_padded;
-  KeySweep(int64_t head_dim, int64_t padded)
-      : k(kBlock * head_dim),
-        v(kBlock * head_dim),
-        dk(kBlock * padded),
-        dv(kBlock * padded),
-        logits(kBlock * kBlock),
-        grad_p(kBlock * kBlock),
-        dim(head_dim),
-        dim_padded(padded) {}
-
-  void start(const BackwardHeads& at, const Rows& keys, const Rows& values, const Rotation* rope,
-             int64_t b, int64_t h, int64_t first, int64_t count) {
-    const Attention& in = at.in;
-    load_tile(keys, in.dtype, dim, b, h, first, count, nullptr, rope, 1.f, k);
-    load_tile(values, in.dtype, dim, b, h, first, count, nullptr, nullptr, 1.f, v);
-    zero_padding(k, count, dim);
-    zero_padding(v, count, dim);
-    std::memset(dk, 0, kBlock * dim_padded * sizeof(float));
-    std::memset(dv, 0, kBlock * dim_padded * sizeof(float));
-  }
-
-  // Adds one block of `cols` queries to dK and dV of `count` keys.
-  void step(int64_t count, const PackedBothWays& q, const PackedBothWays& grad_o, int64_t block,
-            int64_t cols, const RowStats& rows) {
-    const int64_t panels = div_up(cols, kPanel);
-    gemm<false>(count, panels, dim, k, dim, q.transposed_block(block), dim * kPanel, logits,
-                kBlock);
-    gemm<false>(count, panels, dim, v, dim, grad_o.transposed_block(block), dim * kPanel, grad_p,
-                kBlock);
-    const int64_t padded = round_up(cols, kVector);
-    for (int64_t i = 0; i < count; i++) {
-      float *s = logits + i * kBlock, *dp = grad_p + i * kBlock;
-      for (int64_t j = 0; j < padded; j += kVector) {
-        const Vec p = exp2(load(s + j) + load(rows.high + j) + load(rows.low + j));
-        store(dp + j, p * (load(dp + j) - load(rows.delta + j)));
-        store(s + j, p);
-      }
-    }
-    gemm<true>(count, dim_padded / kPanel, cols, logits, kBlock, grad_o.rows_block(block),
-               kBlock * kPanel, dv, dim_padded);
-    gemm<true>(count, dim_padded / kPanel, cols, grad_p, kBlock, q.rows_block(block),
-               kBlock * kPanel, dk, dim_padded);
-  }
-
-  void finish(const BackwardHeads& at, const Rotation* rope, int64_t b, int64_t h, int64_t first,
-              int64_t count, const Rows& to_k, const Rows& to_v) {
-    // q carries scale * log2 e, of which dK keeps the scale.
-    store_grad_tile(dk, dim_padded, at.in, b, h, first, count, rope, static_cast<float>(kLn2),
-                    to_k);
-    store_grad_tile(dv, dim_padded, at.in, b, h, first, count, nullptr, 1.f, to_v);
-  }
+// The keys of one source, and where their gradients go.
+struct KeySource {
+  const Rows &k, &v;
+  const Rotation* rope;
+  const KeyBlocks& blocks;
+  int64_t first_block, last_block;
+  int64_t batch;  // 1: shared by all samples
+  const Rows &dk, &dv;
 };
 
-inline void sweep_keys(const BackwardHeads& at, const Pool& pool) {
-  const Attention& in = at.in;
-  const KeyBlocks& blocks = at.video_blocks;
-  parallel(pool, in.batch * at.heads * blocks.size(), [&](Queue& queue) {
-    KeySweep tile(in.dim, at.k.dim_padded);
-    RowStats stats;
+// All query rows against all keys of a source: dK, dV, dQ, and per block the sum of dS, sums
+// [batch * heads, blocks], for batch and blocks of the source.
+template <class T>
+void sweep_keys(const BackwardHeads& at, const KeySource& keys, const QueryRows<T>& rows,
+                double* sums, const Pool& pool) {
+  const int64_t blocks = keys.last_block - keys.first_block, key_pairs = keys.batch * at.heads;
+  const int64_t samples = at.in.batch / max_of(1, keys.batch);
+  parallel(pool, key_pairs * blocks, [&](Queue& queue) {
+    [[maybe_unused]] const typename Product<T>::Unit unit;
+    KeySweep<T> sweep(at.in);
     for (int64_t item; (item = queue.next()) < queue.items;) {
-      const KeyBlock& keys = blocks[item % blocks.size()];
-      const int64_t pair = item / blocks.size();
-      const int64_t b = pair / at.heads, h = at.first_head + pair % at.heads;
-      tile.start(at, in.k, in.v, in.rope, b, h, keys.first, keys.count);
-      for (int64_t t = 0; t < at.tiles; t++) {
-        const int64_t first = t * kBlock, cols = min_of(kBlock, in.rows - first);
-        stats.load_block(at, pair, first, cols, nullptr, 0.);
-        tile.step(keys.count, at.q, at.grad_o, pair * at.tiles + t, cols, stats);
-      }
-      tile.finish(at, in.rope, b, h, keys.first, keys.count, at.call.dk, at.call.dv);
-    }
-  });
-}
-
-// Reference keys: over the rows that see their segment only, gathered; over the samples in order
-// when they share one reference.
-inline void sweep_reference_keys(const BackwardHeads& at, const Pool& pool) {
-  const Attention& in = at.in;
-  const KeyBlocks& blocks = at.ref_blocks;
-  parallel(pool, in.ref_batch * at.heads * blocks.size(), [&](Queue& queue) {
-    KeySweep tile(in.dim, at.k.dim_padded);
-    RowStats stats;
-    Buffer<int32_t> which(in.rows);
-    Buffer<float> gathered(kBlock * in.dim);
-    const PackedBothWays q(1, 1, in.dim), grad_o(1, 1, in.dim);
-    for (int64_t item; (item = queue.next()) < queue.items;) {
-      const KeyBlock& keys = blocks[item % blocks.size()];
-      const int64_t ref_pair = item / blocks.size(), h = at.first_head + ref_pair % at.heads;
-      const int64_t ref_b = ref_pair / at.heads, last_b = in.ref_batch == 1 ? in.batch : ref_b + 1;
-      const double bias = in.bias ? in.bias[keys.segment] * kLog2e : 0.;
-      tile.start(at, in.k_ref, in.v_ref, in.ref_rope, ref_b, h, keys.first, keys.count);
-      for (int64_t b = ref_b; b < last_b; b++) {
-        const int64_t pair = b * at.heads + ref_pair % at.heads;
-        const int64_t seen = rows_that_see(in, b, 0, in.rows, keys.segment, which);
-        for (int64_t first = 0; first < seen; first += kBlock) {
-          const int64_t cols = min_of(kBlock, seen - first);
-          load_tile(in.q, in.dtype, in.dim, b, h, 0, cols, which + first, in.rope, at.q_factor(),
-                    gathered);
-          q.pack(gathered, cols, 0);
-          gather_rows(at.grad_o_rows + pair * in.rows * in.dim, in.dim, which + first, cols,
-                      gathered);
-          grad_o.pack(gathered, cols, 0);
-          stats.load_block(at, pair, 0, cols, which + first, bias);
-          tile.step(keys.count, q, grad_o, 0, cols, stats);
+      // Neighbours are blocks of different heads, which do not wait for each other.
+      const int64_t key_pair = item % key_pairs, turn = item / key_pairs;
+      const KeyBlock& block = keys.blocks[keys.first_block + turn];
+      const int64_t key_b = key_pair / at.heads, h = key_pair % at.heads;
+      sweep.start(keys.k, keys.v, keys.rope, key_b, at.first_head + h, block);
+      double total = 0.;
+      for (int64_t b = key_b * samples; b < (key_b + 1) * samples; b++) {
+        const int64_t pair = b * at.heads + h;
+        for (int64_t t = 0; t * kBlock < rows.count[pair]; t++) {
+          total += sweep.step(rows, pair * rows.tiles + t, rows.rows_of(pair, t),
+                              static_cast<int32_t>(turn));
         }
       }
-      tile.finish(at, in.ref_rope, ref_b, h, keys.first, keys.count, at.call.dk_ref,
-                  at.call.dv_ref);
+      sums[key_pair * blocks + turn] = total;
+      sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
     }
   });
 }
@@ -416,10 +415,8 @@ class SharedGrads {
   }
   int64_t gate_size() const { return gate_size_; }
 
-  void add_bias(const double* sums, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-      for (int64_t r = 0; r < segments_; r++) bias_[r] += sums[i * segments_ + r];
-    }
+  void add_bias(int64_t segment, const double* sums, int64_t count) {
+    for (int64_t i = 0; i < count; i++) bias_[segment] += sums[i];
   }
   void add_gate(const double* partials, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
@@ -455,37 +452,79 @@ class SharedGrads {
   Buffer<double> bias_, weights_;
 };
 
-void attention_backward(const AttentionBackward& call, const Pool& pool) {
+// The references, one segment after the other: only with the rows that see it.
+template <class T>
+void sweep_references(const BackwardHeads& at, const KeyBlocks& blocks, const Pool& pool,
+                      const QueryRows<T>& rows, SharedGrads& shared) {
+  const Attention& in = at.in;
+  Buffer<double> sums(in.ref_batch * at.heads * blocks.size());
+  for (int64_t first = 0, last; first < blocks.size(); first = last) {
+    const int64_t segment = blocks[first].segment;
+    for (last = first; last < blocks.size() && blocks[last].segment == segment;) last++;
+    const SeenRows seen(in, segment);
+    const QueryRows<T> some(in.batch * at.heads, seen.most, in.dim);
+    const double bias = in.bias ? in.bias[segment] * kLog2e : 0.;
+    prepare_seen_rows(at, seen, bias, pool, some);
+    sweep_keys(at,
+               {in.k_ref, in.v_ref, in.ref_rope, blocks, first, last, in.ref_batch, at.call.dk_ref,
+                at.call.dv_ref},
+               some, sums, pool);
+    shared.add_bias(segment, sums, in.ref_batch * at.heads * (last - first));
+    add_seen_rows(at, seen, some, pool, rows);
+  }
+}
+
+template <class T>
+void store_query_grads(const BackwardHeads& at, const QueryRows<T>& rows, const Pool& pool) {
+  const Attention& in = at.in;
+  parallel(pool, in.batch * at.heads * at.tiles, [&](Queue& queue) {
+    Buffer<float> dq(kBlock * in.dim);
+    for (int64_t item; (item = queue.next()) < queue.items;) {
+      const int64_t t = item % at.tiles, pair = item / at.tiles, count = rows.rows_of(pair, t);
+      const float* transposed = rows.dq + item * rows.dim_rows * kBlock;
+      for (int64_t i = 0; i < count; i++) {
+        for (int64_t d = 0; d < in.dim; d++) dq[i * in.dim + d] = transposed[d * kBlock + i];
+      }
+      store_grad_tile(dq, in.dim, in, pair / at.heads, at.first_head + pair % at.heads, t * kBlock,
+                      count, in.rope, in.scale, at.call.dq);
+    }
+  });
+}
+
+template <class T>
+void attention_backward_in(const AttentionBackward& call, const Pool& pool) {
   const Attention& in = call.in;
   const KeyBlocks video_blocks(&in.keys, 1), ref_blocks(in.lengths, in.segments);
   std::unique_ptr<const PackedGate> gate;
   if (in.gate_mode != GateMode::kNone) gate.reset(new PackedGate(in.gate, in.dim));
   SharedGrads shared(in, gate.get());
-  const int64_t group = heads_at_once(in, pool);
-  BackwardHeads at(call, group, video_blocks, ref_blocks);
-  const int64_t pairs = in.batch * group;
+  const int64_t group = heads_at_once(in, pool), pairs = in.batch * group;
+  BackwardHeads at(call, group);
+  const QueryRows<T> rows(pairs, in.rows, in.dim);
   Buffer<double> partials(pairs * at.chunks * shared.gate_size());
-  Buffer<double> bias_sums(pairs * at.tiles * in.segments);
+  Buffer<double> unused_sums(pairs * video_blocks.size());
 
   for (int64_t h0 = 0; h0 < in.heads; h0 += group) {
     at.first_head = h0;
     at.heads = min_of(group, in.heads - h0);
     const int64_t chunks = in.batch * at.heads * at.chunks;
-    const int64_t sums = in.batch * at.heads * at.tiles;
     std::memset(partials, 0, chunks * shared.gate_size() * sizeof(double));
-    std::memset(bias_sums, 0, sums * in.segments * sizeof(double));
-    pack_both_ways(at, in.k, in.rope, video_blocks, in.batch, pool, at.k);
-    pack_both_ways(at, in.v, nullptr, video_blocks, in.batch, pool, at.v);
-    pack_both_ways(at, in.k_ref, in.ref_rope, ref_blocks, in.ref_batch, pool, at.k_ref);
-    pack_both_ways(at, in.v_ref, nullptr, ref_blocks, in.ref_batch, pool, at.v_ref);
-    prepare_rows(at, gate.get(), partials, pool);
-    sweep_queries(at, bias_sums, pool);
-    sweep_keys(at, pool);
-    sweep_reference_keys(at, pool);
-    shared.add_bias(bias_sums, sums);
+    prepare_rows(at, gate.get(), partials, pool, rows);
     shared.add_gate(partials, chunks);
+    sweep_keys(
+        at, {in.k, in.v, in.rope, video_blocks, 0, video_blocks.size(), in.batch, call.dk, call.dv},
+        rows, unused_sums, pool);
+    sweep_references(at, ref_blocks, pool, rows, shared);
+    store_query_grads(at, rows, pool);
   }
   shared.write(call);
+}
+
+void attention_backward(const AttentionBackward& call, const Pool& pool) {
+#if defined(GENHOI_BFLOAT16)
+  if (multiplies_bfloat16(call.in)) return attention_backward_in<BFloat16>(call, pool);
+#endif
+  attention_backward_in<float>(call, pool);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 
 #include "flow_gate.h"
 
@@ -10,66 +11,95 @@ namespace genhoi::cpu {
 namespace {
 
 // Keys and values of some heads, packed by blocks: keys as panels of K^T, values as panels of V.
+template <class T>
 struct PackedKeys {
   int64_t blocks, dim, dim_padded;
-  Buffer<float> keys, values;
+  Buffer<T> keys, values;
   PackedKeys(int64_t pairs, int64_t blocks_of_head, int64_t head_dim)
       : blocks(blocks_of_head),
         dim(head_dim),
         dim_padded(round_up(head_dim, kPanel)),
         keys(pairs * blocks * kBlock * dim),
         values(pairs * blocks * kBlock * dim_padded) {}
-  float* key_block(int64_t pair, int64_t block) const {
+  T* key_block(int64_t pair, int64_t block) const {
     return keys + (pair * blocks + block) * kBlock * dim;
   }
-  float* value_block(int64_t pair, int64_t block) const {
+  T* value_block(int64_t pair, int64_t block) const {
     return values + (pair * blocks + block) * kBlock * dim_padded;
   }
 };
 
-inline void pack_keys(const Attention& in, const Rows& k, const Rows& v, const Rotation* rope,
-                      const KeyBlocks& blocks, int64_t batches, int64_t first_head, int64_t heads,
-                      const Pool& pool, const PackedKeys& to) {
+template <class T>
+void pack_keys(const Attention& in, const Rows& k, const Rows& v, const Rotation* rope,
+               const KeyBlocks& blocks, int64_t batches, int64_t first_head, int64_t heads,
+               const Pool& pool, const PackedKeys<T>& to) {
   parallel(pool, batches * heads * blocks.size(), [&](Queue& queue) {
     Buffer<float> tile(kBlock * in.dim);
     for (int64_t item; (item = queue.next()) < queue.items;) {
       const int64_t block = item % blocks.size(), pair = item / blocks.size();
       const int64_t b = pair / heads, h = first_head + pair % heads;
       const KeyBlock& at = blocks[block];
-      load_tile(k, in.dtype, in.dim, b, h, at.first, at.count, nullptr, rope, 1.f, tile);
-      pack_transposed(tile, at.count, in.dim, in.dim, to.key_block(pair, block));
-      load_tile(v, in.dtype, in.dim, b, h, at.first, at.count, nullptr, nullptr, 1.f, tile);
-      pack_rows(tile, at.count, in.dim, in.dim, kBlock, to.value_block(pair, block));
+      load_tile(k, in.dtype, in.dim, b, h, at.first, at.count, nullptr, rope, tile);
+      pack_right_transposed(tile, at.count, in.dim, in.dim, to.key_block(pair, block));
+      load_tile(v, in.dtype, in.dim, b, h, at.first, at.count, nullptr, nullptr, tile);
+      pack_right(tile, at.count, in.dim, in.dim, kBlock, to.value_block(pair, block));
     }
   });
 }
 
 // Running softmax of a tile of rows. out is the sum of exp2(logit - highest) * v.
+template <class T>
 struct SoftmaxTile {
-  Buffer<float> q, out, highest, total;
+  Buffer<T> q;
+  Buffer<float> out, highest, total;
   SoftmaxTile(int64_t dim, int64_t dim_padded)
       : q(kBlock * dim), out(kBlock * dim_padded), highest(kBlock), total(kBlock) {}
 };
 
-// One row of logits [0, padded), of which `count` are keys: becomes exp2(logit + bias - highest).
-inline void softmax_row(float* logits, int64_t count, float bias, float& highest, float& total,
-                        float* out, int64_t out_size) {
+// Products of a tile with a block of keys, and the probabilities they become.
+template <class T>
+struct Scores {
+  Buffer<float> products;
+  Buffer<T> probabilities;
+  LogitFactor<T> factor;
+  explicit Scores(float scale)
+      : products(kBlock * kBlock), probabilities(kBlock * kBlock), factor(scale) {}
+};
+
+// Probabilities may outgrow 1 by this many powers of two before a row is scaled down again. In float32
+// not at all: rounding the argument of exp2 would show.
+template <class T>
+constexpr float kHeadroom = sizeof(T) == 2 ? 8.f : 0.f;
+
+// A row of dot products with `count` keys: p = exp2(slope * product + bias - highest), zeros up to
+// the padding of products over keys.
+template <class T>
+inline void softmax_row(float* products, T* p, int64_t count, float slope, float bias,
+                        float& highest, float& total, float* out, int64_t out_size) {
+  using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
   const int64_t padded = round_up(count, kVector);
-  for (int64_t j = count; j < padded; j++) logits[j] = -__builtin_inff();
-  Vec most = load(logits);
+  // With a negative slope the highest logit is that of the lowest product.
+  const float lowest = slope < 0.f ? __builtin_inff() : -__builtin_inff();
+  for (int64_t j = count; j < padded; j++) products[j] = lowest;
+  Vec most = load(products) * splat(slope);
   for (int64_t j = kVector; j < padded; j += kVector) {
-    const Vec x = load(logits + j);
+    const Vec x = load(products + j) * splat(slope);
     most = x > most ? x : most;
   }
-  const float new_highest = max(most) + bias > highest ? max(most) + bias : highest;
+  const float reached = max(most) + bias;
+  const float new_highest = reached > highest + kHeadroom<T> ? reached : highest;
   // A row whose logits are all -inf so far must not turn into -inf - -inf.
   const float base = new_highest == -__builtin_inff() ? 0.f : new_highest;
-  const Vec lower = splat(base), raise = splat(bias);
+  const Vec shift = splat(bias) - splat(base);
   Vec sums{};
   for (int64_t j = 0; j < padded; j += kVector) {
-    const Vec p = exp2(load(logits + j) - lower + raise);
-    sums += p;
-    store(logits + j, p);
+    const Vec x = exp2<Polynomial>(load(products + j) * splat(slope) + shift);
+    sums += x;
+    store(p + j, x);
+  }
+  const int64_t depth = round_up(count, Product<T>::kDepth);
+  if (depth > padded) {
+    std::memset(static_cast<void*>(p + padded), 0, (depth - padded) * sizeof(T));
   }
   if (new_highest != highest) {
     const float shrink = exp2(highest - base);
@@ -81,38 +111,41 @@ inline void softmax_row(float* logits, int64_t count, float bias, float& highest
   total += sum(sums);
 }
 
-inline void attend(SoftmaxTile& tile, int64_t rows, const PackedKeys& keys, int64_t pair,
-                   int64_t block, int64_t count, float bias, float* logits) {
-  gemm<false>(rows, div_up(count, kPanel), keys.dim, tile.q, keys.dim, keys.key_block(pair, block),
-              keys.dim * kPanel, logits, kBlock);
+template <class T>
+inline void attend(SoftmaxTile<T>& tile, int64_t rows, const PackedKeys<T>& keys, int64_t pair,
+                   int64_t block, int64_t count, float bias, Scores<T>& scores) {
+  gemm<false>(rows, div_up(count, kPanel), keys.dim, tile.q.get(), keys.dim,
+              keys.key_block(pair, block), keys.dim * kPanel, scores.products, kBlock);
   for (int64_t i = 0; i < rows; i++) {
-    softmax_row(logits + i * kBlock, count, bias, tile.highest[i], tile.total[i],
-                tile.out + i * keys.dim_padded, keys.dim_padded);
+    softmax_row(scores.products + i * kBlock, scores.probabilities + i * kBlock, count, scores.factor.behind,
+                bias, tile.highest[i], tile.total[i], tile.out + i * keys.dim_padded,
+                keys.dim_padded);
   }
-  gemm<true>(rows, keys.dim_padded / kPanel, count, logits, kBlock, keys.value_block(pair, block),
-             kBlock * kPanel, tile.out, keys.dim_padded);
+  gemm<true>(rows, keys.dim_padded / kPanel, count, scores.probabilities.get(), kBlock,
+             keys.value_block(pair, block), kBlock * kPanel, tile.out, keys.dim_padded);
 }
 
 // Attends to the reference segments with those rows only that see them: the others are not touched,
 // and what an unseen reference holds (NaN even) cannot reach them.
-inline void attend_references(const Attention& in, int64_t b, int64_t first, int64_t rows,
-                              const PackedKeys& keys, int64_t pair, const KeyBlocks& blocks,
-                              SoftmaxTile& tile, SoftmaxTile& part, int32_t* which, float* logits) {
+template <class T>
+void attend_references(const Attention& in, int64_t b, int64_t first, int64_t rows,
+                       const PackedKeys<T>& keys, int64_t pair, const KeyBlocks& blocks,
+                       SoftmaxTile<T>& tile, SoftmaxTile<T>& part, int32_t* which,
+                       Scores<T>& scores) {
   int64_t i = 0;
   while (i < blocks.size()) {
     const int64_t segment = blocks[i].segment;
     const float bias = in.bias ? static_cast<float>(in.bias[segment] * kLog2e) : 0.f;
     const int64_t seen = rows_that_see(in, b, first, rows, segment, which);
-    SoftmaxTile& on = seen == rows ? tile : part;
+    SoftmaxTile<T>& on = seen == rows ? tile : part;
     if (seen > 0 && seen < rows) {
-      gather_rows(tile.q, keys.dim, which, seen, part.q);
-      zero_padding(part.q, seen, keys.dim);
-      gather_rows(tile.out, keys.dim_padded, which, seen, part.out);
-      gather_rows(tile.highest, 1, which, seen, part.highest);
-      gather_rows(tile.total, 1, which, seen, part.total);
+      gather_rows(tile.q.get(), keys.dim, which, seen, part.q.get());
+      gather_rows(tile.out.get(), keys.dim_padded, which, seen, part.out.get());
+      gather_rows(tile.highest.get(), 1, which, seen, part.highest.get());
+      gather_rows(tile.total.get(), 1, which, seen, part.total.get());
     }
     for (; i < blocks.size() && blocks[i].segment == segment; i++) {
-      if (seen > 0) attend(on, seen, keys, pair, i, blocks[i].count, bias, logits);
+      if (seen > 0) attend(on, seen, keys, pair, i, blocks[i].count, bias, scores);
     }
     if (seen > 0 && seen < rows) {
       scatter_rows(part.out, keys.dim_padded, which, seen, tile.out);
@@ -123,9 +156,10 @@ inline void attend_references(const Attention& in, int64_t b, int64_t first, int
 }
 
 // Divides by the softmax's total, gates, and writes a tile of rows. Returns the sum of the logits.
-inline float finish_tile(const AttentionForward& call, const PackedGate* gate, GateScratch* scratch,
-                         int64_t b, int64_t h, int64_t first, int64_t rows, SoftmaxTile& tile,
-                         int64_t dim_padded) {
+template <class T>
+float finish_tile(const AttentionForward& call, const PackedGate* gate, GateScratch* scratch,
+                  int64_t b, int64_t h, int64_t first, int64_t rows, SoftmaxTile<T>& tile,
+                  int64_t dim_padded) {
   const Attention& in = call.in;
   for (int64_t i = 0; i < rows; i++) {
     float* out = tile.out + i * dim_padded;
@@ -156,21 +190,28 @@ inline float finish_tile(const AttentionForward& call, const PackedGate* gate, G
   return logit_sum;
 }
 
-inline void start_tile(SoftmaxTile& tile, int64_t rows, int64_t dim_padded) {
+// Loads and rotates a tile of queries, and empties its softmax.
+template <class T>
+void start_tile(const Attention& in, int64_t b, int64_t h, int64_t first, int64_t rows,
+                int64_t dim_padded, float factor, float* scratch, SoftmaxTile<T>& tile) {
+  load_tile(in.q, in.dtype, in.dim, b, h, first, rows, nullptr, in.rope, scratch);
+  multiply(scratch, rows * in.dim, factor);
+  pack_left(scratch, rows, in.dim, in.dim, tile.q.get());
   for (int64_t i = 0; i < rows; i++) {
     tile.highest[i] = -__builtin_inff();
     tile.total[i] = 0.f;
   }
-  std::memset(tile.out, 0, round_up(rows, kTileRows) * dim_padded * sizeof(float));
+  std::memset(tile.out, 0, round_up(rows, Product<T>::kRows) * dim_padded * sizeof(float));
 }
 
 // Everything the tiles of some heads read (`pair` = b * heads + h - first_head).
+template <class T>
 struct ForwardHeads {
   const AttentionForward& call;
   const Attention& in;
   int64_t first_head, heads, tiles;
   KeyBlocks video_blocks, ref_blocks;
-  PackedKeys video, refs;
+  PackedKeys<T> video, refs;
   std::unique_ptr<const PackedGate> gate;
 
   ForwardHeads(const AttentionForward& c, int64_t group)
@@ -189,15 +230,20 @@ struct ForwardHeads {
 
 // Tiles of rows that go through the keys together, so that a block of keys is read from the inner
 // caches by all but the first.
-constexpr int64_t kTogether = 2;
+constexpr int64_t kTogether = 4;
 
+template <class T>
 class ForwardWorker {
  public:
-  explicit ForwardWorker(const ForwardHeads& heads)
+  explicit ForwardWorker(const ForwardHeads<T>& heads)
       : at_(heads),
-        tiles_{{heads.in.dim, heads.video.dim_padded}, {heads.in.dim, heads.video.dim_padded}},
+        tiles_{{heads.in.dim, heads.video.dim_padded},
+               {heads.in.dim, heads.video.dim_padded},
+               {heads.in.dim, heads.video.dim_padded},
+               {heads.in.dim, heads.video.dim_padded}},
         part_(heads.in.dim, heads.video.dim_padded),
-        logits_(kBlock * kBlock),
+        scores_(heads.in.scale),
+        scratch_(kBlock * heads.in.dim),
         which_(kBlock),
         gate_(heads.gate ? new GateScratch(*heads.gate) : nullptr) {}
 
@@ -207,22 +253,19 @@ class ForwardWorker {
     const int64_t b = pair / at_.heads, h = at_.first_head + pair % at_.heads;
     const int64_t ref_pair = in.ref_batch == 1 ? pair % at_.heads : pair;
     for (int64_t t = first_tile; t < last_tile; t++) {
-      SoftmaxTile& tile = tiles_[t - first_tile];
-      load_tile(in.q, in.dtype, in.dim, b, h, t * kBlock, rows(t), nullptr, in.rope,
-                static_cast<float>(in.scale * kLog2e), tile.q);
-      zero_padding(tile.q, rows(t), in.dim);
-      start_tile(tile, rows(t), at_.video.dim_padded);
+      start_tile(in, b, h, t * kBlock, rows(t), at_.video.dim_padded, scores_.factor.in_queries,
+                 scratch_, tiles_[t - first_tile]);
     }
     for (int64_t i = 0; i < at_.video_blocks.size(); i++) {
       for (int64_t t = first_tile; t < last_tile; t++) {
         attend(tiles_[t - first_tile], rows(t), at_.video, pair, i, at_.video_blocks[i].count, 0.f,
-               logits_);
+               scores_);
       }
     }
     for (int64_t t = first_tile; t < last_tile; t++) {
-      SoftmaxTile& tile = tiles_[t - first_tile];
+      SoftmaxTile<T>& tile = tiles_[t - first_tile];
       attend_references(in, b, t * kBlock, rows(t), at_.refs, ref_pair, at_.ref_blocks, tile, part_,
-                        which_, logits_);
+                        which_, scores_);
       logit_sums[(b * in.heads + h) * at_.tiles + t] =
           finish_tile(at_.call, at_.gate.get(), gate_.get(), b, h, t * kBlock, rows(t), tile,
                       at_.video.dim_padded);
@@ -232,32 +275,39 @@ class ForwardWorker {
  private:
   int64_t rows(int64_t t) const { return min_of(kBlock, at_.in.rows - t * kBlock); }
 
-  const ForwardHeads& at_;
-  SoftmaxTile tiles_[kTogether];
-  SoftmaxTile part_;
-  Buffer<float> logits_;
+  [[maybe_unused]] typename Product<T>::Unit unit_;
+  const ForwardHeads<T>& at_;
+  SoftmaxTile<T> tiles_[kTogether];
+  SoftmaxTile<T> part_;
+  Scores<T> scores_;
+  Buffer<float> scratch_;
   Buffer<int32_t> which_;
   std::unique_ptr<GateScratch> gate_;
 };
 
-void attention_forward(const AttentionForward& call, const Pool& pool) {
+template <class T>
+void attention_forward_in(const AttentionForward& call, const Pool& pool) {
   const Attention& in = call.in;
   const int64_t group = heads_at_once(in, pool);
-  ForwardHeads at(call, group);
-  const int64_t together = div_up(at.tiles, kTogether);
+  ForwardHeads<T> at(call, group);
   Buffer<float> logit_sums(in.batch * in.heads * at.tiles);
 
   for (int64_t h0 = 0; h0 < in.heads; h0 += group) {
     at.first_head = h0;
     at.heads = min_of(group, in.heads - h0);
+    const int64_t pairs = in.batch * at.heads;
     pack_keys(in, in.k, in.v, in.rope, at.video_blocks, in.batch, h0, at.heads, pool, at.video);
     pack_keys(in, in.k_ref, in.v_ref, in.ref_rope, at.ref_blocks, in.ref_batch, h0, at.heads, pool,
               at.refs);
-    parallel(pool, in.batch * at.heads * together, [&](Queue& queue) {
-      ForwardWorker worker(at);
+    // Fewer tiles at a time where that keeps all threads busy.
+    const int64_t share = pairs * at.tiles / (4 * pool.threads);
+    const int64_t together = max_of(1, min_of(kTogether, share));
+    const int64_t groups = div_up(at.tiles, together);
+    parallel(pool, pairs * groups, [&](Queue& queue) {
+      ForwardWorker<T> worker(at);
       for (int64_t item; (item = queue.next()) < queue.items;) {
-        const int64_t first = item % together * kTogether;
-        worker.run(item / together, first, min_of(first + kTogether, at.tiles), logit_sums);
+        const int64_t first = item % groups * together;
+        worker.run(item / groups, first, min_of(first + together, at.tiles), logit_sums);
       }
     });
   }
@@ -267,6 +317,13 @@ void attention_forward(const AttentionForward& call, const Pool& pool) {
     for (int64_t t = 0; t < at.tiles; t++) total += logit_sums[i * at.tiles + t];
     call.gate_sum[i] = static_cast<float>(total);
   }
+}
+
+void attention_forward(const AttentionForward& call, const Pool& pool) {
+#if defined(GENHOI_BFLOAT16)
+  if (multiplies_bfloat16(call.in)) return attention_forward_in<BFloat16>(call, pool);
+#endif
+  attention_forward_in<float>(call, pool);
 }
 
 }  // namespace

@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace genhoi::cpu {
 
@@ -13,10 +17,16 @@ namespace genhoi::cpu {
 namespace {
 
 // What __builtin_cpu_supports does not know in every compiler: AMX is leaf 7, EDX bit 24 (tiles)
-// and 22 (bf16); F16C is leaf 1, ECX bit 29 (usable wherever AVX2 is).
+// and 22 (bf16); AVX512-BF16 is leaf 7.1, EAX bit 5; F16C is leaf 1, ECX bit 29 (the latter two are
+// usable wherever AVX-512 and AVX2 are).
 bool has_amx(int bit) {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> bit & 1) != 0;
+}
+
+bool has_avx512bf16_bit() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
 }
 
 bool has_f16c() {
@@ -33,10 +43,29 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+bool has_avx512bf16() { return has_avx512() && has_avx512bf16_bit(); }
+
+// Whether the operating system lets this process use the tile registers, which it must be asked.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+bool has_amx_bf16() { return has_avx512bf16() && has_amx(24) && has_amx(22) && may_use_tiles(); }
+
 }  // namespace
 
 std::vector<Isa> isas() {
-  return {{&kAvx512Kernels, has_avx512()}, {&kAvx2Kernels, has_avx2()}, {&kPortableKernels, true}};
+  return {{&kAmxKernels, has_amx_bf16()},
+          {&kAvx512Bf16Kernels, has_avx512bf16()},
+          {&kAvx512Kernels, has_avx512()},
+          {&kAvx2Kernels, has_avx2()},
+          {&kPortableKernels, true}};
 }
 
 std::vector<Feature> cpu_features() {
@@ -45,7 +74,7 @@ std::vector<Feature> cpu_features() {
           {"f16c", has_f16c()},
           {"avx512f", __builtin_cpu_supports("avx512f") != 0},
           {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
-          {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0},
+          {"avx512bf16", has_avx512bf16_bit()},
           {"amx_tile", has_amx(24)},
           {"amx_bf16", has_amx(22)}};
 }

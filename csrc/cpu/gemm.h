@@ -1,14 +1,53 @@
-// Small matrix products on cache tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns].
-// A is row-major; B is packed in panels of kPanel columns, [panel][depth][kPanel].
+// Small matrix products on cache tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns], sums
+// in float32. A is row-major; B is packed in panels of kPanel columns, [panel][depth][kPanel], or
+// for bfloat16, whose neighbours along the depth are multiplied in pairs,
+// [panel][depth / 2][kPanel][2]. Every element is summed over depth in order, whatever its place in
+// the tile: a row's result does not depend on which other rows share its tile.
 #pragma once
 
 #include "simd.h"
 
+// Which unit multiplies bfloat16 (GENHOI_BFLOAT16 of the including file; not defined: none).
+#define GENHOI_BFLOAT16_PAIRS 1  // vdpbf16ps
+#define GENHOI_BFLOAT16_TILES 2  // AMX
+#if defined(GENHOI_BFLOAT16)
+#include GENHOI_BFLOAT16_UNIT
+#endif
+
 namespace genhoi::cpu {
 namespace {
 
-// Every element is summed over depth in order, whatever its place in the tile: a row's result does
-// not depend on which other rows share its tile.
+// Sizes of a register tile for operands of type T: its rows, and the depth it takes in one go, to
+// which operands are padded with zeros. `kPair` values along the depth lie side by side in B.
+template <class T>
+struct Product {
+  static constexpr int kRows = kTileRows, kDepth = 1, kPair = 1;
+  struct Unit {};  // what a thread must hold while it multiplies
+};
+#if GENHOI_BFLOAT16 == GENHOI_BFLOAT16_PAIRS
+template <>
+struct Product<BFloat16> {
+  static constexpr int kRows = kTileRows, kDepth = 2, kPair = 2;
+  struct Unit {};
+};
+#elif GENHOI_BFLOAT16 == GENHOI_BFLOAT16_TILES
+template <>
+struct Product<BFloat16> {
+  static constexpr int kRows = 32, kDepth = 32, kPair = 2;
+  using Unit = TileUnit;
+};
+#endif
+
+template <bool kAccumulate>
+inline void store_sums(const Vec (&sums)[kTileRows][2], float* c, int64_t c_stride) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; i++) {
+    float* to = c + i * c_stride;
+    store(to, kAccumulate ? load(to) + sums[i][0] : sums[i][0]);
+    store(to + kVector, kAccumulate ? load(to + kVector) + sums[i][1] : sums[i][1]);
+  }
+}
+
 template <bool kAccumulate>
 inline void register_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c,
                           int64_t c_stride) {
@@ -22,48 +61,158 @@ inline void register_tile(const float* a, int64_t a_stride, const float* b, int6
       sums[i][1] += x * b1;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; i++) {
-    float* to = c + i * c_stride;
-    store(to, kAccumulate ? load(to) + sums[i][0] : sums[i][0]);
-    store(to + kVector, kAccumulate ? load(to + kVector) + sums[i][1] : sums[i][1]);
-  }
+  store_sums<kAccumulate>(sums, c, c_stride);
 }
 
-// rows are rounded up to kTileRows: A and C must have room for that many.
+#if GENHOI_BFLOAT16 == GENHOI_BFLOAT16_PAIRS
 template <bool kAccumulate>
-inline void gemm(int64_t rows, int64_t panels, int64_t depth, const float* a, int64_t a_stride,
-                 const float* b, int64_t panel_stride, float* c, int64_t c_stride) {
+inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t depth,
+                          float* c, int64_t c_stride) {
+  Vec sums[kTileRows][2] = {};
+  for (int64_t t = 0; t < depth; t += 2) {
+    const PairVec b0 = load_pairs(b + t * kPanel), b1 = load_pairs(b + t * kPanel + 2 * kVector);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; i++) {
+      const PairVec x = splat_pair(a + i * a_stride + t);
+      sums[i][0] = add_pair_products(sums[i][0], x, b0);
+      sums[i][1] = add_pair_products(sums[i][1], x, b1);
+    }
+  }
+  store_sums<kAccumulate>(sums, c, c_stride);
+}
+#elif GENHOI_BFLOAT16 == GENHOI_BFLOAT16_TILES
+// 32 x 32 results in tiles 0 to 3, 16 x 16 each; 4 and 5 hold rows of A, 6 and 7 columns of B.
+template <bool kAccumulate>
+inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t depth,
+                          float* c, int64_t c_stride) {
+  static_assert(kPanel == 32);
+  const int64_t c_bytes = c_stride * 4, a_bytes = a_stride * 2, b_bytes = kPanel * 4;
+  float* lower = c + 16 * c_stride;
+  if (kAccumulate) {
+    TILE_LOAD(0, c, c_bytes);
+    TILE_LOAD(1, c + 16, c_bytes);
+    TILE_LOAD(2, lower, c_bytes);
+    TILE_LOAD(3, lower + 16, c_bytes);
+  } else {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+  }
+  for (int64_t t = 0; t < depth; t += 32) {
+    TILE_LOAD(4, a + t, a_bytes);
+    TILE_LOAD(6, b + t * kPanel, b_bytes);
+    TILE_MULTIPLY(0, 4, 6);
+    TILE_LOAD(5, a + 16 * a_stride + t, a_bytes);
+    TILE_MULTIPLY(2, 5, 6);
+    TILE_LOAD(7, b + t * kPanel + 32, b_bytes);
+    TILE_MULTIPLY(1, 4, 7);
+    TILE_MULTIPLY(3, 5, 7);
+  }
+  TILE_STORE(0, c, c_bytes);
+  TILE_STORE(1, c + 16, c_bytes);
+  TILE_STORE(2, lower, c_bytes);
+  TILE_STORE(3, lower + 16, c_bytes);
+}
+#endif
+
+// Rows are rounded up to the register tile's: A and C must have room for that many, and A and B for
+// a depth rounded up to Product<T>::kDepth.
+template <bool kAccumulate, class T>
+inline void gemm(int64_t rows, int64_t panels, int64_t depth, const T* a, int64_t a_stride,
+                 const T* b, int64_t panel_stride, float* c, int64_t c_stride) {
+  const int64_t padded = round_up(depth, Product<T>::kDepth);
   for (int64_t p = 0; p < panels; p++) {
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      register_tile<kAccumulate>(a + i * a_stride, a_stride, b + p * panel_stride, depth,
+    for (int64_t i = 0; i < rows; i += Product<T>::kRows) {
+      register_tile<kAccumulate>(a + i * a_stride, a_stride, b + p * panel_stride, padded,
                                  c + i * c_stride + p * kPanel, c_stride);
     }
   }
 }
 
-// Panels of X^T: X [rows, dim] becomes [rows / kPanel][dim][kPanel], rows padded with zeros.
-inline void pack_transposed(const float* x, int64_t rows, int64_t dim, int64_t stride, float* to) {
-  for (int64_t p = 0; p < div_up(rows, kPanel); p++) {
-    const int64_t valid = min_of(kPanel, rows - p * kPanel);
-    const float* from = x + p * kPanel * stride;
-    float* panel = to + p * dim * kPanel;
-    for (int64_t d = 0; d < dim; d++) {
-      for (int64_t j = 0; j < valid; j++) panel[d * kPanel + j] = from[j * stride + d];
-      for (int64_t j = valid; j < kPanel; j++) panel[d * kPanel + j] = 0.f;
+inline void convert(float x, float* to) { *to = x; }
+inline void convert(float x, BFloat16* to) { to->bits = to_bfloat16(x); }
+
+// A row of A: n floats as T.
+template <class T>
+inline void pack_row(const float* x, int64_t n, T* to) {
+  const int64_t whole = n / kVector * kVector;
+  for (int64_t i = 0; i < whole; i += kVector) store(to + i, load(x + i));
+  for (int64_t i = whole; i < n; i++) convert(x[i], to + i);
+}
+
+// Rows of A: X [rows, dim] at `stride`, zeros below it up to the register tile's rows.
+template <class T>
+inline void pack_left(const float* x, int64_t rows, int64_t dim, int64_t stride, T* to) {
+  for (int64_t i = 0; i < rows; i++) pack_row(x + i * stride, dim, to + i * dim);
+  std::memset(static_cast<void*>(to + rows * dim), 0,
+              (round_up(rows, Product<T>::kRows) - rows) * dim * sizeof(T));
+}
+
+// One row of B's panels: two rows of X (the second may be null, zeros) at depth t and t + 1.
+inline void pack_depth(const float* x, const float*, int64_t columns, int64_t t,
+                       int64_t panel_stride, float* to) {
+  for (int64_t p = 0; p * kPanel < columns; p++) {
+    float* panel = to + p * panel_stride + t * kPanel;
+    const int64_t valid = min_of(kPanel, columns - p * kPanel);
+    std::memcpy(panel, x + p * kPanel, valid * sizeof(float));
+    for (int64_t j = valid; j < kPanel; j++) panel[j] = 0.f;
+  }
+}
+inline void pack_depth(const float* x, const float* next, int64_t columns, int64_t t,
+                       int64_t panel_stride, BFloat16* to) {
+  for (int64_t p = 0; p * kPanel < columns; p++) {
+    BFloat16* panel = to + p * panel_stride + t * kPanel;
+    const float *x0 = x + p * kPanel, *x1 = next ? next + p * kPanel : nullptr;
+    const int64_t valid = min_of(kPanel, columns - p * kPanel);
+    int64_t j = 0;
+    for (; j + kVector <= valid; j += kVector) {
+      IntVec pairs = bfloat16_bits(load(x0 + j));
+      if (x1) pairs |= bfloat16_bits(load(x1 + j)) << 16;
+      std::memcpy(static_cast<void*>(panel + 2 * j), &pairs, sizeof pairs);
+    }
+    for (; j < kPanel; j++) {
+      convert(j < valid ? x0[j] : 0.f, panel + 2 * j);
+      convert(j < valid && x1 ? x1[j] : 0.f, panel + 2 * j + 1);
     }
   }
 }
 
-// Panels of X: X [rows, dim] becomes [dim / kPanel][capacity][kPanel], dim padded with zeros.
-inline void pack_rows(const float* x, int64_t rows, int64_t dim, int64_t stride, int64_t capacity,
-                      float* to) {
-  for (int64_t p = 0; p < div_up(dim, kPanel); p++) {
-    const int64_t valid = min_of(kPanel, dim - p * kPanel);
-    for (int64_t i = 0; i < rows; i++) {
-      float* panel = to + (p * capacity + i) * kPanel;
-      std::memcpy(panel, x + i * stride + p * kPanel, valid * sizeof(float));
-      for (int64_t j = valid; j < kPanel; j++) panel[j] = 0.f;
+// Panels of X: X [depth, columns] becomes [columns / kPanel][capacity][kPanel] (pairs for bfloat16),
+// columns padded with zeros and depth up to Product<T>::kDepth.
+template <class T>
+inline void pack_right(const float* x, int64_t depth, int64_t columns, int64_t stride,
+                       int64_t capacity, T* to) {
+  constexpr int kPair = Product<T>::kPair;
+  const int64_t panel_stride = capacity * kPanel;
+  for (int64_t t = 0; t < depth; t += kPair) {
+    const float* next = kPair == 2 && t + 1 < depth ? x + (t + 1) * stride : nullptr;
+    pack_depth(x + t * stride, next, columns, t, panel_stride, to);
+  }
+  const int64_t packed = round_up(depth, kPair);
+  for (int64_t p = 0; p * kPanel < columns; p++) {
+    std::memset(static_cast<void*>(to + p * panel_stride + packed * kPanel), 0,
+                (round_up(depth, Product<T>::kDepth) - packed) * kPanel * sizeof(T));
+  }
+}
+
+// Panels of X^T: X [columns, depth] becomes [columns / kPanel][depth][kPanel] (pairs for bfloat16),
+// columns padded with zeros; depth is a multiple of Product<T>::kDepth and at most kMaxDim.
+template <class T>
+inline void pack_right_transposed(const float* x, int64_t columns, int64_t depth, int64_t stride,
+                                  T* to) {
+  constexpr int kPair = Product<T>::kPair;
+  static_assert(kPair * sizeof(T) == sizeof(float), "what moves together is as wide as a float");
+  alignas(64) T row[kMaxDim];
+  for (int64_t p = 0; p * kPanel < columns; p++) {
+    const int64_t valid = min_of(kPanel, columns - p * kPanel);
+    T* panel = to + p * depth * kPanel;
+    if (valid < kPanel) std::memset(static_cast<void*>(panel), 0, depth * kPanel * sizeof(T));
+    for (int64_t j = 0; j < valid; j++) {
+      pack_row(x + (p * kPanel + j) * stride, depth, row);
+      for (int64_t t = 0; t < depth; t += kPair) {
+        std::memcpy(static_cast<void*>(panel + t * kPanel + j * kPair), row + t, sizeof(float));
+      }
     }
   }
 }

@@ -31,7 +31,7 @@ void norm_rope_forward(const NormRope& call, const Pool& pool) {
   const float sign = call.inverse ? -1.f : 1.f;
   const int64_t chunk = 16;
   parallel(pool, div_up(rows, chunk), [&](Queue& queue) {
-    Buffer<float> x(n);
+    Buffer<float> x(n), angles(call.dim);
     for (int64_t item; (item = queue.next()) < queue.items;) {
       for (int64_t r = item * chunk; r < min_of(rows, (item + 1) * chunk); r++) {
         const int64_t b = r / call.rows, i = r % call.rows;
@@ -41,7 +41,8 @@ void norm_rope_forward(const NormRope& call, const Pool& pool) {
           for (int64_t d = 0; d < n; d++) x[d] = x[d] * rstd * call.weight[d];
         }
         for (int64_t h = 0; h < call.heads; h++) {
-          rotate(x + h * call.dim, call.rope, i, h, sign);
+          if (h == 0 || call.rope.frame_is_head) load_angles(call.rope, i, h, angles);
+          rotate(x + h * call.dim, angles, call.dim, sign);
           store_row(x + h * call.dim, call.dtype, call.dim, row_at(call.y, call.dtype, b, i, h));
         }
       }
@@ -58,7 +59,7 @@ void norm_rope_backward(const NormRopeBackward& call, const Pool& pool) {
   Buffer<float> partials(kWeightChunks * n);
   std::memset(partials, 0, kWeightChunks * n * sizeof(float));
   parallel(pool, kWeightChunks, [&](Queue& queue) {
-    Buffer<float> x(n), g(n);
+    Buffer<float> x(n), g(n), angles(in.dim);
     for (int64_t item; (item = queue.next()) < queue.items;) {
       float* dweight = partials + item * n;
       for (int64_t r = rows * item / kWeightChunks; r < rows * (item + 1) / kWeightChunks; r++) {
@@ -68,7 +69,8 @@ void norm_rope_backward(const NormRopeBackward& call, const Pool& pool) {
         const float rstd = reciprocal_rms(x, n, in.eps);
         double along = 0.;
         for (int64_t h = 0; h < in.heads; h++) {
-          rotate(g + h * in.dim, in.rope, i, h, -1.f);
+          if (h == 0 || in.rope.frame_is_head) load_angles(in.rope, i, h, angles);
+          rotate(g + h * in.dim, angles, in.dim, -1.f);
           float part = 0.f;
           for (int64_t d = h * in.dim; d < (h + 1) * in.dim; d++) {
             dweight[d] += g[d] * x[d] * rstd;

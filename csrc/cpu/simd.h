@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -25,10 +25,13 @@ constexpr int kVector = GENHOI_VECTOR_FLOATS;
 constexpr int kPanel = 2 * kVector;          // columns of a register tile
 constexpr int kTileRows = GENHOI_TILE_ROWS;  // rows of a register tile
 constexpr int kBlock = 96;                   // rows or columns of a cache tile
+constexpr int kMaxDim = 256;                 // of a head
 static_assert(kBlock % kPanel == 0 && kBlock % kTileRows == 0);
 
 typedef float Vec __attribute__((vector_size(4 * kVector)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kVector)));
+typedef uint32_t UIntVec __attribute__((vector_size(4 * kVector)));
+typedef uint16_t ShortVec __attribute__((vector_size(2 * kVector)));
 
 constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
@@ -56,26 +59,44 @@ inline float max(Vec v) {
   return m;
 }
 
-// 2^x to 1 ulp or so: round to the nearest integer by adding 1.5 * 2^23, Taylor to degree 7 on what
-// is left (|f| <= 1/2: 5e-9), exponent added as an integer. Below 2^-126: 0; NaN stays NaN.
+// Polynomials for 2^f, |f| <= 1/2, highest power first: Taylor's to degree 7 (5e-9, for float32),
+// and one of degree 4 with the least relative error (4e-6, for results that are rounded to 8 bits).
+struct Exact {
+  static constexpr int kTerms = 8;
+  static constexpr float kTerm[kTerms] = {1.52527338e-5f, 1.54035304e-4f, 1.33335581e-3f,
+                                          9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
+                                          6.93147181e-1f, 1.f};
+};
+struct Coarse {
+  static constexpr int kTerms = 5;
+  static constexpr float kTerm[kTerms] = {9.57010128e-03f, 5.59178591e-02f, 2.40247443e-01f, 6.93121791e-01f, 9.99999285e-01f};
+};
+
+// 2^x: the nearest integer goes to the exponent, the rest through the polynomial. Below 2^-126: 0 (or,
+// with AVX-512, the subnormal number); NaN stays NaN.
+template <class Polynomial = Exact>
 inline Vec exp2(Vec x) {
-  const Vec magic = splat(12582912.f);
+#if defined(__AVX512DQ__) && GENHOI_VECTOR_FLOATS == 16
+  const Vec f = (Vec)_mm512_maskz_reduce_ps(0xffff, (__m512)x, 8);
+#else
+  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vec shifted = x + magic;
   const Vec f = x - (shifted - magic);
-  Vec p = splat(1.52527338e-5f);
-  p = p * f + splat(1.54035304e-4f);
-  p = p * f + splat(1.33335581e-3f);
-  p = p * f + splat(9.61812911e-3f);
-  p = p * f + splat(5.55041087e-2f);
-  p = p * f + splat(2.40226507e-1f);
-  p = p * f + splat(6.93147181e-1f);
-  p = p * f + splat(1.f);
+#endif
+  Vec p = splat(Polynomial::kTerm[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < Polynomial::kTerms; i++) p = p * f + splat(Polynomial::kTerm[i]);
+#if defined(__AVX512DQ__) && GENHOI_VECTOR_FLOATS == 16
+  return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)(x - f));
+#else
   const IntVec bits = (IntVec)p + ((IntVec)shifted << 23);
   Vec result = (Vec)bits;
   result = x < splat(-126.f) ? splat(0.f) : result;
   result = x >= splat(128.f) ? splat(__builtin_inff()) : result;
   return x == x ? result : x;
+#endif
 }
+
 // A shift of logits in two parts, so that adding it loses nothing of a double's precision that a
 // float result could show: an LSE of 20 in one float would put 1e-6 into every probability.
 struct Shift {
@@ -140,25 +161,68 @@ inline uint16_t to_float16(float f) {
 
 inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
+// What products read: float, or bfloat16 where the instruction set multiplies pairs of those.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The bits of a vector rounded to bfloat16, in the low halves; to nearest even, NaN stays NaN.
+inline IntVec bfloat16_bits(Vec x) {
+  const UIntVec bits = (UIntVec)x;
+  const UIntVec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return x == x ? (IntVec)rounded : IntVec{} + 0x7fc0;
+}
+
+inline void store_bfloat16(uint16_t* to, Vec x) {
+#if defined(__AVX512BF16__) && GENHOI_VECTOR_FLOATS == 16
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  const ShortVec low = __builtin_convertvector((UIntVec)bfloat16_bits(x), ShortVec);
+  std::memcpy(to, &low, sizeof low);
+#endif
+}
+inline void store(BFloat16* to, Vec x) { store_bfloat16(&to->bits, x); }
+
+inline Vec load_bfloat16(const uint16_t* from) {
+  ShortVec low;
+  std::memcpy(&low, from, sizeof low);
+  return (Vec)(__builtin_convertvector(low, UIntVec) << 16);
+}
+
 inline void load_row(const void* from, DType dtype, int64_t n, float* to) {
   const uint16_t* half = static_cast<const uint16_t*>(from);
+  int64_t i = 0;
   if (dtype == DType::kFloat32) {
     std::memcpy(to, from, n * sizeof(float));
   } else if (dtype == DType::kBFloat16) {
-    for (int64_t i = 0; i < n; i++) to[i] = from_bfloat16(half[i]);
+    for (; i + kVector <= n; i += kVector) store(to + i, load_bfloat16(half + i));
+    for (; i < n; i++) to[i] = from_bfloat16(half[i]);
   } else {
-    for (int64_t i = 0; i < n; i++) to[i] = from_float16(half[i]);
+#if defined(__F16C__)
+    for (; i + 8 <= n; i += 8) {
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(half + i))));
+    }
+#endif
+    for (; i < n; i++) to[i] = from_float16(half[i]);
   }
 }
 
 inline void store_row(const float* from, DType dtype, int64_t n, void* to) {
   uint16_t* half = static_cast<uint16_t*>(to);
+  int64_t i = 0;
   if (dtype == DType::kFloat32) {
     std::memcpy(to, from, n * sizeof(float));
   } else if (dtype == DType::kBFloat16) {
-    for (int64_t i = 0; i < n; i++) half[i] = to_bfloat16(from[i]);
+    for (; i + kVector <= n; i += kVector) store_bfloat16(half + i, load(from + i));
+    for (; i < n; i++) half[i] = to_bfloat16(from[i]);
   } else {
-    for (int64_t i = 0; i < n; i++) half[i] = to_float16(from[i]);
+#if defined(__F16C__)
+    for (; i + 8 <= n; i += 8) {
+      const __m128i x = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+      _mm_storeu_si128((__m128i*)(half + i), x);
+    }
+#endif
+    for (; i < n; i++) half[i] = to_float16(from[i]);
   }
 }
 
@@ -166,19 +230,47 @@ inline char* row_at(const Rows& x, DType dtype, int64_t b, int64_t i, int64_t h)
   return static_cast<char*>(x.data) + (b * x.batch + i * x.row + h * x.head) * size_of(dtype);
 }
 
-// Rotates the interleaved pairs of x[0 .. dim) in place; sign -1 is the inverse rotation.
-inline void rotate(float* x, const Rotation& rope, int64_t token, int64_t head, float sign) {
+// The (cos, sin) of every pair of a token's row, one axis after the other: to[0 .. dim).
+inline void load_angles(const Rotation& rope, int64_t token, int64_t head, float* to) {
   for (int a = 0; a < 3; a++) {
-    const int64_t pairs = rope.pairs[a];
+    const int64_t floats = 2 * rope.pairs[a];
     const int64_t at = a == 0 && rope.frame_is_head ? head : rope.index[3 * token + a];
-    const float* table = rope.axis[a] + at * pairs * 2;
-    for (int64_t i = 0; i < pairs; i++) {
-      const float re = x[2 * i], im = x[2 * i + 1];
-      const float c = table[2 * i], s = sign * table[2 * i + 1];
-      x[2 * i] = re * c - im * s;
-      x[2 * i + 1] = re * s + im * c;
-    }
-    x += 2 * pairs;
+    std::memcpy(to, rope.axis[a] + at * floats, floats * sizeof(float));
+    to += floats;
+  }
+}
+
+// Neighbours within each pair (x0, x1): (x1, x0); (x0, x0); (x1, x1).
+enum class Pairs { kSwap, kFirst, kSecond };
+template <Pairs kHow>
+inline Vec shuffle_pairs(Vec x) {
+  IntVec from;
+  for (int i = 0; i < kVector; i++) {
+    from[i] = kHow == Pairs::kSwap ? i ^ 1 : kHow == Pairs::kFirst ? i & ~1 : i | 1;
+  }
+#if defined(__clang__)
+  Vec y;
+  for (int i = 0; i < kVector; i++) y[i] = x[from[i]];
+  return y;
+#else
+  return __builtin_shuffle(x, from);
+#endif
+}
+
+// Rotates the interleaved pairs (re, im) of x[0 .. dim) in place by `angles`; sign -1 is the inverse.
+inline void rotate(float* x, const float* angles, int64_t dim, float sign) {
+  Vec signs;  // (-sign, sign, ...): re c - im s; im c + re s
+  for (int i = 0; i < kVector; i++) signs[i] = i % 2 ? sign : -sign;
+  int64_t i = 0;
+  for (; i + kVector <= dim; i += kVector) {
+    const Vec value = load(x + i), angle = load(angles + i);
+    const Vec turned = shuffle_pairs<Pairs::kSwap>(value) * shuffle_pairs<Pairs::kSecond>(angle);
+    store(x + i, value * shuffle_pairs<Pairs::kFirst>(angle) + turned * signs);
+  }
+  for (; i < dim; i += 2) {
+    const float re = x[i], im = x[i + 1], c = angles[i], s = sign * angles[i + 1];
+    x[i] = re * c - im * s;
+    x[i + 1] = im * c + re * s;
   }
 }
 

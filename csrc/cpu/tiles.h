@@ -7,26 +7,49 @@
 namespace genhoi::cpu {
 namespace {
 
-// Loads rows [first, first + count) (or those listed in `which`), rotated and multiplied by
-// `factor`.
+// Loads rows [first, first + count) (or those listed in `which`), rotated.
 inline void load_tile(const Rows& x, DType dtype, int64_t dim, int64_t b, int64_t h, int64_t first,
-                      int64_t count, const int32_t* which, const Rotation* rope, float factor,
-                      float* to) {
+                      int64_t count, const int32_t* which, const Rotation* rope, float* to) {
+  alignas(64) float angles[kMaxDim];
   for (int64_t i = 0; i < count; i++) {
     const int64_t row = which ? which[i] : first + i;
-    float* out = to + i * dim;
-    load_row(row_at(x, dtype, b, row, h), dtype, dim, out);
-    if (rope) rotate(out, *rope, row, h, 1.f);
-    if (factor != 1.f) {
-      for (int64_t d = 0; d < dim; d++) out[d] *= factor;
+    load_row(row_at(x, dtype, b, row, h), dtype, dim, to + i * dim);
+    if (rope) {
+      load_angles(*rope, row, h, angles);
+      rotate(to + i * dim, angles, dim, 1.f);
     }
   }
+}
+
+// Where the factor scale * log2 e goes that turns a product of query and key into a logit in units of
+// log2 e: in float32 into the queries; for bfloat16 behind the product, so that queries are rounded as
+// they are. Both passes do the same, so that their rounding errors agree.
+template <class T>
+struct LogitFactor {
+  float in_queries, behind;
+  explicit LogitFactor(float scale) {
+    const float factor = static_cast<float>(scale * kLog2e);
+    in_queries = sizeof(T) == 2 ? 1.f : factor;
+    behind = sizeof(T) == 2 ? factor : 1.f;
+  }
+};
+
+inline void multiply(float* x, int64_t n, float factor) {
+  if (factor == 1.f) return;
+  for (int64_t i = 0; i < n; i++) x[i] *= factor;
 }
 
 // Rows up to the next multiple of kTileRows, which the register tiles also read.
 inline void zero_padding(float* x, int64_t rows, int64_t dim) {
   std::memset(x + rows * dim, 0, (round_up(rows, kTileRows) - rows) * dim * sizeof(float));
 }
+
+#if defined(GENHOI_BFLOAT16)
+// Whether a call's products are taken in bfloat16; else its values become float32.
+inline bool multiplies_bfloat16(const Attention& in) {
+  return in.dtype == DType::kBFloat16 && in.dim % Product<BFloat16>::kDepth == 0;
+}
+#endif
 
 // Keys of one source cut into blocks of at most kBlock that do not cross a segment.
 struct KeyBlock {
@@ -76,10 +99,10 @@ inline int64_t heads_at_once(const Attention& in, const Pool& pool) {
   return max_of(1, min_of(in.heads, div_up(8 * pool.threads, tiles)));
 }
 
-inline void gather_rows(const float* x, int64_t stride, const int32_t* which, int64_t count,
-                        float* to) {
+template <class T>
+inline void gather_rows(const T* x, int64_t stride, const int32_t* which, int64_t count, T* to) {
   for (int64_t i = 0; i < count; i++) {
-    std::memcpy(to + i * stride, x + which[i] * stride, stride * sizeof(float));
+    std::memcpy(static_cast<void*>(to + i * stride), x + which[i] * stride, stride * sizeof(T));
   }
 }
 
