@@ -4,9 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/binding.h"
 #include "cpu/dispatch.h"
 
 namespace {
@@ -35,6 +37,17 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
+double peak_flops(const std::string& dtype) {
+  using genhoi::cpu::DType;
+  const std::map<std::string, DType> known = {
+      {"float32", DType::kFloat32}, {"bfloat16", DType::kBFloat16}, {"float16", DType::kFloat16}};
+  const auto found = known.find(dtype);
+  if (found == known.end()) {
+    throw std::invalid_argument("dtype: got " + dtype + ", wanted float32, bfloat16 or float16");
+  }
+  return genhoi::cpu::peak_flops(found->second, genhoi::cpu::torch_pool());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -45,5 +58,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "isa", [] { return std::string(genhoi::cpu::kernels().name); },
       "The one in use; GENHOI_CPU_ISA names another. RuntimeError if that one is not usable.");
+  m.def("peak_flops", &peak_flops,
+        "Operations a second of the arithmetic units on torch's threads, measured now.");
   m.def("cpu_features", &cpu_features, "CPU features that matter here.");
 }

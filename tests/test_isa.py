@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import FEW, assert_within_budget
 from torch import Tensor
 
 import genhoi_kernels as gk
@@ -82,13 +83,13 @@ def test_a_named_instruction_set_that_the_cpu_lacks_is_refused() -> None:
     assert f"this CPU does not run {missing[0]}" in result.stdout
 
 
-def arm_case() -> dict[str, object]:
+def one_case(dim: int = 24) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    grid, refs, batch, heads, dim = (5, 6, 7), ((3, 5),), 2, 3, 24
+    grid, refs, batch, heads = (5, 6, 7), ((3, 5),), 2, 3
     rows, tokens = 210, 15
     return {
         "sizes": (batch, rows, tokens, heads, dim),
@@ -103,7 +104,7 @@ def arm_case() -> dict[str, object]:
     }  # fmt: skip
 
 
-def arm_input(case: dict) -> bytes:
+def case_input(case: dict) -> bytes:
     """The case as portable_main.cpp reads it."""
     tensors = [*case["tensors"], case["grad"], gk.MaskGate.build(case["mask"]).bits, case["bias"]]
     parts = [struct.pack("5q", *case["sizes"])]
@@ -116,34 +117,45 @@ def arm_input(case: dict) -> bytes:
     return b"".join(parts)
 
 
-def this_cpu(case: dict) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in (*case["tensors"], case["bias"], *case["gate"])]
+def computed(case: dict, backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """out, lse and all gradients, in the order in which portable_main.cpp writes them."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = [x.to(dtype).requires_grad_() for x in case["tensors"]]
+    leaves += [x.to(wide, copy=True).requires_grad_() for x in (case["bias"], *case["gate"])]
     out, lse = gk.reference_attention(
         *leaves[:5], mask=case["mask"], ref_bias=leaves[5], rope=case["rope"],
         ref_rope=case["ref_rope"], gate=gk.GateWeights(*leaves[6:]), scale=0.25, return_lse=True,
-        backend="cpu",
+        backend=backend,
     )  # fmt: skip
-    return [out.detach(), lse.detach(), *torch.autograd.grad(out, leaves, case["grad"])]
+    grads = torch.autograd.grad(out, leaves, case["grad"].to(dtype))
+    return [out.detach(), lse.detach(), *grads]
 
 
-def check_program(compiler: str, flags: list[str], emulator: list[str], folder: Path) -> None:
-    """Compile portable_main.cpp, run it, and compare all it computes with the cpu backend."""
+def run_program(
+    case: dict, compiler: str, flags: list[str], emulator: list[str], folder: Path
+) -> Tensor:
+    """Compile portable_main.cpp and run it on a case: all that it writes, float32."""
     program = folder / "portable"
     command = [
         compiler, "-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", *flags,
         str(ROOT / "tests/native/portable_main.cpp"), "-o", str(program),
     ]  # fmt: skip
     subprocess.run(command, check=True)
-    case = arm_case()
     result = subprocess.run(
-        [*emulator, str(program)], input=arm_input(case), capture_output=True, check=True
+        [*emulator, str(program)], input=case_input(case), capture_output=True, check=True
     )
-    got = np.frombuffer(result.stdout, dtype=np.float32)
-    for wanted in this_cpu(case):
-        part, got = torch.from_numpy(got[: wanted.numel()].copy()), got[wanted.numel() :]
+    return torch.from_numpy(np.frombuffer(result.stdout, dtype=np.float32).copy())
+
+
+def check_program(compiler: str, flags: list[str], emulator: list[str], folder: Path) -> None:
+    """All that the program computes is what the cpu backend computes here."""
+    case = one_case()
+    got = run_program(case, compiler, flags, emulator, folder)
+    for wanted in computed(case, "cpu", torch.float32):
+        part, got = got[: wanted.numel()], got[wanted.numel() :]
         # Sums in another order: a few float32 roundings apart.
         torch.testing.assert_close(part.view_as(wanted), wanted, rtol=1e-5, atol=2e-5)
-    check_halves(torch.from_numpy(got.copy()).view(65536, 4))
+    check_halves(got.view(65536, 4))
 
 
 @pytest.mark.skipif(
@@ -162,6 +174,30 @@ def test_every_vector_width_on_this_cpu(floats: int, rows: int, tmp_path: Path) 
     """The code of each instruction set in this CPU's baseline, which executes AVX-512's too."""
     width = [f"-DGENHOI_VECTOR_FLOATS={floats}", f"-DGENHOI_TILE_ROWS={rows}"]
     check_program(str(COMPILER), width, [], tmp_path)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("unit", "floats", "rows"), [("PAIRS", 4, 4), ("PAIRS", 16, 12), ("TILES", 16, 12)]
+)
+def test_products_in_bfloat16(unit: str, floats: int, rows: int, tmp_path: Path) -> None:
+    """The code for AVX512-BF16 and AMX with their instructions in software, on any CPU."""
+    flags = [
+        f"-DGENHOI_VECTOR_FLOATS={floats}", f"-DGENHOI_TILE_ROWS={rows}",
+        f"-DGENHOI_BFLOAT16=GENHOI_BFLOAT16_{unit}",
+    ]  # fmt: skip
+    case = one_case(dim=64)
+    got = run_program(case, str(COMPILER), flags, [], tmp_path)
+    case["tensors"] = [x.bfloat16().double() for x in case["tensors"]]
+    case["grad"] = case["grad"].bfloat16().double()
+    eager, exact = (computed(case, "eager", x) for x in (torch.bfloat16, torch.float64))
+    names = "out lse dq dk dv dk_ref dv_ref dbias dgate.0 dgate.1 dgate.2 dgate.3 dgate.4 dgate.5"
+    for name, e, t in zip(names.split(), eager, exact, strict=True):
+        x, got = got[: t.numel()].view_as(t).double(), got[t.numel() :]
+        if t.numel() >= FEW:
+            assert_within_budget(x, e.double(), t, torch.bfloat16, name=name)
+        else:  # too few values for eager's error to mean anything
+            torch.testing.assert_close(x, t, rtol=0.05, atol=0.05 * float(t.abs().max()))
 
 
 def check_halves(got: Tensor) -> None:

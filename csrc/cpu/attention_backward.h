@@ -1,8 +1,8 @@
 // Backward pass, recomputed from the LSE (docs/op.md, "Backward"), in one sweep over blocks of keys
-// against tiles of query rows. A block's dK and dV belong to one thread; dQ of a tile is added to by
-// all blocks, in the order of the blocks, for which threads wait. Gradients of shared weights are
-// summed over fixed partitions, in double, in a fixed order: the result does not depend on the number
-// of threads.
+// against tiles of query rows. A block's dK and dV belong to one thread; dQ of a tile is added to
+// by all blocks, in the order of the blocks, for which threads wait. Gradients of shared weights
+// are summed over fixed partitions, in double, in a fixed order: the result does not depend on the
+// number of threads.
 #pragma once
 
 #include <sched.h>
@@ -24,10 +24,10 @@ struct QueryRows {
   int64_t dim, dim_padded, dim_rows, tiles;  // tiles: room for so many a pair
   // Right-hand sides; q rotated and times LogitFactor::in_queries.
   Buffer<T> q_transposed, q, grad_o_transposed, grad_o;
-  Buffer<float> high, low, delta;                        // [pairs, tiles, kBlock]; see load_stats
-  Buffer<float> dq;                                      // [pairs, tiles, dim_rows, kBlock]: dQ^T
-  Buffer<int32_t> added;  // [pairs, tiles]: blocks of keys whose part of dQ is in
-  Buffer<int64_t> count;  // [pairs]: rows
+  Buffer<float> high, low, delta;  // [pairs, tiles, kBlock]; see load_stats
+  Buffer<float> dq;                // [pairs, tiles, dim_rows, kBlock]: dQ^T
+  Buffer<int32_t> added;           // [pairs, tiles]: blocks of keys whose part of dQ is in
+  Buffer<int64_t> count;           // [pairs]: rows
 
   QueryRows(int64_t pairs, int64_t rows, int64_t head_dim)
       : dim(head_dim),
@@ -45,7 +45,9 @@ struct QueryRows {
         added(pairs * tiles),
         count(pairs) {}
 
-  int64_t rows_of(int64_t pair, int64_t t) const { return min_of(kBlock, count[pair] - t * kBlock); }
+  int64_t rows_of(int64_t pair, int64_t t) const {
+    return min_of(kBlock, count[pair] - t * kBlock);
+  }
 
   void pack(int64_t at, const float* q_tile, const float* grad_o_tile, int64_t rows) const {
     pack_right_transposed(q_tile, rows, dim, dim, q_transposed + at * kBlock * dim);
@@ -306,8 +308,8 @@ class KeySweep {
   }
 
  private:
-  // P = exp2(slope * product + bias - lse) and dS = P * (dP - delta), as left-hand sides, and dS also
-  // as a right-hand side. Returns the sum of dS.
+  // P = exp2(slope * product + bias - lse) and dS = P * (dP - delta), as left-hand sides, and dS
+  // also as a right-hand side. Returns the sum of dS.
   double score_gradients(const QueryRows<T>& rows, int64_t at, int64_t columns) {
     using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
     constexpr int kPair = Product<T>::kPair;

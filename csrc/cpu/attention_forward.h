@@ -66,8 +66,8 @@ struct Scores {
       : products(kBlock * kBlock), probabilities(kBlock * kBlock), factor(scale) {}
 };
 
-// Probabilities may outgrow 1 by this many powers of two before a row is scaled down again. In float32
-// not at all: rounding the argument of exp2 would show.
+// Probabilities may outgrow 1 by this many powers of two before a row is scaled down again. In
+// float32 not at all: rounding the argument of exp2 would show.
 template <class T>
 constexpr float kHeadroom = sizeof(T) == 2 ? 8.f : 0.f;
 
@@ -117,9 +117,9 @@ inline void attend(SoftmaxTile<T>& tile, int64_t rows, const PackedKeys<T>& keys
   gemm<false>(rows, div_up(count, kPanel), keys.dim, tile.q.get(), keys.dim,
               keys.key_block(pair, block), keys.dim * kPanel, scores.products, kBlock);
   for (int64_t i = 0; i < rows; i++) {
-    softmax_row(scores.products + i * kBlock, scores.probabilities + i * kBlock, count, scores.factor.behind,
-                bias, tile.highest[i], tile.total[i], tile.out + i * keys.dim_padded,
-                keys.dim_padded);
+    softmax_row(scores.products + i * kBlock, scores.probabilities + i * kBlock, count,
+                scores.factor.behind, bias, tile.highest[i], tile.total[i],
+                tile.out + i * keys.dim_padded, keys.dim_padded);
   }
   gemm<true>(rows, keys.dim_padded / kPanel, count, scores.probabilities.get(), kBlock,
              keys.value_block(pair, block), kBlock * kPanel, tile.out, keys.dim_padded);

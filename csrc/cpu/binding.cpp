@@ -7,9 +7,6 @@
 #include "dispatch.h"
 
 namespace genhoi::cpu {
-namespace {
-
-using torch::headeronly::ScalarType;
 
 Pool torch_pool() {
   return {torch::stable::get_num_threads(),
@@ -18,6 +15,10 @@ Pool torch_pool() {
                 0, items, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
           }};
 }
+
+namespace {
+
+using torch::headeronly::ScalarType;
 
 DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {

@@ -7,9 +7,14 @@
 #include <optional>
 #include <vector>
 
+#include "kernels.h"
+
 namespace genhoi::cpu {
 
 using torch::stable::Tensor;
+
+// torch's own threads.
+Pool torch_pool();
 
 // A rotation: [frame, row, col] tables and the tokens' rows in them, or nothing.
 using RotationTensors = std::vector<Tensor>;

@@ -1,7 +1,10 @@
 #include "dispatch.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -98,6 +101,31 @@ const Kernels& kernels() {
   }
   throw std::runtime_error("GENHOI_CPU_ISA: got " + std::string(wanted ? wanted : "") +
                            ", wanted one of " + names);
+}
+
+double peak_flops(DType dtype, const Pool& pool) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t kTimes = 1 << 20;
+  struct Context {
+    DType dtype;
+    std::vector<double> done;
+  } context{dtype, std::vector<double>(pool.threads)};
+  double best = 0.;
+  for (int round = 0; round < 5; round++) {  // the first wakes threads and clocks up
+    const auto start = Clock::now();
+    pool.run(
+        pool.threads,
+        [](int64_t begin, int64_t end, void* p) {
+          auto& at = *static_cast<Context*>(p);
+          for (int64_t i = begin; i < end; i++) at.done[i] = kernels().multiply(at.dtype, kTimes);
+        },
+        &context);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    double operations = 0.;
+    for (const double done : context.done) operations += done;
+    best = std::max(best, operations / seconds);
+  }
+  return best;
 }
 
 }  // namespace genhoi::cpu

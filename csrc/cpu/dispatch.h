@@ -28,4 +28,8 @@ struct Feature {
 // CPU features that matter to this project.
 std::vector<Feature> cpu_features();
 
+// Operations a second of the arithmetic units in use, on the pool's threads, a multiply-add being
+// two; measured for about 0.1 s. The limit of every product of values of this dtype.
+double peak_flops(DType dtype, const Pool& pool);
+
 }  // namespace genhoi::cpu

@@ -68,7 +68,7 @@ inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, i
   }
   zero_padding(s.normed, rows, g.dim);
   gemm<false, float>(rows, g.hidden_padded / kPanel, g.dim, s.normed, g.dim, g.fc1, g.dim * kPanel,
-              s.hidden, g.hidden_padded);
+                     s.hidden, g.hidden_padded);
   for (int64_t i = 0; i < rows; i++) {
     float* u = s.hidden + i * g.hidden_padded;
     double logit = g.w.fc2_bias[0];
@@ -132,11 +132,11 @@ inline void gate_backward(const PackedGate& g, const float* grad_logit, int64_t 
   }
   zero_padding(t.slope, rows, g.hidden);
   pack_right<float>(s.normed, rows, g.dim, g.dim, kBlock, t.normed);
-  gemm<false, float>(g.hidden, g.dim_padded / kPanel, rows, t.slope_t, kBlock, t.normed, kBlock * kPanel,
-              t.fc1_weight, g.dim_padded);
+  gemm<false, float>(g.hidden, g.dim_padded / kPanel, rows, t.slope_t, kBlock, t.normed,
+                     kBlock * kPanel, t.fc1_weight, g.dim_padded);
   for (int64_t j = 0; j < GateSums::fc1_size(g); j++) sums.fc1_weight[j] += t.fc1_weight[j];
   gemm<false, float>(rows, g.dim_padded / kPanel, g.hidden, t.slope, g.hidden, g.fc1_transposed,
-              g.hidden * kPanel, t.grad_norm, g.dim_padded);
+                     g.hidden * kPanel, t.grad_norm, g.dim_padded);
   for (int64_t i = 0; i < rows; i++) {
     const float *dn = t.grad_norm + i * g.dim_padded, *x = s.centred + i * g.dim;
     double mean = 0., along = 0.;

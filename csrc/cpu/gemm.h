@@ -1,8 +1,8 @@
-// Small matrix products on cache tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns], sums
-// in float32. A is row-major; B is packed in panels of kPanel columns, [panel][depth][kPanel], or
-// for bfloat16, whose neighbours along the depth are multiplied in pairs,
-// [panel][depth / 2][kPanel][2]. Every element is summed over depth in order, whatever its place in
-// the tile: a row's result does not depend on which other rows share its tile.
+// Small matrix products on cache tiles: C[rows, columns] (+)= A[rows, depth] B[depth, columns],
+// sums in float32. A is row-major; B is packed in panels of kPanel columns, [panel][depth][kPanel],
+// or for bfloat16, whose neighbours along the depth are multiplied in pairs, [panel][depth /
+// 2][kPanel][2]. Every element is summed over depth in order, whatever its place in the tile: a
+// row's result does not depend on which other rows share its tile.
 #pragma once
 
 #include "simd.h"
@@ -178,8 +178,8 @@ inline void pack_depth(const float* x, const float* next, int64_t columns, int64
   }
 }
 
-// Panels of X: X [depth, columns] becomes [columns / kPanel][capacity][kPanel] (pairs for bfloat16),
-// columns padded with zeros and depth up to Product<T>::kDepth.
+// Panels of X: X [depth, columns] becomes [columns / kPanel][capacity][kPanel] (pairs for
+// bfloat16), columns padded with zeros and depth up to Product<T>::kDepth.
 template <class T>
 inline void pack_right(const float* x, int64_t depth, int64_t columns, int64_t stride,
                        int64_t capacity, T* to) {

@@ -6,6 +6,7 @@
 #include "attention_backward.h"
 #include "attention_forward.h"
 #include "norm_rope.h"
+#include "peak.h"
 
 namespace genhoi::cpu {
 
@@ -16,6 +17,7 @@ const Kernels kAvx2Kernels = {
     attention_backward,
     norm_rope_forward,
     norm_rope_backward,
+    multiply,
 };
 
 }  // namespace genhoi::cpu

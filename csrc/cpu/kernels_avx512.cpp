@@ -6,12 +6,13 @@
 #include "attention_backward.h"
 #include "attention_forward.h"
 #include "norm_rope.h"
+#include "peak.h"
 
 namespace genhoi::cpu {
 
 const Kernels kAvx512Kernels = {
-    "avx512",           32 * GENHOI_VECTOR_FLOATS, attention_forward,
-    attention_backward, norm_rope_forward,         norm_rope_backward,
+    "avx512",          32 * GENHOI_VECTOR_FLOATS, attention_forward, attention_backward,
+    norm_rope_forward, norm_rope_backward,        multiply,
 };
 
 }  // namespace genhoi::cpu

@@ -63,17 +63,18 @@ inline float max(Vec v) {
 // and one of degree 4 with the least relative error (4e-6, for results that are rounded to 8 bits).
 struct Exact {
   static constexpr int kTerms = 8;
-  static constexpr float kTerm[kTerms] = {1.52527338e-5f, 1.54035304e-4f, 1.33335581e-3f,
-                                          9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
-                                          6.93147181e-1f, 1.f};
+  static constexpr float kTerm[kTerms] = {
+      1.52527338e-5f, 1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f,
+      5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f};
 };
 struct Coarse {
   static constexpr int kTerms = 5;
-  static constexpr float kTerm[kTerms] = {9.57010128e-03f, 5.59178591e-02f, 2.40247443e-01f, 6.93121791e-01f, 9.99999285e-01f};
+  static constexpr float kTerm[kTerms] = {9.57010128e-03f, 5.59178591e-02f, 2.40247443e-01f,
+                                          6.93121791e-01f, 9.99999285e-01f};
 };
 
-// 2^x: the nearest integer goes to the exponent, the rest through the polynomial. Below 2^-126: 0 (or,
-// with AVX-512, the subnormal number); NaN stays NaN.
+// 2^x: the nearest integer goes to the exponent, the rest through the polynomial. Below 2^-126: 0
+// (or, with AVX-512, the subnormal number); NaN stays NaN.
 template <class Polynomial = Exact>
 inline Vec exp2(Vec x) {
 #if defined(__AVX512DQ__) && GENHOI_VECTOR_FLOATS == 16
@@ -257,7 +258,8 @@ inline Vec shuffle_pairs(Vec x) {
 #endif
 }
 
-// Rotates the interleaved pairs (re, im) of x[0 .. dim) in place by `angles`; sign -1 is the inverse.
+// Rotates the interleaved pairs (re, im) of x[0 .. dim) in place by `angles`; sign -1 is the
+// inverse.
 inline void rotate(float* x, const float* angles, int64_t dim, float sign) {
   Vec signs;  // (-sign, sign, ...): re c - im s; im c + re s
   for (int i = 0; i < kVector; i++) signs[i] = i % 2 ? sign : -sign;

@@ -21,9 +21,9 @@ inline void load_tile(const Rows& x, DType dtype, int64_t dim, int64_t b, int64_
   }
 }
 
-// Where the factor scale * log2 e goes that turns a product of query and key into a logit in units of
-// log2 e: in float32 into the queries; for bfloat16 behind the product, so that queries are rounded as
-// they are. Both passes do the same, so that their rounding errors agree.
+// Where the factor scale * log2 e goes that turns a product of query and key into a logit in units
+// of log2 e: in float32 into the queries; for bfloat16 behind the product, so that queries are
+// rounded as they are. Both passes do the same, so that their rounding errors agree.
 template <class T>
 struct LogitFactor {
   float in_queries, behind;

@@ -1,8 +1,13 @@
-// The kernels without torch, for CPUs that can only be emulated and vector widths this CPU lacks
-// (-DGENHOI_VECTOR_FLOATS, -DGENHOI_TILE_ROWS): reads one case from stdin, runs forward and
-// backward on one thread, writes every result to stdout (test_isa.py).
+// The kernels without torch, for CPUs that can only be emulated, vector widths this CPU lacks
+// (-DGENHOI_VECTOR_FLOATS, -DGENHOI_TILE_ROWS) and units for bfloat16 that it lacks
+// (-DGENHOI_BFLOAT16; the case is then computed in bfloat16): reads one case from stdin, runs
+// forward and backward on one thread, writes every result to stdout (test_isa.py).
 #include <cstdio>
 #include <vector>
+
+#if defined(GENHOI_BFLOAT16)
+#define GENHOI_BFLOAT16_UNIT "../../tests/native/software_bfloat16.h"
+#endif
 
 #include "../../csrc/cpu/attention_backward.h"
 #include "../../csrc/cpu/attention_forward.h"
@@ -19,6 +24,27 @@ std::vector<T> take(int64_t n) {
 }
 
 void give(const std::vector<float>& x) { std::fwrite(x.data(), sizeof(float), x.size(), stdout); }
+
+#if defined(GENHOI_BFLOAT16)
+using Value = uint16_t;
+constexpr DType kDType = DType::kBFloat16;
+#else
+using Value = float;
+constexpr DType kDType = DType::kFloat32;
+#endif
+
+std::vector<Value> take_values(int64_t n) {
+  const std::vector<float> x = take<float>(n);
+  std::vector<Value> values(n);
+  store_row(x.data(), kDType, n, values.data());
+  return values;
+}
+
+void give_values(const std::vector<Value>& values) {
+  std::vector<float> x(values.size());
+  load_row(values.data(), kDType, x.size(), x.data());
+  give(x);
+}
 
 void run_serially(int64_t items, void (*body)(int64_t, int64_t, void*), void* context) {
   body(0, items, context);
@@ -46,9 +72,9 @@ struct RotationData {
 int main() {
   const std::vector<int64_t> size = take<int64_t>(5);  // batch, rows, refs, heads, dim
   const int64_t b = size[0], n = size[1], m = size[2], h = size[3], d = size[4];
-  std::vector<float> q = take<float>(b * n * h * d), k = take<float>(b * n * h * d),
-                     v = take<float>(b * n * h * d), k_ref = take<float>(m * h * d),
-                     v_ref = take<float>(m * h * d), grad = take<float>(b * n * h * d);
+  std::vector<Value> q = take_values(b * n * h * d), k = take_values(b * n * h * d),
+                     v = take_values(b * n * h * d), k_ref = take_values(m * h * d),
+                     v_ref = take_values(m * h * d), grad = take_values(b * n * h * d);
   const std::vector<int32_t> bits = take<int32_t>(b * n);
   const std::vector<float> bias = take<float>(1);
   const int64_t hidden = d / 2, gate_sizes[6] = {d, d, hidden * d, hidden, hidden, 1};
@@ -66,7 +92,7 @@ int main() {
   in.heads = h;
   in.dim = d;
   in.ref_batch = 1;
-  in.dtype = DType::kFloat32;
+  in.dtype = kDType;
   in.q = contiguous(q.data(), n, h, d);
   in.k = contiguous(k.data(), n, h, d);
   in.v = contiguous(v.data(), n, h, d);
@@ -84,13 +110,15 @@ int main() {
   in.scale = 0.25f;
 
   const Pool pool{1, run_serially};
-  std::vector<float> out(q.size()), ungated(q.size()), lse(b * h * n), gate_sum(b * h);
+  std::vector<Value> out(q.size()), ungated(q.size());
+  std::vector<float> lse(b * h * n), gate_sum(b * h);
   AttentionForward forward{in, contiguous(out.data(), n, h, d), contiguous(ungated.data(), n, h, d),
                            lse.data(), gate_sum.data()};
   attention_forward(forward, pool);
 
-  std::vector<float> dq(q.size()), dk(k.size()), dv(v.size()), dk_ref(k_ref.size()),
-      dv_ref(v_ref.size()), dbias(1);
+  std::vector<Value> dq(q.size()), dk(k.size()), dv(v.size()), dk_ref(k_ref.size()),
+      dv_ref(v_ref.size());
+  std::vector<float> dbias(1);
   AttentionBackward backward{};
   backward.in = in;
   backward.o = contiguous(ungated.data(), n, h, d);
@@ -106,9 +134,10 @@ int main() {
                     dw[3].data(), dw[4].data(), dw[5].data()};
   attention_backward(backward, pool);
 
-  give(out);
+  give_values(out);
   give(lse);
-  for (const auto* x : {&dq, &dk, &dv, &dk_ref, &dv_ref, &dbias}) give(*x);
+  for (const auto* x : {&dq, &dk, &dv, &dk_ref, &dv_ref}) give_values(*x);
+  give(dbias);
   for (const auto& x : dw) give(x);
 
   // 16-bit conversions: every half of each kind, there and back.
