@@ -110,11 +110,8 @@ struct GateStep {
         continue;
       }
       const float g = sigmoid(scratch.logits[i]);
-      double along = 0.;
-      for (int64_t d = 0; d < in.dim; d++) {
-        along += grad_o[i * in.dim + d] * o[i * in.dim + d];
-        grad_o[i * in.dim + d] *= g;
-      }
+      const double along = dot(grad_o + i * in.dim, o + i * in.dim, in.dim);
+      multiply(grad_o + i * in.dim, in.dim, g);
       grad_logit[i] = static_cast<float>(along) * g * (1.f - g);
     }
     gate_backward(gate, grad_logit, rows, scratch, grad_scratch, grad_o, GateSums(gate, sums));
@@ -150,8 +147,7 @@ void prepare_rows(const BackwardHeads& at, const PackedGate* gate, double* parti
         }
         const int64_t in_lse = (b * in.heads + h) * in.rows + first;
         for (int64_t i = 0; i < rows; i++) {
-          double along = 0.;
-          for (int64_t d = 0; d < in.dim; d++) along += grad_o[i * in.dim + d] * o[i * in.dim + d];
+          const double along = dot(grad_o + i * in.dim, o + i * in.dim, in.dim);
           const float lse = call.lse[in_lse + i];
           at.delta[row + i] =
               static_cast<float>(along - (call.grad_lse ? call.grad_lse[in_lse + i] : 0.f));

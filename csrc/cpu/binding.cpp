@@ -40,7 +40,9 @@ const float* floats(const Tensor& x) { return static_cast<const float*>(x.data_p
 float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
 Tensor new_output(const Tensor& x, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(x, std::vector<int64_t>(shape), dtype);
+  Tensor output = torch::stable::new_empty(x, std::vector<int64_t>(shape), dtype);
+  prefer_huge_pages(output.data_ptr(), output.numel() * output.element_size());
+  return output;
 }
 
 // [B, N, H, D], contiguous whatever the strides of x.

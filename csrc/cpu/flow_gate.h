@@ -11,18 +11,38 @@ namespace {
 
 constexpr double kGateNormEps = 1e-5;
 
-inline float gelu(float x) { return 0.5f * x * (1.f + erff(x * 0.70710678f)); }
-inline float gelu_slope(float x) {
-  return 0.5f * (1.f + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x);
-}
+// GELU(u) = u Phi(u) and its slope Phi(u) + u phi(u), together: both need exp(-u^2 / 2).
+struct Gelu {
+  Vec value, slope;
+  explicit Gelu(Vec u) {
+    // Phi(-|u|) exp(u^2 / 2) * 2 as a polynomial in 1 / (1 + c |u|), highest power first: the least
+    // relative error of its degree for |u| < 14 (5e-8).
+    constexpr int kTerms = 9;
+    constexpr float kTerm[kTerms] = {-0.158139527f, 0.587833285f,   -0.568460763f,
+                                     0.614742160f,  -0.0728278011f, 0.241426930f,
+                                     0.170809418f,  0.184675500f,   -5.92748511e-5f};
+    const Vec size = u < Vec{} ? -u : u;
+    const Vec t = splat(1.f) / (splat(1.f) + size * splat(0.325f * 0.70710678f));
+    Vec p = splat(kTerm[0]);
+#pragma GCC unroll 9
+    for (int i = 1; i < kTerms; i++) p = p * t + splat(kTerm[i]);
+    const Vec density = exp2(u * u * splat(static_cast<float>(-0.5 * kLog2e)));
+    const Vec tail = splat(0.5f) * p * density;
+    const Vec phi = u < Vec{} ? tail : splat(1.f) - tail;
+    value = u * phi;
+    slope = phi + u * density * splat(0.39894228f);
+  }
+};
+
 inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 // W1 packed for both directions; made once a call, read by every thread.
 struct PackedGate {
   const Gate& w;
   int64_t dim, hidden, dim_padded, hidden_padded;
-  Buffer<float> fc1;             // panels of W1^T: hidden activations
-  Buffer<float> fc1_transposed;  // panels of W1: their gradient
+  Buffer<float> fc1;                   // panels of W1^T: hidden activations
+  Buffer<float> fc1_transposed;        // panels of W1: their gradient
+  Buffer<float> fc1_bias, fc2_weight;  // padded with zeros to hidden_padded
 
   PackedGate(const Gate& gate, int64_t head_dim)
       : w(gate),
@@ -31,9 +51,15 @@ struct PackedGate {
         dim_padded(round_up(head_dim, kPanel)),
         hidden_padded(round_up(head_dim / 2, kPanel)),
         fc1(hidden_padded * dim),
-        fc1_transposed(hidden * dim_padded) {
+        fc1_transposed(hidden * dim_padded),
+        fc1_bias(hidden_padded),
+        fc2_weight(hidden_padded) {
     pack_right_transposed<float>(w.fc1_weight, hidden, dim, dim, fc1);
     pack_right<float>(w.fc1_weight, hidden, dim, dim, hidden, fc1_transposed);
+    for (int64_t j = 0; j < hidden_padded; j++) {
+      fc1_bias[j] = j < hidden ? w.fc1_bias[j] : 0.f;
+      fc2_weight[j] = j < hidden ? w.fc2_weight[j] : 0.f;
+    }
   }
 };
 
@@ -55,14 +81,13 @@ inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, i
                         GateScratch& s) {
   for (int64_t i = 0; i < rows; i++) {
     const float* x = o + i * o_stride;
-    double mean = 0., var = 0.;
-    for (int64_t d = 0; d < g.dim; d++) mean += x[d];
-    mean /= g.dim;
-    for (int64_t d = 0; d < g.dim; d++) var += (x[d] - mean) * (x[d] - mean);
-    s.rstd[i] = static_cast<float>(1. / std::sqrt(var / g.dim + kGateNormEps));
     float *centred = s.centred + i * g.dim, *normed = s.normed + i * g.dim;
+    const float mean = static_cast<float>(total(x, g.dim) / g.dim);
+    for (int64_t d = 0; d < g.dim; d++) centred[d] = x[d] - mean;
+    const double var = dot(centred, centred, g.dim);
+    s.rstd[i] = static_cast<float>(1. / std::sqrt(var / g.dim + kGateNormEps));
     for (int64_t d = 0; d < g.dim; d++) {
-      centred[d] = static_cast<float>(x[d] - mean) * s.rstd[i];
+      centred[d] *= s.rstd[i];
       normed[d] = centred[d] * g.w.norm_weight[d] + g.w.norm_bias[d];
     }
   }
@@ -71,12 +96,13 @@ inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, i
                      s.hidden, g.hidden_padded);
   for (int64_t i = 0; i < rows; i++) {
     float* u = s.hidden + i * g.hidden_padded;
-    double logit = g.w.fc2_bias[0];
-    for (int64_t j = 0; j < g.hidden; j++) {
-      u[j] += g.w.fc1_bias[j];
-      logit += g.w.fc2_weight[j] * gelu(u[j]);
+    Vec logit{};
+    for (int64_t j = 0; j < g.hidden_padded; j += kVector) {
+      const Vec x = load(u + j) + load(g.fc1_bias + j);
+      store(u + j, x);
+      logit += load(g.fc2_weight + j) * Gelu(x).value;
     }
-    s.logits[i] = static_cast<float>(logit);
+    s.logits[i] = sum(logit) + g.w.fc2_bias[0];
   }
 }
 
@@ -99,13 +125,16 @@ struct GateSums {
 };
 
 struct GateGradScratch {
-  Buffer<float> slope;       // [kBlock, hidden] gradient of W1 n + b1
-  Buffer<float> slope_t;     // [hidden, kBlock] the same, transposed
-  Buffer<float> normed;      // panels of n
-  Buffer<float> grad_norm;   // [kBlock, dim_padded] gradient of n
-  Buffer<float> fc1_weight;  // gradient of W1 from one tile
+  Buffer<float> activation, activation_slope;  // [hidden_padded] of one row
+  Buffer<float> slope;                         // [kBlock, hidden] gradient of W1 n + b1
+  Buffer<float> slope_t;                       // [hidden, kBlock] the same, transposed
+  Buffer<float> normed;                        // panels of n
+  Buffer<float> grad_norm;                     // [kBlock, dim_padded] gradient of n
+  Buffer<float> fc1_weight;                    // gradient of W1 from one tile
   explicit GateGradScratch(const PackedGate& g)
-      : slope(kBlock * g.hidden),
+      : activation(g.hidden_padded),
+        activation_slope(g.hidden_padded),
+        slope(kBlock * g.hidden),
         slope_t(round_up(g.hidden, kTileRows) * kBlock),
         normed(kBlock * g.dim_padded),
         grad_norm(kBlock * g.dim_padded),
@@ -122,9 +151,14 @@ inline void gate_backward(const PackedGate& g, const float* grad_logit, int64_t 
     const float* u = s.hidden + i * g.hidden_padded;
     const float dl = grad_logit[i];
     sums.fc2_bias[0] += dl;
+    for (int64_t j = 0; j < g.hidden_padded; j += kVector) {
+      const Gelu gelu(load(u + j));
+      store(t.activation + j, gelu.value);
+      store(t.activation_slope + j, gelu.slope);
+    }
     for (int64_t j = 0; j < g.hidden; j++) {
-      const float du = dl * g.w.fc2_weight[j] * gelu_slope(u[j]);
-      sums.fc2_weight[j] += dl * gelu(u[j]);
+      const float du = dl * g.w.fc2_weight[j] * t.activation_slope[j];
+      sums.fc2_weight[j] += dl * t.activation[j];
       sums.fc1_bias[j] += du;
       t.slope[i * g.hidden + j] = du;
       t.slope_t[j * kBlock + i] = du;

@@ -2,8 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace genhoi::cpu {
+
+// Asks for huge pages in memory about to be written for the first time: 4 KB pages are handed out
+// one by one, which for a large output can take longer than computing it. `static`: see simd.h.
+static inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (from + kHuge - 1) / kHuge * kHuge, end = (from + bytes) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class GateMode : int32_t { kNone, kToken, kSum };

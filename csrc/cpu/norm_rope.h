@@ -11,13 +11,7 @@ namespace {
 constexpr int64_t kWeightChunks = 64;  // partitions of the rows for the weight's gradient
 
 inline float reciprocal_rms(const float* x, int64_t n, float eps) {
-  double squares = 0.;  // summed by pieces: a row is a few thousand values
-  for (int64_t i = 0; i < n; i += 256) {
-    float piece = 0.f;
-    for (int64_t j = i; j < min_of(n, i + 256); j++) piece += x[j] * x[j];
-    squares += piece;
-  }
-  return 1.f / std::sqrt(static_cast<float>(squares / n) + eps);
+  return 1.f / std::sqrt(static_cast<float>(dot(x, x, n) / n) + eps);
 }
 
 inline void load_heads(const Rows& x, const NormRope& call, int64_t b, int64_t i, float* to) {
@@ -67,19 +61,15 @@ void norm_rope_backward(const NormRopeBackward& call, const Pool& pool) {
         load_heads(in.x, in, b, i, x);
         load_heads(in.y, in, b, i, g);
         const float rstd = reciprocal_rms(x, n, in.eps);
-        double along = 0.;
         for (int64_t h = 0; h < in.heads; h++) {
           if (h == 0 || in.rope.frame_is_head) load_angles(in.rope, i, h, angles);
           rotate(g + h * in.dim, angles, in.dim, -1.f);
-          float part = 0.f;
-          for (int64_t d = h * in.dim; d < (h + 1) * in.dim; d++) {
-            dweight[d] += g[d] * x[d] * rstd;
-            g[d] *= in.weight[d];
-            part += g[d] * x[d];
-          }
-          along += part;
         }
-        const float shrink = static_cast<float>(along / n) * rstd * rstd;
+        for (int64_t d = 0; d < n; d++) {
+          dweight[d] += g[d] * x[d] * rstd;
+          g[d] *= in.weight[d];
+        }
+        const float shrink = static_cast<float>(dot(g, x, n) / n) * rstd * rstd;
         for (int64_t d = 0; d < n; d++) g[d] = rstd * (g[d] - x[d] * shrink);
         for (int64_t h = 0; h < in.heads; h++) {
           store_row(g + h * in.dim, in.dtype, in.dim, row_at(call.dx, in.dtype, b, i, h));

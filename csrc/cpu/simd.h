@@ -59,6 +59,30 @@ inline float max(Vec v) {
   return m;
 }
 
+inline double total(const float* x, int64_t n) {
+  const int64_t whole = n / kVector * kVector;
+  Vec sums{};
+  for (int64_t i = 0; i < whole; i += kVector) sums += load(x + i);
+  double result = sum(sums);
+  for (int64_t i = whole; i < n; i++) result += x[i];
+  return result;
+}
+
+// Sum of x y: in float32 over pieces of a few hundred values, pieces in double.
+inline double dot(const float* x, const float* y, int64_t n) {
+  constexpr int64_t kPiece = 16 * kVector;
+  const int64_t whole = n / kVector * kVector;
+  double total = 0.;
+  for (int64_t i = 0; i < whole; i += kPiece) {
+    Vec sums{};
+    for (int64_t j = i; j < min_of(whole, i + kPiece); j += kVector)
+      sums += load(x + j) * load(y + j);
+    total += sum(sums);
+  }
+  for (int64_t i = whole; i < n; i++) total += x[i] * y[i];
+  return total;
+}
+
 // Polynomials for 2^f, |f| <= 1/2, highest power first: Taylor's to degree 7 (5e-9, for float32),
 // and one of degree 4 with the least relative error (4e-6, for results that are rounded to 8 bits).
 struct Exact {
@@ -284,6 +308,7 @@ class Buffer {
     const int64_t bytes = round_up(max_of(size, 1) * static_cast<int64_t>(sizeof(T)), 64);
     void* p = nullptr;
     if (posix_memalign(&p, 64, bytes) != 0) throw std::bad_alloc();
+    prefer_huge_pages(p, bytes);
     data_ = static_cast<T*>(p);
   }
   ~Buffer() { std::free(data_); }
