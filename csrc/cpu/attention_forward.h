@@ -47,13 +47,14 @@ void pack_keys(const Attention& in, const Rows& k, const Rows& v, const Rotation
   });
 }
 
-// Running softmax of a tile of rows. out is the sum of exp2(logit - highest) * v.
+// Running softmax of a tile of rows. out is the sum of exp2(logit - highest) * v; the lanes of
+// total add up to the sum of exp2(logit - highest).
 template <class T>
 struct SoftmaxTile {
   Buffer<T> q;
   Buffer<float> out, highest, total;
   SoftmaxTile(int64_t dim, int64_t dim_padded)
-      : q(kBlock * dim), out(kBlock * dim_padded), highest(kBlock), total(kBlock) {}
+      : q(kBlock * dim), out(kBlock * dim_padded), highest(kBlock), total(kBlock * kVector) {}
 };
 
 // Products of a tile with a block of keys, and the probabilities they become.
@@ -71,11 +72,15 @@ struct Scores {
 template <class T>
 constexpr float kHeadroom = sizeof(T) == 2 ? 8.f : 0.f;
 
+inline void scale_row(float* x, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; i += kVector) store(x + i, load(x + i) * splat(factor));
+}
+
 // A row of dot products with `count` keys: p = exp2(slope * product + bias - highest), zeros up to
 // the padding of products over keys.
 template <class T>
 inline void softmax_row(float* products, T* p, int64_t count, float slope, float bias,
-                        float& highest, float& total, float* out, int64_t out_size) {
+                        float& highest, float* total, float* out, int64_t out_size) {
   using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
   const int64_t padded = round_up(count, kVector);
   // With a negative slope the highest logit is that of the lowest product.
@@ -86,29 +91,25 @@ inline void softmax_row(float* products, T* p, int64_t count, float slope, float
     const Vec x = load(products + j) * splat(slope);
     most = x > most ? x : most;
   }
-  const float reached = max(most) + bias;
-  const float new_highest = reached > highest + kHeadroom<T> ? reached : highest;
+  if (any(most + splat(bias) > splat(highest + kHeadroom<T>))) {
+    const float raised = max(most) + bias, shrink = exp2(highest - raised);
+    highest = raised;
+    scale_row(total, kVector, shrink);
+    scale_row(out, out_size, shrink);
+  }
   // A row whose logits are all -inf so far must not turn into -inf - -inf.
-  const float base = new_highest == -__builtin_inff() ? 0.f : new_highest;
-  const Vec shift = splat(bias) - splat(base);
-  Vec sums{};
+  const Vec shift = splat(bias - (highest == -__builtin_inff() ? 0.f : highest));
+  Vec sums = load(total);
   for (int64_t j = 0; j < padded; j += kVector) {
     const Vec x = exp2<Polynomial>(load(products + j) * splat(slope) + shift);
     sums += x;
     store(p + j, x);
   }
+  store(total, sums);
   const int64_t depth = round_up(count, Product<T>::kDepth);
   if (depth > padded) {
     std::memset(static_cast<void*>(p + padded), 0, (depth - padded) * sizeof(T));
   }
-  if (new_highest != highest) {
-    const float shrink = exp2(highest - base);
-    total *= shrink;
-    const Vec factor = splat(shrink);
-    for (int64_t d = 0; d < out_size; d += kVector) store(out + d, load(out + d) * factor);
-    highest = new_highest;
-  }
-  total += sum(sums);
 }
 
 template <class T>
@@ -118,7 +119,7 @@ inline void attend(SoftmaxTile<T>& tile, int64_t rows, const PackedKeys<T>& keys
               keys.key_block(pair, block), keys.dim * kPanel, scores.products, kBlock);
   for (int64_t i = 0; i < rows; i++) {
     softmax_row(scores.products + i * kBlock, scores.probabilities + i * kBlock, count,
-                scores.factor.behind, bias, tile.highest[i], tile.total[i],
+                scores.factor.behind, bias, tile.highest[i], tile.total + i * kVector,
                 tile.out + i * keys.dim_padded, keys.dim_padded);
   }
   gemm<true>(rows, keys.dim_padded / kPanel, count, scores.probabilities.get(), kBlock,
@@ -142,7 +143,7 @@ void attend_references(const Attention& in, int64_t b, int64_t first, int64_t ro
       gather_rows(tile.q.get(), keys.dim, which, seen, part.q.get());
       gather_rows(tile.out.get(), keys.dim_padded, which, seen, part.out.get());
       gather_rows(tile.highest.get(), 1, which, seen, part.highest.get());
-      gather_rows(tile.total.get(), 1, which, seen, part.total.get());
+      gather_rows(tile.total.get(), kVector, which, seen, part.total.get());
     }
     for (; i < blocks.size() && blocks[i].segment == segment; i++) {
       if (seen > 0) attend(on, seen, keys, pair, i, blocks[i].count, bias, scores);
@@ -150,7 +151,7 @@ void attend_references(const Attention& in, int64_t b, int64_t first, int64_t ro
     if (seen > 0 && seen < rows) {
       scatter_rows(part.out, keys.dim_padded, which, seen, tile.out);
       scatter_rows(part.highest, 1, which, seen, tile.highest);
-      scatter_rows(part.total, 1, which, seen, tile.total);
+      scatter_rows(part.total, kVector, which, seen, tile.total);
     }
   }
 }
@@ -163,7 +164,7 @@ float finish_tile(const AttentionForward& call, const PackedGate* gate, GateScra
   const Attention& in = call.in;
   for (int64_t i = 0; i < rows; i++) {
     float* out = tile.out + i * dim_padded;
-    const float total = tile.total[i];
+    const float total = sum(load(tile.total + i * kVector));
     // No key at all: zeros and an LSE of -inf.
     const float inverse = total == 0.f ? 0.f : 1.f / total;
     for (int64_t d = 0; d < in.dim; d++) out[d] *= inverse;
@@ -199,7 +200,7 @@ void start_tile(const Attention& in, int64_t b, int64_t h, int64_t first, int64_
   pack_left(scratch, rows, in.dim, in.dim, tile.q.get());
   for (int64_t i = 0; i < rows; i++) {
     tile.highest[i] = -__builtin_inff();
-    tile.total[i] = 0.f;
+    store(tile.total + i * kVector, Vec{});
   }
   std::memset(tile.out, 0, round_up(rows, Product<T>::kRows) * dim_padded * sizeof(float));
 }

@@ -58,6 +58,17 @@ inline float max(Vec v) {
   for (int i = 1; i < kVector; i++) m = v[i] > m ? v[i] : m;
   return m;
 }
+// Whether any lane of a comparison's result holds.
+inline bool any(IntVec mask) {
+#if defined(__AVX512F__) && GENHOI_VECTOR_FLOATS == 16
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  uint64_t words[kVector / 2], found = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const uint64_t word : words) found |= word;
+  return found != 0;
+#endif
+}
 
 inline double total(const float* x, int64_t n) {
   const int64_t whole = n / kVector * kVector;
