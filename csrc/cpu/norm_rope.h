@@ -20,6 +20,19 @@ inline void load_heads(const Rows& x, const NormRope& call, int64_t b, int64_t i
   }
 }
 
+// x[0 .. dim) times factor and weight, rotated, in place.
+inline void scale_and_rotate(float* x, const float* weight, float factor, const float* angles,
+                             int64_t dim) {
+  const Vec signs = turning_signs(1.f);
+  const int64_t whole = dim / kVector * kVector;
+  for (int64_t i = 0; i < whole; i += kVector) {
+    const Vec normed = load(x + i) * splat(factor) * load(weight + i);
+    store(x + i, turn(normed, load(angles + i), signs));
+  }
+  for (int64_t i = whole; i < dim; i++) x[i] *= factor * weight[i];
+  rotate(x + whole, angles + whole, dim - whole, 1.f);
+}
+
 void norm_rope_forward(const NormRope& call, const Pool& pool) {
   const int64_t n = call.heads * call.dim, rows = call.batch * call.rows;
   const float sign = call.inverse ? -1.f : 1.f;
@@ -30,14 +43,16 @@ void norm_rope_forward(const NormRope& call, const Pool& pool) {
       for (int64_t r = item * chunk; r < min_of(rows, (item + 1) * chunk); r++) {
         const int64_t b = r / call.rows, i = r % call.rows;
         load_heads(call.x, call, b, i, x);
-        if (call.weight) {
-          const float rstd = reciprocal_rms(x, n, call.eps);
-          for (int64_t d = 0; d < n; d++) x[d] = x[d] * rstd * call.weight[d];
-        }
+        const float rstd = call.weight ? reciprocal_rms(x, n, call.eps) : 1.f;
         for (int64_t h = 0; h < call.heads; h++) {
           if (h == 0 || call.rope.frame_is_head) load_angles(call.rope, i, h, angles);
-          rotate(x + h * call.dim, angles, call.dim, sign);
-          store_row(x + h * call.dim, call.dtype, call.dim, row_at(call.y, call.dtype, b, i, h));
+          float* head = x + h * call.dim;
+          if (call.weight) {
+            scale_and_rotate(head, call.weight + h * call.dim, rstd, angles, call.dim);
+          } else {
+            rotate(head, angles, call.dim, sign);
+          }
+          store_row(head, call.dtype, call.dim, row_at(call.y, call.dtype, b, i, h));
         }
       }
     }

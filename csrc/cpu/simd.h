@@ -293,17 +293,25 @@ inline Vec shuffle_pairs(Vec x) {
 #endif
 }
 
-// Rotates the interleaved pairs (re, im) of x[0 .. dim) in place by `angles`; sign -1 is the
-// inverse.
-inline void rotate(float* x, const float* angles, int64_t dim, float sign) {
-  Vec signs;  // (-sign, sign, ...): re c - im s; im c + re s
+// What `turn` multiplies the second product by: -1, 1, -1, ... or for the inverse rotation 1, -1,
+// ...
+inline Vec turning_signs(float sign) {
+  Vec signs;
   for (int i = 0; i < kVector; i++) signs[i] = i % 2 ? sign : -sign;
+  return signs;
+}
+
+// Pairs (re, im) turned by angles (cos, sin): (re cos - im sin, im cos + re sin).
+inline Vec turn(Vec pairs, Vec angles, Vec signs) {
+  const Vec swapped = shuffle_pairs<Pairs::kSwap>(pairs) * shuffle_pairs<Pairs::kSecond>(angles);
+  return pairs * shuffle_pairs<Pairs::kFirst>(angles) + swapped * signs;
+}
+
+// Rotates the pairs of x[0 .. dim) in place by `angles`; sign -1 is the inverse.
+inline void rotate(float* x, const float* angles, int64_t dim, float sign) {
+  const Vec signs = turning_signs(sign);
   int64_t i = 0;
-  for (; i + kVector <= dim; i += kVector) {
-    const Vec value = load(x + i), angle = load(angles + i);
-    const Vec turned = shuffle_pairs<Pairs::kSwap>(value) * shuffle_pairs<Pairs::kSecond>(angle);
-    store(x + i, value * shuffle_pairs<Pairs::kFirst>(angle) + turned * signs);
-  }
+  for (; i + kVector <= dim; i += kVector) store(x + i, turn(load(x + i), load(angles + i), signs));
   for (; i < dim; i += 2) {
     const float re = x[i], im = x[i + 1], c = angles[i], s = sign * angles[i + 1];
     x[i] = re * c - im * s;
