@@ -29,16 +29,18 @@ struct PackedKeys {
   }
 };
 
+// seen [batches]: bits of the segments that any row will read.
 template <class T>
 void pack_keys(const Attention& in, const Rows& k, const Rows& v, const Rotation* rope,
                const KeyBlocks& blocks, int64_t batches, int64_t first_head, int64_t heads,
-               const Pool& pool, const PackedKeys<T>& to) {
+               const uint32_t* seen, const Pool& pool, const PackedKeys<T>& to) {
   parallel(pool, batches * heads * blocks.size(), [&](Queue& queue) {
     Buffer<float> tile(kBlock * in.dim);
     for (int64_t item; (item = queue.next()) < queue.items;) {
       const int64_t block = item % blocks.size(), pair = item / blocks.size();
       const int64_t b = pair / heads, h = first_head + pair % heads;
       const KeyBlock& at = blocks[block];
+      if (!(seen[b] >> at.segment & 1)) continue;
       load_tile(k, in.dtype, in.dim, b, h, at.first, at.count, nullptr, rope, tile);
       pack_right_transposed(tile, at.count, in.dim, in.dim, to.key_block(pair, block));
       load_tile(v, in.dtype, in.dim, b, h, at.first, at.count, nullptr, nullptr, tile);
@@ -292,14 +294,18 @@ void attention_forward_in(const AttentionForward& call, const Pool& pool) {
   const int64_t group = heads_at_once(in, pool);
   ForwardHeads<T> at(call, group);
   Buffer<float> logit_sums(in.batch * in.heads * at.tiles);
+  Buffer<uint32_t> all_seen(in.batch), seen(in.ref_batch);
+  for (int64_t b = 0; b < in.batch; b++) all_seen[b] = ~0u;
+  for (int64_t b = 0; b < in.ref_batch; b++) seen[b] = segments_seen(in, b);
 
   for (int64_t h0 = 0; h0 < in.heads; h0 += group) {
     at.first_head = h0;
     at.heads = min_of(group, in.heads - h0);
     const int64_t pairs = in.batch * at.heads;
-    pack_keys(in, in.k, in.v, in.rope, at.video_blocks, in.batch, h0, at.heads, pool, at.video);
-    pack_keys(in, in.k_ref, in.v_ref, in.ref_rope, at.ref_blocks, in.ref_batch, h0, at.heads, pool,
-              at.refs);
+    pack_keys(in, in.k, in.v, in.rope, at.video_blocks, in.batch, h0, at.heads, all_seen, pool,
+              at.video);
+    pack_keys(in, in.k_ref, in.v_ref, in.ref_rope, at.ref_blocks, in.ref_batch, h0, at.heads, seen,
+              pool, at.refs);
     // Fewer tiles at a time where that keeps all threads busy.
     const int64_t share = pairs * at.tiles / (4 * pool.threads);
     const int64_t together = max_of(1, min_of(kTogether, share));

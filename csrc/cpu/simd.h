@@ -225,6 +225,10 @@ inline Vec load_bfloat16(const uint16_t* from) {
   return (Vec)(__builtin_convertvector(low, UIntVec) << 16);
 }
 
+inline void prefetch(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
 inline void load_row(const void* from, DType dtype, int64_t n, float* to) {
   const uint16_t* half = static_cast<const uint16_t*>(from);
   int64_t i = 0;
@@ -319,14 +323,18 @@ inline void rotate(float* x, const float* angles, int64_t dim, float sign) {
   }
 }
 
-// Owned, 64-byte aligned, not initialised.
+// Owned, aligned to cache lines, not initialised.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size) {
-    const int64_t bytes = round_up(max_of(size, 1) * static_cast<int64_t>(sizeof(T)), 64);
+    // A large one begins and ends with a huge page, so that none of it is handed out 4 KB at a
+    // time.
+    constexpr int64_t kHuge = int64_t{1} << 21;
+    const int64_t wanted = max_of(size, 1) * static_cast<int64_t>(sizeof(T));
+    const int64_t alignment = wanted < kHuge / 2 ? 64 : kHuge, bytes = round_up(wanted, alignment);
     void* p = nullptr;
-    if (posix_memalign(&p, 64, bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
     prefer_huge_pages(p, bytes);
     data_ = static_cast<T*>(p);
   }

@@ -10,9 +10,15 @@ namespace {
 // Loads rows [first, first + count) (or those listed in `which`), rotated.
 inline void load_tile(const Rows& x, DType dtype, int64_t dim, int64_t b, int64_t h, int64_t first,
                       int64_t count, const int32_t* which, const Rotation* rope, float* to) {
+  // Rows of a head lie apart, which the hardware does not foresee.
+  constexpr int64_t kAhead = 8;
   alignas(64) float angles[kMaxDim];
   for (int64_t i = 0; i < count; i++) {
     const int64_t row = which ? which[i] : first + i;
+    if (i + kAhead < count) {
+      const int64_t next = which ? which[i + kAhead] : row + kAhead;
+      prefetch(row_at(x, dtype, b, next, h), dim * size_of(dtype));
+    }
     load_row(row_at(x, dtype, b, row, h), dtype, dim, to + i * dim);
     if (rope) {
       load_angles(*rope, row, h, angles);
@@ -90,6 +96,18 @@ inline int64_t rows_that_see(const Attention& in, int64_t b, int64_t first, int6
     if (seen) which[n++] = static_cast<int32_t>(i);
   }
   return n;
+}
+
+// Bits of the segments that any row of a sample sees, of all samples if they share the references.
+inline uint32_t segments_seen(const Attention& in, int64_t ref_sample) {
+  if (!in.bits) return ~0u;
+  const bool shared = in.ref_batch == 1;
+  uint32_t seen = 0;
+  for (int64_t b = shared ? 0 : ref_sample; b < (shared ? in.batch : ref_sample + 1); b++) {
+    const int32_t* bits = in.bits + b * in.bits_batch;
+    for (int64_t i = 0; i < in.rows; i++) seen |= static_cast<uint32_t>(bits[i]);
+  }
+  return seen;
 }
 
 // Heads worked on together: enough for every thread to be busy, no more, so that packed keys and
