@@ -195,7 +195,7 @@ inline uint16_t to_float16(float f) {
 }
 #endif
 
-inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // What products read: float, or bfloat16 where the instruction set multiplies pairs of those.
 struct BFloat16 {
