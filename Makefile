@@ -97,6 +97,13 @@ demo-real: ## the same for the real clip in GENHOI_SHARED (default: ../shared)
 		--object "$(CLIP)/object.png" --out results/demo-real --force $(DEMO_EDIT)
 	@echo "The figures and the edited clip are in results/demo-real/"
 
+# Ten minutes on two slow cores; BENCH_ARGS="--suite shapes" and the like choose other suites.
+BENCH_ARGS ?= --minutes 9
+
+.PHONY: bench
+bench: $(READY) ## time the op beside its peers, under 10 minutes: results/bench/
+	@$(VENV)/bin/genhoi bench --out results/bench $(BENCH_ARGS)
+
 .PHONY: lint
 lint: $(READY_DEV) ## check formatting, style and types
 	@$(VENV)/bin/ruff check .

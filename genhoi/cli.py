@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import genhoi_kernels
+from genhoi.bench_cli import bench
 from genhoi.cli_common import DTYPES, PATH, plain_errors, read_inputs
 from genhoi.edit_cli import edit
 from genhoi.figures import draw_inspection
@@ -32,6 +33,7 @@ def main() -> None:
 
 
 main.add_command(edit)
+main.add_command(bench)
 
 
 @main.command()

@@ -1,0 +1,148 @@
+"""The suites `attention`, `shapes` and `sweeps`: bare attention with the mask gate.
+
+Queries and keys stand for rotated ones; no flow gate. Times of a backward pass are its own: the
+forward pass that it belongs to is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import genhoi_kernels as gk
+from genhoi_kernels import MaskGate
+
+from .case import Case, Contender, Results, Truth, Workload, first_line
+from .checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
+from .context import Context, Pair, autograd_pair
+from .peers import PEERS, STRONGEST
+
+__all__ = ["attention_flops", "attention_moved", "build_attention", "op_backends", "op_label"]
+
+BACKWARD = 2.5  # five matrix products for the forward pass's two
+
+
+def build_attention(case: Case) -> Workload:
+    """The op on every usable backend, then the peers."""
+    ctx = Context(case)
+    part = choose_part(ctx)
+    truths: dict[bool, Callable[[], Truth]] = {
+        masked: functools.cache(functools.partial(attention_truth, ctx, part, masked=masked))
+        for masked in (True, False)
+    }
+    names = op_backends(case.device)
+    work = Workload(
+        op=op_label(names[0]),
+        strongest=PEERS[STRONGEST].label,
+        flops=attention_flops(case),
+        moved=attention_moved(case),
+    )
+    for name in names:
+        work.contenders.append(_contender(op_label(name), ctx, part, truths[True], _op(ctx, name)))
+    for key, peer in PEERS.items():
+        if case.peers is not None and key not in case.peers:
+            continue
+        ctx.reason = ""
+        try:
+            pair = peer.setup(ctx)
+        except Exception as error:  # whatever a peer raises is why it can't run
+            pair = ctx.refuse(first_line(error))
+        contender = _contender(peer.label, ctx, part, truths[peer.masked], pair)
+        contender.lossy = peer.lossy
+        work.contenders.append(contender)
+    return work
+
+
+def op_backends(device: torch.device) -> list[str]:
+    """Backends of the op to time on a device: the oracle only where there is nothing else."""
+    on_cpu = device.type == "cpu"
+    usable = [b.name for b in gk.backends() if b.usable and b.name != "eager"]
+    return [name for name in usable if (name == "cpu") == on_cpu] or ["eager"]
+
+
+def op_label(backend: str) -> str:
+    """The op's name in tables."""
+    return f"this op ({backend})"
+
+
+def attention_flops(case: Case) -> float:
+    """Operations on useful pairs."""
+    forward = 4.0 * case.shape.pairs() * case.shape.heads * case.shape.head_dim
+    return forward * (BACKWARD if case.direction == "backward" else 1.0)
+
+
+def attention_moved(case: Case) -> float:
+    """Bytes at least: inputs read, results written, each once."""
+    n, m, heads, dim = (getattr(case.shape, key) for key in ("n", "m", "heads", "head_dim"))
+    inputs, out, lse = 3 * n + 2 * m, n, 4.0 * n * heads
+    values = (inputs + out) if case.direction == "forward" else (2 * inputs + 2 * out)
+    return values * heads * dim * case.dtype.itemsize + lse
+
+
+def _op(ctx: Context, backend: str) -> Pair:
+    gate = MaskGate.build(ctx.mask)
+
+    def call() -> Tensor:
+        out = gk.reference_attention(*ctx.inputs, mask=gate, backend=backend)
+        assert isinstance(out, Tensor)
+        return out
+
+    return autograd_pair(call, ctx.inputs, heads_first=False)
+
+
+def _contender(
+    label: str, ctx: Context, part: Part, truth: Callable[[], Truth], pair: Pair | None
+) -> Contender:
+    """The side of a pair that the case is about."""
+    if pair is None:
+        return Contender(label, reason=ctx.reason)
+    beside = sum(x.numel() * x.element_size() for x in pair.beside)
+    if ctx.direction == "forward":
+        return Contender(
+            label, pair.forward, lambda: {"out": part.of(_tokens_first(pair, pair.forward()))},
+            truth, beside=beside,
+        )  # fmt: skip
+    if pair.backward is None:
+        return Contender(label, reason="has no backward pass")
+    backward = pair.backward
+    upstream = _Upstream(ctx, part, pair)
+
+    def results() -> Results:
+        grads = [_tokens_first(pair, g) for g in backward(upstream.checked)]
+        found = joined_gradients(grads)
+        found["dq"] = part.of(found["dq"])
+        return found | {key: found[key].index_select(2, part.heads) for key in ("dk", "dv")}
+
+    return Contender(label, lambda: backward(upstream.timed), results, truth, beside=beside)
+
+
+class _Upstream:
+    """Upstream gradients in the memory layout of a pair's own output."""
+
+    def __init__(self, ctx: Context, part: Part, pair: Pair) -> None:
+        self._ctx, self._part, self._pair = ctx, part, pair
+
+    @functools.cached_property
+    def _like(self) -> Tensor:
+        return self._pair.forward()
+
+    @functools.cached_property
+    def timed(self) -> Tensor:
+        """Random everywhere."""
+        return self._laid_out(self._ctx.upstream)
+
+    @functools.cached_property
+    def checked(self) -> Tensor:
+        """Zero outside the part."""
+        return self._laid_out(spread_upstream(self._ctx, self._part))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2) if self._pair.heads_first else x
+        return torch.empty_like(self._like).copy_(x)
+
+
+def _tokens_first(pair: Pair, x: Tensor) -> Tensor:
+    return x.transpose(1, 2) if pair.heads_first else x

@@ -1,0 +1,113 @@
+"""What a suite hands to the runner: a case, and the contenders of its workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .shapes import Shape
+
+__all__ = ["Case", "Contender", "Direction", "Results", "Truth", "Workload", "first_line"]
+
+Direction = Literal["forward", "backward"]
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a contender is held to.
+
+    Attributes:
+        exact: the results in float64.
+        eager: the same computed plainly in the case's dtype, which says what the dtype can do.
+        words: which part of the results this is.
+    """
+
+    exact: Results
+    eager: Results
+    words: str
+
+
+@dataclass
+class Contender:
+    """One way to compute the workload.
+
+    Attributes:
+        name: in tables.
+        run: the timed call; None if it can't run.
+        results: runs it once, and gives what `truth` is about.
+        truth: what the results should be; computed when asked for.
+        reason: why it can't run.
+        lossy: gives up accuracy by design, so it is held to 5 % only.
+        beside: bytes of tensors that it needs beside the inputs, made outside the clock.
+    """
+
+    name: str
+    run: Callable[[], Any] | None = None
+    results: Callable[[], Results] | None = None
+    truth: Callable[[], Truth] | None = None
+    reason: str = ""
+    lossy: bool = False
+    beside: int = 0
+
+
+@dataclass
+class Workload:
+    """Contenders over the same numbers.
+
+    Attributes:
+        op: name of the contender of this project that ratios refer to.
+        strongest: name of the strongest peer.
+        flops: useful operations of one call.
+        moved: bytes that have to be read or written at least.
+        contenders: the ones of this project first.
+    """
+
+    op: str
+    strongest: str
+    flops: float
+    moved: float
+    contenders: list[Contender] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: a suite's workload at one shape.
+
+    Attributes:
+        suite, shape, dtype, direction, device: what it says.
+        threads: of torch on a CPU.
+        peers: names to run, None for all the workload has.
+        steps: denoising steps of the suite `block`.
+        build: makes the workload.
+    """
+
+    suite: str
+    shape: Shape
+    dtype: torch.dtype
+    direction: Direction
+    device: torch.device
+    threads: int
+    peers: Sequence[str] | None
+    build: Callable[[Case], Workload]
+    steps: int = 1
+
+    @property
+    def dtype_name(self) -> str:
+        """Without "torch."."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def title(self) -> str:
+        """Over its table."""
+        return f"{self.suite}, {self.direction}, {self.dtype_name}; {self.shape.describe()}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -1,0 +1,143 @@
+"""The suite `norm_rope`: RMS norm over all heads of q and k, and their rotation.
+
+Peers are PyTorch's calls, with the angles of every token made outside the clock. Checked on the
+last tokens only, for a gradient that is zero elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import genhoi_kernels as gk
+from genhoi_kernels import VideoRope, reference
+
+from .bare_attention import op_backends, op_label
+from .case import Case, Contender, Results, Truth, Workload
+from .torch_parts import cos_sin, rotate
+
+__all__ = ["PEER_LABELS", "build_norm_rope"]
+
+PEER_LABELS = ("eager norm + RoPE",)
+EPS = 1e-6
+_CHECKED = 512
+Both = tuple[Tensor, Tensor]
+Call = Callable[[], Both]
+
+
+class _Inputs:
+    """q and k ``[1, N, H*D]``, their weights ``[H*D]``, an upstream gradient of both results."""
+
+    def __init__(self, case: Case) -> None:
+        shape = case.shape
+        self.case, self.width = case, shape.heads * shape.head_dim
+        self.rope = VideoRope(shape.grid, head_dim=shape.head_dim)
+        draw = torch.Generator().manual_seed(0)
+        wanted = case.direction == "backward"
+
+        def normal(*size: int, mean: float = 0.0) -> Tensor:
+            x = mean + torch.randn(size, generator=draw)
+            return x.to(case.device, case.dtype).requires_grad_(wanted)
+
+        self.q, self.k = (normal(1, shape.n, self.width) for _ in range(2))
+        self.weights = [normal(self.width, mean=1.0) for _ in range(2)]
+        self.upstream = normal(2, shape.n, shape.heads, shape.head_dim).detach()
+        self.checked = min(shape.n, _CHECKED)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.q, self.k, *self.weights]
+
+
+def build_norm_rope(case: Case) -> Workload:
+    """The op on every usable backend, and eager norm + RoPE."""
+    given = _Inputs(case)
+    names = op_backends(case.device)
+    truth = functools.cache(functools.partial(_truth, given))
+    (peer,) = PEER_LABELS
+    calls = {op_label(name): _op(given, name) for name in names} | {peer: _eager(given)}
+    values = case.shape.n * given.width * case.dtype.itemsize
+    moved = 2 * values * (2 if case.direction == "forward" else 3)
+    work = Workload(op_label(names[0]), peer, 0.0, moved)
+    for label, call in calls.items():
+        work.contenders.append(_contender(label, given, call, truth))
+    return work
+
+
+def _op(given: _Inputs, backend: str) -> Call:
+    def call() -> Both:
+        q_weight, k_weight = given.weights
+        return gk.qk_norm_rope(
+            given.q, given.k, q_weight, k_weight, given.rope, eps=EPS, backend=backend
+        )
+
+    return call
+
+
+def _eager(given: _Inputs) -> Call:
+    shape = given.case.shape
+    table = cos_sin(given.rope, shape.n, given.case.device)
+
+    def one(x: Tensor, weight: Tensor) -> Tensor:
+        normed = F.rms_norm(x, (given.width,), weight, EPS)
+        return rotate(normed.unflatten(-1, (shape.heads, shape.head_dim)), table)
+
+    def call() -> Both:
+        return one(given.q, given.weights[0]), one(given.k, given.weights[1])
+
+    return call
+
+
+def _contender(label: str, given: _Inputs, call: Call, truth: Callable[[], Truth]) -> Contender:
+    tail = slice(-given.checked, None)
+    if given.case.direction == "forward":
+        run = torch.no_grad()(call)
+
+        def results() -> Results:
+            return dict(zip("qk", (x[:, tail] for x in run()), strict=True))
+
+        return Contender(label, run, results, truth)
+    kept: list[Both] = []
+
+    def backward(upstream: Tensor) -> tuple[Tensor, ...]:
+        if not kept:
+            kept.append(call())
+        toward = upstream.split(1)
+        return torch.autograd.grad(kept[0], given.leaves, toward, retain_graph=True)
+
+    def gradients() -> Results:
+        upstream = torch.zeros_like(given.upstream)
+        upstream[:, tail] = given.upstream[:, tail]
+        dq, dk, *dweights = backward(upstream)
+        return _named((dq[:, tail], dk[:, tail], *dweights))
+
+    return Contender(label, lambda: backward(given.upstream), gradients, truth)
+
+
+def _named(grads: tuple[Tensor, ...]) -> Results:
+    return dict(zip(("dq", "dk", "dq_weight", "dk_weight"), grads, strict=True))
+
+
+def _truth(given: _Inputs) -> Truth:
+    """The oracle on the last tokens."""
+    rope = replace(given.rope, token_offset=given.case.shape.n - given.checked)
+    words = f"{given.checked} of {given.case.shape.n} tokens"
+
+    def run(dtype: torch.dtype) -> Results:
+        tail = [given.q[:, -given.checked :], given.k[:, -given.checked :], *given.weights]
+        tail = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in tail]
+        found = [
+            reference.norm_rope(x, weight, rope, eps=EPS)
+            for x, weight in zip(tail[:2], tail[2:], strict=True)
+        ]
+        if given.case.direction == "forward":
+            return dict(zip("qk", found, strict=True))
+        upstream = given.upstream[:, -given.checked :].to(dtype).split(1)
+        return _named(torch.autograd.grad(found, tail, upstream))
+
+    return Truth(run(torch.float64), run(given.case.dtype), words)

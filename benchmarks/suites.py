@@ -1,0 +1,183 @@
+"""Named suites: which cases they consist of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import fused, norm_rope
+from .bare_attention import build_attention, op_backends, op_label
+from .block import LABELS, build_block
+from .case import Case, Direction
+from .fused import build_fused
+from .norm_rope import build_norm_rope
+from .peers import PEERS, STRONGEST
+from .shapes import HEADLINE, SHAPES, Shape, find_shape, merge_equal, reduce_shape, sweep_shapes
+
+__all__ = ["DEFAULT_SUITES", "DTYPES", "SUITES", "Selection", "contender_labels", "select"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_SUITES = ("attention", "fused", "norm_rope", "block", "sweeps")
+
+# Operations of a forward pass above which a shape loses heads, and frames.
+_CPU_WORK, _CPU_FRAMES = 0.15e12, 0.6e12
+_GPU_WORK = 1e15
+_SWEEP_PEERS = ("sdpa", "sdpa-additive", STRONGEST)
+_MODEL_SHAPES = tuple(name for name in SHAPES if name.startswith("wan"))
+_DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to measure.
+
+    Attributes:
+        device: where.
+        threads: of torch on a CPU.
+        shapes: names; empty for each suite's own.
+        peers: names; None for each suite's own.
+        dtypes: names; empty for each suite's own.
+        steps: denoising steps of the suite `block`.
+    """
+
+    device: torch.device
+    threads: int
+    shapes: tuple[str, ...] = ()
+    peers: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] = ()
+    steps: int = 2
+
+    def given_or(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """The named shapes, else a suite's own; reduced to what the device can do."""
+        chosen = [find_shape(name) for name in self.shapes] or list(shapes)
+        if self.device.type != "cpu":
+            return [reduce_shape(shape, _GPU_WORK) for shape in chosen]
+        return merge_equal(
+            [reduce_shape(shape, _CPU_WORK, most_frames=_CPU_FRAMES) for shape in chosen]
+        )
+
+    def given_dtypes(self, names: Sequence[str] = ("bfloat16",)) -> list[torch.dtype]:
+        """The named dtypes, else a suite's own."""
+        return [DTYPES[name] for name in self.dtypes or names]
+
+
+def select(suites: Sequence[str], selection: Selection) -> list[Case]:
+    """The cases of some suites, in order.
+
+    Raises:
+        ValueError: an unknown suite, shape, peer or dtype; the message says which there are.
+    """
+    for name in suites:
+        if name not in SUITES:
+            raise ValueError(f"--suite: got {name!r}, wanted one of {', '.join(SUITES)}")
+    for name in selection.peers or ():
+        if name not in PEERS:
+            raise ValueError(f"--peers: got {name!r}, wanted one of {', '.join(PEERS)}")
+    for name in selection.dtypes:
+        if name not in DTYPES:
+            raise ValueError(f"--dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
+    return [case for name in suites for case in SUITES[name](selection)]
+
+
+def contender_labels(case: Case) -> list[str]:
+    """Who takes part in a case, known before it is built."""
+    if case.build is build_block:
+        return list(LABELS)
+    ours = [op_label(name) for name in op_backends(case.device)]
+    if case.build is build_fused:
+        return [*ours, *fused.PEER_LABELS]
+    if case.build is build_norm_rope:
+        return [*ours, *norm_rope.PEER_LABELS]
+    return [*ours, *(peer.label for peer in PEERS.values())]
+
+
+def _case(suite: str, shape: Shape, dtype: torch.dtype, selection: Selection) -> Case:
+    return Case(
+        suite=suite, shape=shape, dtype=dtype, direction="forward", device=selection.device,
+        threads=selection.threads, peers=selection.peers, build=build_attention,
+        steps=selection.steps,
+    )  # fmt: skip
+
+
+def _attention(selection: Selection) -> Iterator[Case]:
+    for dtype in selection.given_dtypes():
+        for direction in _DIRECTIONS:
+            for shape in selection.given_or([HEADLINE[direction]]):
+                yield replace(_case("attention", shape, dtype, selection), direction=direction)
+
+
+def _shapes(selection: Selection) -> Iterator[Case]:
+    for dtype in selection.given_dtypes():
+        for shape in selection.given_or([SHAPES[name] for name in _MODEL_SHAPES]):
+            for direction in _DIRECTIONS:
+                yield replace(_case("shapes", shape, dtype, selection), direction=direction)
+
+
+def _fused(selection: Selection) -> Iterator[Case]:
+    for dtype in selection.given_dtypes():
+        for shape in selection.given_or([HEADLINE["forward"]]):
+            yield replace(_case("fused", shape, dtype, selection), build=build_fused)
+
+
+def _norm_rope(selection: Selection) -> Iterator[Case]:
+    for dtype in selection.given_dtypes():
+        for direction in _DIRECTIONS:
+            for shape in selection.given_or([HEADLINE["forward"]]):
+                case = _case("norm_rope", shape, dtype, selection)
+                yield replace(case, direction=direction, build=build_norm_rope)
+
+
+def _block(selection: Selection) -> Iterator[Case]:
+    for dtype in selection.given_dtypes():
+        for shape in selection.given_or([HEADLINE["forward"]]):
+            yield replace(_case("block", shape, dtype, selection), build=build_block)
+
+
+def _sweeps(selection: Selection) -> Iterator[Case]:
+    peers = selection.peers if selection.peers is not None else _SWEEP_PEERS
+    chosen = replace(selection, peers=tuple(peers), shapes=())
+    for sweep, shapes in sweep_shapes().items():
+        dtypes = chosen.given_dtypes(tuple(DTYPES) if sweep == "dtype" else ("bfloat16",))
+        for dtype in dtypes:
+            for shape in shapes:
+                case = _case("sweeps", shape, dtype, chosen)
+                if sweep != "threads":
+                    yield case
+                elif selection.device.type == "cpu":
+                    yield from (replace(case, threads=n) for n in _thread_counts(chosen.threads))
+
+
+def _thread_counts(most: int) -> list[int]:
+    """1, 2, 4, .. and what there is."""
+    return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
+
+
+def _quick(selection: Selection) -> Iterator[Case]:
+    tiny = selection if selection.shapes else replace(selection, shapes=("tiny",))
+    for suite in (_attention, _fused, _norm_rope, _block):
+        yield from (replace(case, suite="quick " + case.suite) for case in suite(tiny))
+    shapes = sweep_shapes()
+    for sweep in ("N", "M", "density"):
+        for shape in shapes[sweep][:2]:
+            small = replace(shape, grid=(shape.grid[0], 4, 4), heads=1, head_dim=32)
+            peers = selection.peers if selection.peers is not None else _SWEEP_PEERS
+            yield replace(_case("quick sweeps", small, torch.float32, selection), peers=peers)
+
+
+def _all(selection: Selection) -> Iterator[Case]:
+    for suite in (_attention, _fused, _norm_rope, _block, _sweeps, _shapes):
+        yield from suite(selection)
+
+
+SUITES: dict[str, Callable[[Selection], Iterator[Case]]] = {
+    "attention": _attention,
+    "fused": _fused,
+    "norm_rope": _norm_rope,
+    "block": _block,
+    "sweeps": _sweeps,
+    "shapes": _shapes,
+    "all": _all,
+    "quick": _quick,
+}
