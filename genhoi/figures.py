@@ -278,13 +278,16 @@ def _times(axes: Any, inspection: Inspection) -> None:
         ("this op,\nrotation counted", timing.op_with_rotation, _COLORS[1]),
     ]
     names, seconds, colors = zip(*bars, strict=True)
-    drawn = axes.barh(range(len(bars)), seconds, color=colors, height=0.58)
+    unit, factor = ("seconds", 1) if max(seconds) >= 0.1 else ("milliseconds", 1000)
+    lengths = [factor * s for s in seconds]
+    drawn = axes.barh(range(len(bars)), lengths, color=colors, height=0.58)
     axes.bar_label(drawn, [_seconds(s) for s in seconds], padding=4, size=10.5)
     axes.set_yticks(range(len(bars)), names, size=9.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.22 * max(seconds))
+    axes.set_xlim(0, 1.22 * max(lengths))
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(
-        f"seconds for {_count(timing.heads, 'head')}, "
+        f"{unit} for {_count(timing.heads, 'head')}, "
         f"median of {_count(timing.repeats, 'run')} taken in turn\n" + _machine(inspection)
     )
     _heading(axes, "Time of one attention call")
@@ -308,7 +311,7 @@ def _dtype(inspection: Inspection) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.2g} ms"
+    return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
 
 
 def _bytes(value: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -183,12 +184,17 @@ def test_the_picture_is_drawn_whole_or_not_at_all(
         genhoi.draw_inspection(tmp_path / "inspect.pdf", found)
 
 
-def test_no_texts_of_the_picture_overlap(found: Inspection) -> None:
+@pytest.mark.parametrize("slowest", [None, 1.3e-6, 1.7e-4, 0.0997, 0.62, 75.0])
+def test_no_texts_of_the_picture_overlap(found: Inspection, slowest: float | None) -> None:
+    """Also where an attention call took another time, in seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     from genhoi.figures import _figure
 
+    if slowest is not None and found.timing is not None:
+        times = {"sdpa": slowest, "op": slowest / 3, "op_with_rotation": slowest / 2}
+        found = dataclasses.replace(found, timing=dataclasses.replace(found.timing, **times))
     figure = _figure(found)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cases import FEW, assert_within_budget
 from torch import Tensor
 
 import genhoi_kernels as gk
+from genhoi_kernels import native
 from genhoi_kernels.backends import cpu
 from genhoi_kernels.gate import gate_shapes
 
@@ -81,6 +83,18 @@ def test_a_named_instruction_set_that_the_cpu_lacks_is_refused() -> None:
         GENHOI_CPU_ISA=missing[0],
     )
     assert f"this CPU does not run {missing[0]}" in result.stdout
+
+
+def test_the_peak_of_the_arithmetic_units() -> None:
+    """No call of the op can be faster; a scalar loop of multiply-adds would be slower than this."""
+    peaks = {d: native.module.peak_flops(d) for d in ("float32", "bfloat16", "float16")}
+    assert all(peak > 1e9 for peak in peaks.values())
+    q = torch.randn(1, 512, 2, 64)
+    start = time.perf_counter()
+    gk.reference_attention(q, q, q, backend="cpu")
+    assert 4 * 512 * 512 * 2 * 64 / (time.perf_counter() - start) < peaks["float32"]
+    with pytest.raises(ValueError, match="dtype: got float64, wanted float32"):
+        native.module.peak_flops("float64")
 
 
 def one_case(dim: int = 24) -> dict[str, object]:

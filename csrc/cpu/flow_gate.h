@@ -64,17 +64,19 @@ struct PackedGate {
 };
 
 struct GateScratch {
-  Buffer<float> centred;  // [kBlock, dim] LN(o) before its affine
-  Buffer<float> normed;   // [kBlock, dim]
-  Buffer<float> hidden;   // [kBlock, hidden_padded] W1 n + b1
-  Buffer<float> rstd;     // [kBlock]
-  Buffer<float> logits;   // [kBlock]
+  Buffer<float> centred;     // [kBlock, dim] LN(o) before its affine
+  Buffer<float> normed;      // [kBlock, dim]
+  Buffer<float> hidden;      // [kBlock, hidden_padded] W1 n + b1
+  Buffer<float> rstd;        // [kBlock]
+  Buffer<float> logits;      // [kBlock]
+  Buffer<float> activation;  // [hidden_padded] GELU(u) of one row
   explicit GateScratch(const PackedGate& g)
       : centred(kBlock * g.dim),
         normed(kBlock * g.dim),
         hidden(kBlock * g.hidden_padded),
         rstd(kBlock),
-        logits(kBlock) {}
+        logits(kBlock),
+        activation(g.hidden_padded) {}
 };
 
 inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, int64_t rows,
@@ -82,8 +84,8 @@ inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, i
   for (int64_t i = 0; i < rows; i++) {
     const float* x = o + i * o_stride;
     float *centred = s.centred + i * g.dim, *normed = s.normed + i * g.dim;
-    const float mean = static_cast<float>(total(x, g.dim) / g.dim);
-    for (int64_t d = 0; d < g.dim; d++) centred[d] = x[d] - mean;
+    const double mean = total(x, g.dim) / g.dim;
+    for (int64_t d = 0; d < g.dim; d++) centred[d] = static_cast<float>(x[d] - mean);
     const double var = dot(centred, centred, g.dim);
     s.rstd[i] = static_cast<float>(1. / std::sqrt(var / g.dim + kGateNormEps));
     for (int64_t d = 0; d < g.dim; d++) {
@@ -96,13 +98,13 @@ inline void gate_logits(const PackedGate& g, const float* o, int64_t o_stride, i
                      s.hidden, g.hidden_padded);
   for (int64_t i = 0; i < rows; i++) {
     float* u = s.hidden + i * g.hidden_padded;
-    Vec logit{};
     for (int64_t j = 0; j < g.hidden_padded; j += kVector) {
       const Vec x = load(u + j) + load(g.fc1_bias + j);
       store(u + j, x);
-      logit += load(g.fc2_weight + j) * Gelu(x).value;
+      store(s.activation + j, Gelu(x).value);
     }
-    s.logits[i] = sum(logit) + g.w.fc2_bias[0];
+    s.logits[i] =
+        static_cast<float>(dot(g.fc2_weight, s.activation, g.hidden_padded) + g.w.fc2_bias[0]);
   }
 }
 

@@ -32,6 +32,8 @@ typedef float Vec __attribute__((vector_size(4 * kVector)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kVector)));
 typedef uint32_t UIntVec __attribute__((vector_size(4 * kVector)));
 typedef uint16_t ShortVec __attribute__((vector_size(2 * kVector)));
+typedef float HalfVec __attribute__((vector_size(2 * kVector)));
+typedef double DoubleVec __attribute__((vector_size(4 * kVector)));
 
 constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
@@ -70,28 +72,36 @@ inline bool any(IntVec mask) {
 #endif
 }
 
+// Half a vector of floats, widened to a vector of doubles.
+inline DoubleVec load_doubles(const float* p) {
+  HalfVec v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, DoubleVec);
+}
+inline double sum(DoubleVec v) {
+  double s = 0.;
+  for (int i = 0; i < kVector / 2; i++) s += v[i];
+  return s;
+}
+
+// Sums over a row, of x and of x y, in double.
 inline double total(const float* x, int64_t n) {
-  const int64_t whole = n / kVector * kVector;
-  Vec sums{};
-  for (int64_t i = 0; i < whole; i += kVector) sums += load(x + i);
+  const int64_t whole = n / (kVector / 2) * (kVector / 2);
+  DoubleVec sums{};
+  for (int64_t i = 0; i < whole; i += kVector / 2) sums += load_doubles(x + i);
   double result = sum(sums);
   for (int64_t i = whole; i < n; i++) result += x[i];
   return result;
 }
-
-// Sum of x y: in float32 over pieces of a few hundred values, pieces in double.
 inline double dot(const float* x, const float* y, int64_t n) {
-  constexpr int64_t kPiece = 16 * kVector;
-  const int64_t whole = n / kVector * kVector;
-  double total = 0.;
-  for (int64_t i = 0; i < whole; i += kPiece) {
-    Vec sums{};
-    for (int64_t j = i; j < min_of(whole, i + kPiece); j += kVector)
-      sums += load(x + j) * load(y + j);
-    total += sum(sums);
+  const int64_t whole = n / (kVector / 2) * (kVector / 2);
+  DoubleVec sums{};
+  for (int64_t i = 0; i < whole; i += kVector / 2) {
+    sums += load_doubles(x + i) * load_doubles(y + i);
   }
-  for (int64_t i = whole; i < n; i++) total += x[i] * y[i];
-  return total;
+  double result = sum(sums);
+  for (int64_t i = whole; i < n; i++) result += static_cast<double>(x[i]) * y[i];
+  return result;
 }
 
 // Polynomials for 2^f, |f| <= 1/2, highest power first: Taylor's to degree 7 (5e-9, for float32),
