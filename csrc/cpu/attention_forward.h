@@ -74,10 +74,6 @@ struct Scores {
 template <class T>
 constexpr float kHeadroom = sizeof(T) == 2 ? 8.f : 0.f;
 
-inline void scale_row(float* x, int64_t n, float factor) {
-  for (int64_t i = 0; i < n; i += kVector) store(x + i, load(x + i) * splat(factor));
-}
-
 // A row of dot products with `count` keys: p = exp2(slope * product + bias - highest), zeros up to
 // the padding of products over keys.
 template <class T>
@@ -96,8 +92,8 @@ inline void softmax_row(float* products, T* p, int64_t count, float slope, float
   if (any(most + splat(bias) > splat(highest + kHeadroom<T>))) {
     const float raised = max(most) + bias, shrink = exp2(highest - raised);
     highest = raised;
-    scale_row(total, kVector, shrink);
-    scale_row(out, out_size, shrink);
+    multiply(total, kVector, shrink);
+    multiply(out, out_size, shrink);
   }
   // A row whose logits are all -inf so far must not turn into -inf - -inf.
   const Vec shift = splat(bias - (highest == -__builtin_inff() ? 0.f : highest));

@@ -117,7 +117,8 @@ double peak_flops(DType dtype, const Pool& pool) {
         pool.threads,
         [](int64_t begin, int64_t end, void* p) {
           auto& at = *static_cast<Context*>(p);
-          for (int64_t i = begin; i < end; i++) at.done[i] = kernels().multiply(at.dtype, kTimes);
+          for (int64_t i = begin; i < end; i++)
+            at.done[i] = kernels().repeat_products(at.dtype, kTimes);
         },
         &context);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

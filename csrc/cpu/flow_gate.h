@@ -127,15 +127,14 @@ struct GateSums {
 };
 
 struct GateGradScratch {
-  Buffer<float> activation, activation_slope;  // [hidden_padded] of one row
-  Buffer<float> slope;                         // [kBlock, hidden] gradient of W1 n + b1
-  Buffer<float> slope_t;                       // [hidden, kBlock] the same, transposed
-  Buffer<float> normed;                        // panels of n
-  Buffer<float> grad_norm;                     // [kBlock, dim_padded] gradient of n
-  Buffer<float> fc1_weight;                    // gradient of W1 from one tile
+  Buffer<float> activation_slope;  // [hidden_padded] of one row
+  Buffer<float> slope;             // [kBlock, hidden] gradient of W1 n + b1
+  Buffer<float> slope_t;           // [hidden, kBlock] the same, transposed
+  Buffer<float> normed;            // panels of n
+  Buffer<float> grad_norm;         // [kBlock, dim_padded] gradient of n
+  Buffer<float> fc1_weight;        // gradient of W1 from one tile
   explicit GateGradScratch(const PackedGate& g)
-      : activation(g.hidden_padded),
-        activation_slope(g.hidden_padded),
+      : activation_slope(g.hidden_padded),
         slope(kBlock * g.hidden),
         slope_t(round_up(g.hidden, kTileRows) * kBlock),
         normed(kBlock * g.dim_padded),
@@ -155,12 +154,12 @@ inline void gate_backward(const PackedGate& g, const float* grad_logit, int64_t 
     sums.fc2_bias[0] += dl;
     for (int64_t j = 0; j < g.hidden_padded; j += kVector) {
       const Gelu gelu(load(u + j));
-      store(t.activation + j, gelu.value);
+      store(s.activation + j, gelu.value);
       store(t.activation_slope + j, gelu.slope);
     }
     for (int64_t j = 0; j < g.hidden; j++) {
       const float du = dl * g.w.fc2_weight[j] * t.activation_slope[j];
-      sums.fc2_weight[j] += dl * t.activation[j];
+      sums.fc2_weight[j] += dl * s.activation[j];
       sums.fc1_bias[j] += du;
       t.slope[i * g.hidden + j] = du;
       t.slope_t[j * kBlock + i] = du;

@@ -115,7 +115,7 @@ struct Kernels {
   void (*attention_backward)(const AttentionBackward&, const Pool&);
   void (*norm_rope_forward)(const NormRope&, const Pool&);
   void (*norm_rope_backward)(const NormRopeBackward&, const Pool&);
-  double (*multiply)(DType, int64_t times);  // see peak.h
+  double (*repeat_products)(DType, int64_t times);  // see peak.h
 };
 
 extern const Kernels kPortableKernels;

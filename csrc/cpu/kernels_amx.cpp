@@ -20,7 +20,7 @@ const Kernels kAmxKernels = {
     attention_backward,
     norm_rope_forward,
     norm_rope_backward,
-    multiply,
+    repeat_products,
 };
 
 }  // namespace genhoi::cpu

@@ -17,7 +17,7 @@ const Kernels kAvx2Kernels = {
     attention_backward,
     norm_rope_forward,
     norm_rope_backward,
-    multiply,
+    repeat_products,
 };
 
 }  // namespace genhoi::cpu

@@ -12,7 +12,7 @@ namespace genhoi::cpu {
 
 const Kernels kAvx512Kernels = {
     "avx512",          32 * GENHOI_VECTOR_FLOATS, attention_forward, attention_backward,
-    norm_rope_forward, norm_rope_backward,        multiply,
+    norm_rope_forward, norm_rope_backward,        repeat_products,
 };
 
 }  // namespace genhoi::cpu

@@ -14,7 +14,7 @@ namespace genhoi::cpu {
 
 const Kernels kAvx512Bf16Kernels = {
     "avx512bf16",      32 * GENHOI_VECTOR_FLOATS, attention_forward, attention_backward,
-    norm_rope_forward, norm_rope_backward,        multiply,
+    norm_rope_forward, norm_rope_backward,        repeat_products,
 };
 
 }  // namespace genhoi::cpu

@@ -107,7 +107,7 @@ inline void norm_rope_backward_row(const NormRopeBackward& call, int64_t b, int6
                                    float* angles, float* dweight) {
   const NormRope& in = call.in;
   const int64_t size = size_of(kType);
-  // body(d, n, place in the row, x, g) for all vectors of all heads.
+  // body(h, d, n, x, g) for all vectors [d, d + n) of all heads h; after_head() behind each head.
   const auto each = [&](const auto& body, const auto& after_head) {
     for (int64_t h = 0; h < in.heads; h++) {
       if (h == 0 || in.rope.frame_is_head) load_angles(in.rope, i, h, angles);

@@ -32,7 +32,7 @@ inline void repeat_steps(int64_t times, const Step& step) {
 }
 
 // Multiplies `times` times on this thread; returns the operations done, a multiply-add being two.
-inline double multiply_float32(int64_t times) {
+inline double repeat_float32(int64_t times) {
   Vec x = splat(1e-3f);
   const Vec y = splat(1.f);
   repeat_steps(times, [&](Vec& sum) {
@@ -43,7 +43,7 @@ inline double multiply_float32(int64_t times) {
 }
 
 #if GENHOI_BFLOAT16 == GENHOI_BFLOAT16_PAIRS
-inline double multiply_bfloat16(int64_t times) {
+inline double repeat_bfloat16(int64_t times) {
   BFloat16 ones[2 * kVector];
   for (BFloat16& x : ones) x = {0x3f80};
   const PairVec x = load_pairs(ones);
@@ -51,7 +51,7 @@ inline double multiply_bfloat16(int64_t times) {
   return 4. * kVector * kSums * static_cast<double>(times);
 }
 #elif GENHOI_BFLOAT16 == GENHOI_BFLOAT16_TILES
-inline double multiply_bfloat16(int64_t times) {
+inline double repeat_bfloat16(int64_t times) {
   const TileUnit unit;
   TILE_ZERO(4);
   TILE_ZERO(5);
@@ -66,12 +66,12 @@ inline double multiply_bfloat16(int64_t times) {
   return 4. * 2 * 16 * 16 * 32 * static_cast<double>(times);
 }
 #else
-inline double multiply_bfloat16(int64_t times) { return multiply_float32(times); }
+inline double repeat_bfloat16(int64_t times) { return repeat_float32(times); }
 #endif
 
 // float16 is multiplied as float32 on every instruction set here.
-double multiply(DType dtype, int64_t times) {
-  return dtype == DType::kBFloat16 ? multiply_bfloat16(times) : multiply_float32(times);
+double repeat_products(DType dtype, int64_t times) {
+  return dtype == DType::kBFloat16 ? repeat_bfloat16(times) : repeat_float32(times);
 }
 
 }  // namespace
