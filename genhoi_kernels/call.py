@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .gate import GateWeights
+from .mask_gate import MaskGate
 from .rope import HeadSlidingRope, VideoRope
 
 
@@ -34,6 +35,7 @@ class AttentionCall:
 class AttentionTensors:
     """The data of one ``reference_attention`` call, shapes as there; ``bits`` as MaskGate.bits.
 
+    mask_gate: the MaskGate whose bits these are, where the caller built one.
     Also holds the gradients of such data.
     """
 
@@ -45,6 +47,7 @@ class AttentionTensors:
     bits: Tensor | None
     ref_bias: Tensor | None
     gate: GateWeights | None
+    mask_gate: MaskGate | None = None
 
 
 @dataclass(frozen=True)

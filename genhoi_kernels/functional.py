@@ -140,7 +140,7 @@ def _checked(
             f"is given; rotate them first and pass rope=None"
         )
     checks.check_references(q, k_ref, v_ref)
-    lengths, bits = _segments(q, k_ref, mask, ref_lengths, ref_bias, ref_rope)
+    lengths, bits, built = _segments(q, k_ref, mask, ref_lengths, ref_bias, ref_rope)
     if gate is not None:
         checks.check_gate(gate, q)
     weights = [] if gate is None else list(gate)
@@ -156,6 +156,7 @@ def _checked(
         bits=bits,
         ref_bias=ref_bias,
         gate=weights,
+        mask_gate=[] if built is None else [built.tile_bits, built.rows, built.row_counts],
         ref_lengths=lengths,
         rope=rope_ints,
         rope_floats=rope_floats,
@@ -176,8 +177,8 @@ def _segments(
     ref_lengths: Sequence[int] | None,
     ref_bias: Tensor | None,
     ref_rope: HeadSlidingRope | None,
-) -> tuple[tuple[int, ...], Tensor | None]:
-    """Check what describes the references; returns their lengths and the mask's bits."""
+) -> tuple[tuple[int, ...], Tensor | None, MaskGate | None]:
+    """Check what describes the references; returns lengths, the mask's bits, the gate if built."""
     described = {
         "mask": mask, "ref_lengths": ref_lengths, "ref_bias": ref_bias, "ref_rope": ref_rope,
     }  # fmt: skip
@@ -185,15 +186,17 @@ def _segments(
         for name, value in described.items():
             if value is not None:
                 raise ValueError(f"{name}: got a value without k_ref, wanted None or k_ref, v_ref")
-        return (), None
+        return (), None, None
     checks.check_ref_rope("ref_rope", ref_rope, k_ref)
     lengths = checks.check_segments(k_ref, ref_lengths, ref_rope)
     if ref_bias is not None:
         checks.check_ref_bias(ref_bias, q, len(lengths))
     if mask is None:
-        return lengths, None
+        return lengths, None, None
     checks.check_mask(mask, q, len(lengths))
-    return lengths, mask.bits if isinstance(mask, MaskGate) else mask_bits(mask)
+    if isinstance(mask, MaskGate):
+        return lengths, mask.bits, mask
+    return lengths, mask_bits(mask), None
 
 
 def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None, str]:

@@ -41,20 +41,19 @@ def mask_bits(mask: Tensor) -> Tensor:
 class MaskGate:
     """A mask made ready once a clip, so that no later call has to synchronise with the host.
 
+    No shape depends on the mask's values: compiled programs take any gate of one size.
+
     Attributes:
         bits: ``[B or 1, N]`` int32; bit r: this row sees reference r.
         tile_bits: ``[B or 1, ceil(N / TILE_ROWS)]`` int32; the OR of a tile's bits.
-        rows: ``[rows that see anything]`` int64; their indices, sample after sample.
-        row_offsets: ``[1 + (B or 1)]`` int32; sample b owns
-            rows[row_offsets[b]:row_offsets[b + 1]].
-        max_rows: most rows of any sample that see anything (a host number).
+        rows: ``[B or 1, N]`` int32; row numbers, those that see anything first, else in order.
+        row_counts: ``[B or 1]`` int64, on the CPU always; how many rows see anything.
     """
 
     bits: Tensor
     tile_bits: Tensor
     rows: Tensor
-    row_offsets: Tensor
-    max_rows: int
+    row_counts: Tensor
 
     @staticmethod
     def build(mask: Tensor) -> MaskGate:
@@ -65,15 +64,11 @@ class MaskGate:
         """
         bits = mask_bits(mask)
         seen = bits != 0
-        counts = seen.sum(1)
-        offsets = torch.zeros(len(bits) + 1, dtype=torch.int32, device=bits.device)
-        offsets[1:] = counts.cumsum(0)
         return MaskGate(
             bits=bits,
-            tile_bits=_tile_bits(bits),
-            rows=seen.nonzero()[:, 1].contiguous(),
-            row_offsets=offsets,
-            max_rows=int(counts.max()) if len(bits) else 0,
+            tile_bits=tile_bits(bits),
+            rows=(~seen).byte().argsort(dim=1, stable=True).to(torch.int32),
+            row_counts=seen.sum(1).cpu(),
         )
 
     def to(self, device: torch.device | str) -> MaskGate:
@@ -82,12 +77,12 @@ class MaskGate:
             bits=self.bits.to(device),
             tile_bits=self.tile_bits.to(device),
             rows=self.rows.to(device),
-            row_offsets=self.row_offsets.to(device),
-            max_rows=self.max_rows,
+            row_counts=self.row_counts,
         )
 
 
-def _tile_bits(bits: Tensor) -> Tensor:
+def tile_bits(bits: Tensor) -> Tensor:
+    """OR of the bits ``[B or 1, N]`` of each TILE_ROWS rows; no synchronisation."""
     batch, rows = bits.shape
     tiles = -(-rows // TILE_ROWS)
     padded = bits.new_zeros(batch, tiles * TILE_ROWS)

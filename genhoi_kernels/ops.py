@@ -17,6 +17,7 @@ from torch import Tensor
 from . import registry
 from .call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
 from .gate import GateWeights
+from .mask_gate import MaskGate
 from .reference import wide_dtype
 from .rope import decode_ref_rope, decode_rope, decode_video_rope
 
@@ -27,7 +28,10 @@ _VMAP_REFUSAL = (
 
 
 class AttentionArguments(NamedTuple):
-    """The forward operator's arguments, by name."""
+    """The forward operator's arguments, by name.
+
+    mask_gate: tile_bits, rows and row_counts of a MaskGate, or nothing.
+    """
 
     q: Tensor
     k: Tensor
@@ -37,6 +41,7 @@ class AttentionArguments(NamedTuple):
     bits: Tensor | None
     ref_bias: Tensor | None
     gate: Sequence[Tensor]
+    mask_gate: Sequence[Tensor]
     ref_lengths: Sequence[int]
     rope: Sequence[int]
     rope_floats: Sequence[float]
@@ -67,8 +72,12 @@ def attention_call(arguments: AttentionArguments) -> AttentionCall:
 
 def _attention_tensors(arguments: AttentionArguments) -> AttentionTensors:
     """The part of the arguments that is data."""
-    gate = GateWeights(*arguments.gate) if arguments.gate else None
-    return AttentionTensors(*arguments[:7], gate=gate)
+    a = arguments
+    gate = GateWeights(*a.gate) if a.gate else None
+    built = None
+    if a.mask_gate and a.bits is not None:
+        built = MaskGate(a.bits, *a.mask_gate)
+    return AttentionTensors(*a[:7], gate=gate, mask_gate=built)
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:
@@ -79,7 +88,7 @@ def _no_autocast(device: torch.device) -> torch.autocast:
 # The fields of AttentionArguments, as the operators' schemas spell them.
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, Tensor? ref_bias, "
-    "Tensor[] gate, SymInt[] ref_lengths, SymInt[] rope, float[] rope_floats, SymInt[] ref_rope, "
+    "Tensor[] gate, Tensor[] mask_gate, SymInt[] ref_lengths, SymInt[] rope, float[] rope_floats, SymInt[] ref_rope, "
     "float[] ref_rope_floats, str gate_mode, float scale, bool needs_grad, str? backend"
 )
 
@@ -165,9 +174,10 @@ def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     a = AttentionArguments(*inputs)
     out, lse, _, ungated = output
     o = ungated if a.gate_mode == "token" else out
-    # The first seven are tensors, then come the gate's, then options.
-    ctx.save_for_backward(o, lse, *a[:7], *a.gate)
-    ctx.options = a[8:]
+    # The first seven are tensors, then come two lists of them, then options.
+    ctx.save_for_backward(o, lse, *a[:7], *a.mask_gate, *a.gate)
+    ctx.mask_gate_size = len(a.mask_gate)
+    ctx.options = a[9:]
 
 
 def _attention_vjp(
@@ -177,13 +187,17 @@ def _attention_vjp(
     grad_gate_sum: Tensor | None,
     grad_ungated: Tensor | None,
 ) -> tuple[Any, ...]:
-    o, lse, q, k, v, k_ref, v_ref, bits, ref_bias, *gate = ctx.saved_tensors
-    tensors = (q, k, v, k_ref, v_ref, bits, ref_bias, gate)
+    o, lse, *saved = ctx.saved_tensors
+    tensors, lists = saved[:7], saved[7:]
+    mask_gate, gate = lists[: ctx.mask_gate_size], lists[ctx.mask_gate_size :]
     found = iter(
-        attention_backward(grad_out, grad_lse, grad_gate_sum, o, lse, *tensors, *ctx.options)
+        attention_backward(
+            grad_out, grad_lse, grad_gate_sum, o, lse, *tensors, gate, mask_gate, *ctx.options
+        )
     )
-    grads = [None if x is None or x is bits else next(found) for x in tensors[:-1]]
-    return (*grads, list(found), *_no_grads(ctx.options))
+    bits = tensors[5]
+    grads = [None if x is None or x is bits else next(found) for x in tensors]
+    return (*grads, list(found), [None] * len(mask_gate), *_no_grads(ctx.options))
 
 
 attention.register_autograd(_attention_vjp, setup_context=_attention_setup)

@@ -29,11 +29,11 @@ def test_fields(dtype: torch.dtype, batch: int, rows: int) -> None:
     tiles = -(-rows // TILE_ROWS)
     assert gate.bits.shape == (batch, rows) and gate.bits.dtype == torch.int32
     assert gate.tile_bits.shape == (batch, tiles) and gate.tile_bits.dtype == torch.int32
-    assert gate.rows.dtype == torch.int64 and gate.row_offsets.dtype == torch.int32
+    assert gate.rows.shape == (batch, rows) and gate.rows.dtype == torch.int32
 
-    seen: list[int] = []
-    offsets, most = [0], 0
+    counts = []
     for b in range(batch):
+        seen: list[int] = []
         by_tile = [0] * tiles
         for i in range(rows):
             value = mask[b, i].item()
@@ -44,19 +44,17 @@ def test_fields(dtype: torch.dtype, batch: int, rows: int) -> None:
             if bits:
                 seen.append(i)
         assert [bits % 2**32 for bits in gate.tile_bits[b].tolist()] == by_tile
-        offsets.append(len(seen))
-        most = max(most, offsets[-1] - offsets[-2])
-    assert gate.rows.tolist() == seen
-    assert gate.row_offsets.tolist() == offsets
-    assert gate.max_rows == most and isinstance(gate.max_rows, int)
+        counts.append(len(seen))
+        assert gate.rows[b].tolist() == seen + [i for i in range(rows) if i not in seen]
+    assert gate.row_counts.tolist() == counts and gate.row_counts.device.type == "cpu"
 
 
 @pytest.mark.parametrize("fill", [0, 1])
 def test_all_or_nothing(fill: int) -> None:
     gate = MaskGate.build(torch.full((2, 130), bool(fill)))
-    assert gate.max_rows == 130 * fill and len(gate.rows) == 260 * fill
     assert gate.tile_bits.tolist() == [[-fill] * 3] * 2
-    assert gate.row_offsets.tolist() == [0, 130 * fill, 260 * fill]
+    assert gate.rows.tolist() == [list(range(130))] * 2
+    assert gate.row_counts.tolist() == [130 * fill] * 2
 
 
 def test_high_bit_survives() -> None:
@@ -69,17 +67,17 @@ def test_high_bit_survives() -> None:
         gate = MaskGate.build(mask)
         assert gate.bits.tolist() == [[-(1 << 31), 0]]
         assert gate.tile_bits.tolist() == [[-(1 << 31)]]
-        assert gate.rows.tolist() == [0]
+        assert gate.rows[0, 0] == 0 and gate.row_counts.tolist() == [1]
 
 
 def test_to_moves_every_tensor() -> None:
     gate = MaskGate.build(draw(torch.uint8, 2, 100))
     for device in ("meta", torch.device("meta")):
         moved = gate.to(device)
-        for name in ("bits", "tile_bits", "rows", "row_offsets"):
+        for name in ("bits", "tile_bits", "rows"):
             x, y = getattr(gate, name), getattr(moved, name)
             assert y.device.type == "meta" and (y.shape, y.dtype) == (x.shape, x.dtype), name
-        assert moved.max_rows == gate.max_rows
+        assert torch.equal(moved.row_counts, gate.row_counts)
     same = gate.to("cpu")
     assert torch.equal(same.bits, gate.bits) and torch.equal(same.rows, gate.rows)
 

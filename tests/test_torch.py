@@ -11,7 +11,6 @@ from torch import Tensor
 import genhoi_kernels as gk
 from genhoi_kernels import ops
 from genhoi_kernels.gate import gate_shapes
-from genhoi_kernels.mask_gate import mask_bits
 from genhoi_kernels.rope import encode_rope
 
 GRID, REFS, HEADS, DIM = (3, 2, 3), ((2, 2), (1, 3)), 4, 16
@@ -54,8 +53,10 @@ def op_arguments(dtype: torch.dtype, backend: str, *, gate_mode: str, grad: bool
     gate = [] if gate_mode == "none" else [w.requires_grad_(grad) for w in gate_weights()]
     bias = torch.randn(2, generator=torch.Generator().manual_seed(3)).requires_grad_(grad)
     rope = (*encode_rope(ROPE), *encode_rope(REF_ROPE))
+    built = gk.MaskGate.build(a_mask())
+    mask_gate = [built.tile_bits, built.rows, built.row_counts]
     return (
-        *tensors, mask_bits(a_mask()), bias, gate, [4, 3], *rope, gate_mode, 0.25, True, backend
+        *tensors, built.bits, bias, gate, mask_gate, [4, 3], *rope, gate_mode, 0.25, True, backend
     )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_opcheck_attention(backend: str, dtype: torch.dtype, gate_mode: str) -> 
 def test_opcheck_attention_with_nothing_optional(backend: str) -> None:
     q, k, v, _, _ = inputs(grad=True)
     arguments = (
-        q, k, v, None, None, None, None, [], [], [], [], [], [], "none", 0.25, True, backend
+        q, k, v, None, None, None, None, [], [], [], [], [], [], [], "none", 0.25, True, backend
     )  # fmt: skip
     torch.library.opcheck(ops.attention, arguments)
 
