@@ -1,42 +1,90 @@
-"""An emulated GPU for PyTorch: custom CUDA and Triton kernels run through their real launch path on a machine without a GPU.
+"""An emulated GPU for PyTorch: custom CUDA and Triton kernels run without a GPU.
 
-import emugpu
-emugpu.install(cc=80)                # before torch is imported
-import torch
-torch.ops.my.op(torch.randn(64, device='cuda'))
+Their launches take the real path (dispatcher, device guard, stream, nvcc's stubs or Triton's
+driver), and the PTX emulator executes them::
+
+    import emugpu
+    emugpu.install(80)  # before torch is imported
+    import torch
+    torch.ops.my.op(torch.randn(64, device="cuda"))
 """
 
 import contextlib
-import os
-import sys
+from collections.abc import Iterator
+from typing import Any
 
-from . import runtime
-from .ptxemu import Deadlock, EmuError, Misaligned, OutOfBounds, RaceError, UninitError, Unsupported
-from .runtime import (
-    EmulatedGPUError,
-    LaunchError,
-    NotEmulated,
-    check,
-    clear,
-    hooks,
-    launches,
-    options,
-    pending,
-    register_cubin,
-    register_ptx,
+from . import launch, libraries
+from .build import build
+from .errors import EmulatedGPUError, LaunchError, NotEmulatedError
+from .images import register_cubin, register_ptx
+from .launch import check, clear, pending
+from .libraries import hooks, launches, options
+from .ptxemu import (
+    DeadlockError,
+    EmuError,
+    MisalignedError,
+    OutOfBoundsError,
+    RaceError,
+    UninitError,
+    UnsupportedError,
 )
 
-_installed = False
+__all__ = [
+    "DeadlockError",
+    "EmuError",
+    "EmulatedGPUError",
+    "LaunchError",
+    "MisalignedError",
+    "NotEmulatedError",
+    "OutOfBoundsError",
+    "RaceError",
+    "UninitError",
+    "UnsupportedError",
+    "check",
+    "checks",
+    "clear",
+    "exact_errors",
+    "hooks",
+    "install",
+    "installed",
+    "launches",
+    "max_memory_allocated",
+    "memory_allocated",
+    "options",
+    "pending",
+    "preload",
+    "record",
+    "register_cubin",
+    "register_ptx",
+    "reset_peak_memory",
+]
 
 
-def install(cc=None, *, devices=None, poison=True, capacity=None, aten=True, triton=True, **opts):
-    """Make this process see one emulated GPU. aten=False leaves torch's own operators alone (their kernels then raise)."""
-    global _installed
-    options.update(opts)
-    if _installed:
+def installed() -> bool:
+    """Whether this process has an emulated GPU."""
+    return libraries.core is not None
+
+
+def install(
+    capability: int | None = None,
+    *,
+    devices: int | None = None,
+    poison: bool = True,
+    capacity: int | None = None,
+    aten: bool = True,
+    triton: bool = True,
+    **settings: Any,
+) -> None:
+    """Make this process see an emulated GPU of a compute capability: 80, 90.
+
+    poison: fill new memory with NaN. capacity: bytes of memory. aten=False leaves torch's own
+    operators alone (their kernels then raise). settings: as for ``checks``. Raises
+    EmulatedGPUError if torch has no CUDA, or has been imported already.
+    """
+    options.update(settings)
+    if not libraries.load(capability, poison, capacity, devices):
         return
-    runtime.load(cc, poison, capacity, devices)
-    _installed = True
+    launch.start()
     import torch
 
     if not torch.cuda.is_available():
@@ -53,10 +101,10 @@ def install(cc=None, *, devices=None, poison=True, capacity=None, aten=True, tri
 
 
 @contextlib.contextmanager
-def checks(**kw):
-    """Emulator options for a block: racecheck, initcheck ('record' or 'raise'), schedule, max_issues, eager_wgmma."""
+def checks(**settings: Any) -> Iterator[None]:
+    """Options for a block: racecheck, initcheck ("record", "raise"), schedule, max_issues, ..."""
     old = dict(options)
-    options.update(kw)
+    options.update(settings)
     try:
         yield
     finally:
@@ -64,47 +112,53 @@ def checks(**kw):
 
 
 @contextlib.contextmanager
-def record():
-    """Collect the launches of a block: dicts of kernel, grid, block, smem, report, seconds."""
-    got = []
-    hooks.append(got.append)
+def record() -> Iterator[list[dict[str, Any]]]:
+    """Collect the launches of a block: dicts of kernel, grid, block, smem, report, seconds, ..."""
+    collected: list[dict[str, Any]] = []
+    hook = collected.append
+    hooks.append(hook)
     try:
-        yield got
+        yield collected
     finally:
-        hooks.remove(got.append)
+        hooks.remove(hook)
 
 
 @contextlib.contextmanager
-def exact_errors():
-    """Re-raise the emulator's own exception where C++ turned it into a RuntimeError, or raise it where nobody looked at the error."""
+def exact_errors() -> Iterator[None]:
+    """Raise the emulator's own exception.
+
+    Also where C++ turned it into a RuntimeError, and where nobody looked at the error.
+    """
     try:
         yield
-    except Exception as e:
-        seen = runtime.core.emuSurfaced()
-        p = clear()
-        if p is not None and p is not e and (not seen or "[emulated GPU]" in str(e)):
-            raise p from e
+    except Exception as error:
+        seen = libraries.core.emuSurfaced()
+        own = clear()
+        ours = not seen or "[emulated GPU]" in str(error)
+        if own is not None and own is not error and ours:
+            raise own from error
         raise
-    seen = runtime.core.emuSurfaced()
-    p = clear()
-    if p is not None and not seen:
-        raise p
+    seen = libraries.core.emuSurfaced()
+    own = clear()
+    if own is not None and not seen:
+        raise own
 
 
-def memory_allocated():
-    return runtime.core.emuLiveBytes()
+def memory_allocated() -> int:
+    """Bytes of all live tensors' storages."""
+    return libraries.core.emuLiveBytes()
 
 
-def max_memory_allocated():
-    return runtime.core.emuPeakBytes()
+def max_memory_allocated() -> int:
+    """The most of them since ``reset_peak_memory``."""
+    return libraries.core.emuPeakBytes()
 
 
-def reset_peak_memory():
-    runtime.core.emuResetPeak()
+def reset_peak_memory() -> None:
+    """Begin anew with ``max_memory_allocated``."""
+    libraries.core.emuResetPeak()
 
 
-def preload():
+def preload() -> str:
     """LD_PRELOAD value for processes that cannot import emugpu first."""
-    from .build import build
-
     return " ".join(map(str, build()))

@@ -1,4 +1,4 @@
-"""python -m emugpu [--cc 80] [--devices N] [--racecheck] script.py args...: run a script on the emulated GPU."""
+"""Run a script on the emulated GPU: ``python -m emugpu [--cc 80] [--racecheck] script.py ...``."""
 
 import argparse
 import runpy
@@ -6,20 +6,25 @@ import sys
 
 import emugpu
 
-p = argparse.ArgumentParser(prog="python -m emugpu")
-p.add_argument("--cc", type=int)
-p.add_argument("--devices", type=int)
-p.add_argument(
-    "--racecheck",
-    action="store_true",
-    help="raise on races and uninitialised reads of shared memory",
-)
-p.add_argument("script")
-p.add_argument("args", nargs=argparse.REMAINDER)
-a = p.parse_args()
-emugpu.install(
-    a.cc, devices=a.devices, **(dict(racecheck="raise", initcheck="raise") if a.racecheck else {})
-)
-sys.argv = [a.script, *a.args]
-with emugpu.exact_errors():
-    runpy.run_path(a.script, run_name="__main__")
+
+def main() -> None:
+    """Parse the command line and run the script."""
+    parser = argparse.ArgumentParser(prog="python -m emugpu")
+    parser.add_argument("--cc", type=int, help="compute capability (default: 80)")
+    parser.add_argument("--devices", type=int, help="number of devices (default: 1)")
+    parser.add_argument(
+        "--racecheck",
+        action="store_true",
+        help="raise on races and uninitialised reads of shared memory",
+    )
+    parser.add_argument("script")
+    parser.add_argument("args", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    settings = {"racecheck": "raise", "initcheck": "raise"} if given.racecheck else {}
+    emugpu.install(given.cc, devices=given.devices, **settings)
+    sys.argv = [given.script, *given.args]
+    with emugpu.exact_errors():
+        runpy.run_path(given.script, run_name="__main__")
+
+
+main()

@@ -16,7 +16,7 @@ LIBRARIES = ("libemugpu.so", "libcudart.so.13", "libcuda.so.1")
 
 
 def cuda_home() -> Path | None:
-    """The CUDA toolkit: $CUDA_HOME, else where nvcc lies, else /usr/local/cuda; None without one."""
+    """The CUDA toolkit: $CUDA_HOME, else around nvcc, else /usr/local/cuda; None without one."""
     compiler = shutil.which("nvcc")
     # resolve(): nvcc on PATH may be a link into the toolkit.
     beside = Path(compiler).resolve().parents[1] if compiler else None

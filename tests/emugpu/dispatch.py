@@ -1,406 +1,366 @@
 """torch's own CUDA operators, run by the CPU kernels on the same memory.
 
-Every aten operator with a CUDA (or composite) kernel gets an override on the CUDA dispatch key: tensors are aliased as CPU
-tensors of the same storage, the operator is called again, and new results are copied into fresh CUDA tensors. It sits
-below autograd, so forward, backward (also on autograd's device thread) and calls from C++ code all pass through it, while
-custom operators (any other namespace) and Triton launches take the real CUDA path.
+Every aten operator with a CUDA (or composite) kernel gets an override on the CUDA dispatch key:
+tensors are aliased as CPU tensors of the same storage, the operator is called again, and new
+results are copied into fresh CUDA tensors. It sits below autograd, so forward, backward (also on
+autograd's device thread) and calls from C++ code all pass through it, while custom operators (any
+other namespace) and Triton launches take the real CUDA path.
 """
 
+import contextlib
 import ctypes
 import functools
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch._decomp
+from torch import Tensor
 
-from . import runtime
+from . import launch, libraries
+from .errors import NotEmulatedError
+from .operator_lists import EXTRA, KEEP, KEEP_PREFIXES, MIXED
 
-stats = {}  # operator -> calls
-missing = []  # operators with a CUDA kernel only
-_lib = None
+stats: dict[str, int] = {}  # operator -> calls
+missing: list[str] = []  # operators with a CUDA kernel only
+_library: torch.library.Library | None = None
+_generators: dict[int, tuple[torch.Generator, int, torch.Generator]] = {}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def exact(f):
-    """Raise the emulator's own exception where C++ code turned it into a RuntimeError or did not look at the error."""
+def exact(function: Function) -> Function:
+    """Raise the emulator's own exception.
 
-    @functools.wraps(f)
-    def g(*a, **k):
+    Also where C++ turned it into a RuntimeError, or did not look at the error.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            r = f(*a, **k)
-        except Exception as e:
-            p = runtime.clear()
-            if p is not None and p is not e:
-                raise p from e
+            result = function(*args, **kwargs)
+        except Exception as error:
+            own = launch.clear()
+            if own is not None and own is not error:
+                raise own from error
             raise
-        if runtime.core.emuError():
-            runtime.check()
-        return r
-
-    return g
-
-
-def extents(args):
-    """(address, bytes) spanned by each CUDA tensor among (nested) arguments."""
-    for x in args:
-        if isinstance(x, (tuple, list)):
-            yield from extents(x)
-        elif isinstance(x, torch.Tensor) or hasattr(x, "base"):
-            t = x if isinstance(x, torch.Tensor) else x.base  # TensorDescriptor, TensorWrapper
-            if (
-                type(t) in (torch.Tensor, torch.nn.Parameter)
-                and t.is_cuda
-                and t.layout is torch.strided
-                and t.numel()
-            ):
-                hi = sum((n - 1) * s for n, s in zip(t.shape, t.stride()))
-                yield t.data_ptr(), (hi + 1) * t.element_size()
-
-
-class bounded:
-    """While a launch is under way, these tensors are all that may be touched of their storages."""
-
-    def __init__(self, args):
-        self.args = args
-
-    def __enter__(self):
-        self.old = getattr(runtime.views, "extents", None)
-        runtime.views.extents = list(extents(self.args))
-
-    def __exit__(self, *e):
-        runtime.views.extents = self.old
-
-
-def _custom(f):
-    g = exact(f)
-
-    @functools.wraps(f)
-    def call(self, *a, **k):
-        n = getattr(self, "_qualified_op_name", None) or getattr(self, "namespace", "") + "::"
-        if n.startswith(("aten::", "prims::", "prim::")):
-            return f(self, *a, **k)
-        with bounded((*a, *k.values())):
-            return g(self, *a, **k)
+        if libraries.core.emuError():
+            launch.check()
+        return result
 
     return call
 
 
-KEEP = {
-    "set_",
-    "set",
-    "empty.memory_format",
-    "empty_strided",
-    "empty_like",
-    "new_empty",
-    "new_empty_strided",
-    "resize_",
-    "resize_as_",
-    "_resize_output_",
-    "record_stream",
-    "_efficientzerotensor",
-    "is_pinned",
-    "_pin_memory",
-    "is_set_to",
-    "_lazy_clone",
-    "lift",
-    "lift_fresh",
-    "_has_same_storage_numel",
-    "sym_size",
-    "sym_stride",
-    "sym_numel",
-    "sym_storage_offset",
-    "_reshape_alias",
-    "_cuda_getCurrentRawStream",
-    "is_same_size",
-    "_fw_primal",
-    "_make_dual",
-    "data",
-    "rename_",
-    "retain_grad",
-    "_version",
-    "requires_grad_",
-    "output_nr",
-    "is_leaf",
-    "set_data",
-    "_backward",
-    "size",
-    "stride",
-    "dim",
-    "is_coalesced",
-}
-MIXED = {
-    "copy_",
-    "_to_copy",
-    "index",
-    "index_put",
-    "index_put_",
-    "_index_put_impl_",
-    "_unsafe_index",
-    "_unsafe_index_put",
-    "_copy_from",
-    "_copy_from_and_resize",
-    "pin_memory",
-    "_local_scalar_dense",
-    "_pack_padded_sequence",
-    "_ctc_loss",
-    "_unsafe_masked_index",
-    "_unsafe_masked_index_put_accumulate",
-}
+def extents(args: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) spanned by each CUDA tensor among (nested) arguments."""
+    for arg in args:
+        if isinstance(arg, (tuple, list)):
+            yield from extents(arg)
+        elif isinstance(arg, Tensor) or hasattr(arg, "base"):
+            # base: of Triton's TensorDescriptor and TensorWrapper
+            tensor = arg if isinstance(arg, Tensor) else arg.base
+            if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.is_cuda:
+                continue
+            if tensor.layout is torch.strided and tensor.numel():
+                sizes = zip(tensor.shape, tensor.stride(), strict=True)
+                last = sum((size - 1) * stride for size, stride in sizes)
+                yield tensor.data_ptr(), (last + 1) * tensor.element_size()
 
 
-def cpu_alias(t):
-    """A CPU tensor on the memory of a CUDA tensor."""
-    if t.layout is not torch.strided:
-        raise runtime.NotEmulated(f"{t.layout} CUDA tensors are not supported on the emulated GPU")
-    st = t.untyped_storage()
-    n = st.nbytes()
-    out = torch.empty(0, dtype=t.dtype)
-    if n:
-        base = torch.frombuffer((ctypes.c_uint8 * n).from_address(st.data_ptr()), dtype=torch.uint8)
-        out.set_(base.untyped_storage(), t.storage_offset(), t.size(), t.stride())
+@contextlib.contextmanager
+def bounded(args: Iterable[Any]) -> Iterator[None]:
+    """While a launch is under way, these tensors are all that may be touched of their storages."""
+    old = getattr(libraries.views, "extents", None)
+    libraries.views.extents = list(extents(args))
+    try:
+        yield
+    finally:
+        libraries.views.extents = old
+
+
+def _watch_custom(call: Function) -> Function:
+    """Calls of custom operators with exact errors, and bounded to their tensors."""
+    exact_call = exact(call)
+
+    @functools.wraps(call)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = getattr(self, "_qualified_op_name", None) or getattr(self, "namespace", "") + "::"
+        if name.startswith(("aten::", "prims::", "prim::")):
+            return call(self, *args, **kwargs)
+        with bounded((*args, *kwargs.values())):
+            return exact_call(self, *args, **kwargs)
+
+    return watched
+
+
+def cpu_alias(tensor: Tensor) -> Tensor:
+    """A CPU tensor on the memory of a CUDA tensor. Raises NotEmulatedError for sparse ones."""
+    if tensor.layout is not torch.strided:
+        raise NotEmulatedError(
+            f"{tensor.layout} CUDA tensors are not supported on the emulated GPU"
+        )
+    storage = tensor.untyped_storage()
+    size = storage.nbytes()
+    if size:
+        memory = (ctypes.c_uint8 * size).from_address(storage.data_ptr())
+        base = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+        alias = torch.empty(0, dtype=tensor.dtype)
+        alias.set_(base, tensor.storage_offset(), tensor.size(), tensor.stride())
     else:
-        out = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype)
-    if t.is_conj():
-        out = torch._conj(out)
-    if t.is_neg():
-        out = torch._neg_view(out)
-    return out
+        alias = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+    if tensor.is_conj():
+        alias = torch._conj(alias)
+    if tensor.is_neg():
+        alias = torch._neg_view(alias)
+    return alias
 
 
-def to_cuda(t, device):
+def to_cuda(tensor: Tensor, device: torch.device) -> Tensor:
     """A fresh CUDA tensor of the same strides (own allocation) with the values of a CPU tensor."""
-    out = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=device)
-    if t.numel():
-        n = out.untyped_storage().nbytes()
-        src = (
-            t
-            if t.storage_offset() == 0 and t.untyped_storage().nbytes() == n
-            else torch.empty_strided(t.size(), t.stride(), dtype=t.dtype).copy_(
-                t.resolve_conj().resolve_neg()
-            )
-        )
-        if src.is_conj() or src.is_neg():
-            src = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype).copy_(
-                t.resolve_conj().resolve_neg()
-            )
-        ctypes.memmove(out.data_ptr(), src.data_ptr(), n)
-    return out
+    like = (tensor.size(), tensor.stride())
+    result = torch.empty_strided(*like, dtype=tensor.dtype, device=device)
+    if not tensor.numel():
+        return result
+    size = result.untyped_storage().nbytes()
+    whole = tensor.storage_offset() == 0 and tensor.untyped_storage().nbytes() == size
+    if not whole or tensor.is_conj() or tensor.is_neg():
+        plain = tensor.resolve_conj().resolve_neg()
+        tensor = torch.empty_strided(*like, dtype=tensor.dtype).copy_(plain)
+    ctypes.memmove(result.data_ptr(), tensor.data_ptr(), size)
+    return result
 
 
-_gens = {}
+def cpu_generator(generator: torch.Generator) -> torch.Generator:
+    """The CPU generator that stands for a CUDA one; seeded anew when that is."""
+    seed = generator.initial_seed()
+    known = _generators.get(id(generator))
+    if known is None or known[1] != seed:
+        # The CUDA generator is kept: its id must not be given to another one.
+        known = (torch.Generator().manual_seed(seed % (1 << 63)), seed, generator)
+        _generators[id(generator)] = known
+    return known[0]
 
 
-def cpu_generator(g):
-    c = _gens.get(id(g))
-    if c is None or c[1] != g.initial_seed():
-        _gens[id(g)] = c = (
-            torch.Generator().manual_seed(g.initial_seed() % (1 << 63)),
-            g.initial_seed(),
-            g,
-        )
-    return c[0]
-
-
-# operators with a CUDA kernel only, written with others (beyond torch's decomposition table)
-EXTRA = {
-    "mm.dtype": lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
-    "bmm.dtype": lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype),
-    "addmm.dtype": lambda c, a, b, out_dtype, *, beta=1, alpha=1: (
-        beta * c.to(out_dtype) + alpha * (a.to(out_dtype) @ b.to(out_dtype))
-    ),
-    "baddbmm.dtype": lambda c, a, b, out_dtype, *, beta=1, alpha=1: (
-        beta * c.to(out_dtype) + alpha * (a.to(out_dtype) @ b.to(out_dtype))
-    ),
-}
-
-
-def _override(op, name, run=None):
-    run = run or op
-    schema = op._schema
-    base = name.split(".")[0]
-    argpos = {a.name: i for i, a in enumerate(schema.arguments)}
+def _written_arguments(schema: Any) -> tuple[bool, list[str | None]]:
+    """Whether arguments are written, and for each result the argument that it is."""
     writes = {}  # alias set -> argument
-    for a in schema.arguments:
-        if a.alias_info is not None and a.alias_info.is_write:
-            for s in a.alias_info.before_set:
-                writes[s] = a.name
-    rets = []
-    for r in schema.returns:
-        n = None
-        if r.alias_info is not None:
-            for s in list(r.alias_info.before_set) + list(r.alias_info.after_set):
-                n = writes.get(s, n)
-        rets.append(n)
-    mixed_ok = base in MIXED
-    mutated = [a.name for a in schema.arguments if a.name in writes.values()]
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for alias in argument.alias_info.before_set:
+                writes[alias] = argument.name
+    results: list[str | None] = []
+    for result in schema.returns:
+        name = None
+        if result.alias_info is not None:
+            for alias in [*result.alias_info.before_set, *result.alias_info.after_set]:
+                name = writes.get(alias, name)
+        results.append(name)
+    return bool(writes), results
 
-    def impl(*args, **kw):
-        stats[name] = stats.get(name, 0) + 1
-        aliases, pairs, cpu, others = {}, [], [], []
-        cuda = None
 
-        def conv(x):
-            nonlocal cuda
-            if isinstance(x, torch.Tensor):
-                if x.device.type == "cuda":
-                    if x.dim() or cuda is None:
-                        if cuda is not None and cuda != x.device and others and not mixed_ok:
-                            raise RuntimeError(
-                                f"Expected all tensors to be on the same device, but {base} got {cuda} and {x.device}"
-                            )
-                        cuda = x.device
-                        others.append(x) if x.dim() else None
-                    c = cpu_alias(x)
-                    if c.numel():
-                        aliases[c.untyped_storage().data_ptr()] = x
-                    pairs.append((x, c))
-                    return c
-                if x.dim():
-                    cpu.append(x)
-                return x
-            if isinstance(x, (list, tuple)):
-                return type(x)(conv(y) for y in x)
-            if isinstance(x, torch.device) and x.type == "cuda":
-                return torch.device("cpu")
-            if isinstance(x, torch.Generator) and x.device.type == "cuda":
-                return cpu_generator(x)
-            return x
+class _Arguments:
+    """One call's arguments on their way to the CPU, and its results on their way back."""
 
-        a2 = [conv(x) for x in args]
-        k2 = {k: conv(v) for k, v in kw.items()}
-        target = kw.get("device")
-        to = target if isinstance(target, torch.device) else cuda or torch.device("cuda")
-        if to.type == "cuda" and to.index is None:
-            to = torch.device("cuda", torch.cuda.current_device())
-        if cuda is not None and cpu and not mixed_ok:
+    def __init__(self, name: str, mixed: bool) -> None:
+        self.name, self.mixed = name, mixed
+        self.device: torch.device | None = None
+        self.aliases: dict[int, Tensor] = {}  # address -> CUDA tensor
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.on_cpu = self.on_cuda = False  # tensors with dimensions
+
+    def to_cpu(self, value: Any) -> Any:
+        """The value that the CPU operator gets.
+
+        Raises RuntimeError for tensors of two devices, as torch does.
+        """
+        if isinstance(value, Tensor):
+            if value.device.type == "cuda":
+                return self._tensor_to_cpu(value)
+            self.on_cpu |= value.dim() > 0
+            return value
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.to_cpu(item) for item in value)
+        if isinstance(value, torch.device) and value.type == "cuda":
+            return torch.device("cpu")
+        if isinstance(value, torch.Generator) and value.device.type == "cuda":
+            return cpu_generator(value)
+        return value
+
+    def _tensor_to_cpu(self, tensor: Tensor) -> Tensor:
+        if tensor.dim() or self.device is None:
+            if self.on_cuda and self.device != tensor.device:
+                self._check_device(tensor.device)
+            self.device = tensor.device
+            self.on_cuda |= tensor.dim() > 0
+        alias = cpu_alias(tensor)
+        if alias.numel():
+            self.aliases[alias.untyped_storage().data_ptr()] = tensor
+        self.pairs.append((tensor, alias))
+        return alias
+
+    def _check_device(self, other: object) -> None:
+        if not self.mixed:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but {base} got {cuda} and cpu"
+                "Expected all tensors to be on the same device, but "
+                f"{self.name} got {self.device} and {other}"
             )
-        if "pin_memory" in k2:
-            k2["pin_memory"] = None
-        out = run(*a2, **k2)
-        for x, c in pairs if mutated else ():
-            if c.shape != x.shape:  # an out= tensor was resized
-                x.resize_(c.shape)
-                if c.numel():
-                    cpu_alias(x).copy_(c)
 
-        def back(o, argname=None):
-            if isinstance(o, torch.Tensor):
-                if argname is not None:
-                    i = argpos[argname]
-                    return args[i] if i < len(args) else kw[argname]
-                if to.type != "cuda":
-                    return o
-                if o.numel():
-                    src = aliases.get(o.untyped_storage().data_ptr())
-                    if src is not None:
-                        return (
-                            src
-                            if o.shape == src.shape
-                            and o.stride() == src.stride()
-                            and o.dtype == src.dtype
-                            and o.storage_offset() == src.storage_offset()
-                            else torch.as_strided(src, o.size(), o.stride(), o.storage_offset())
-                        )
-                return to_cuda(o, to)
-            if isinstance(o, (list, tuple)):
-                return (
-                    type(o)(back(y) for y in o)
-                    if type(o) in (list, tuple)
-                    else tuple(back(y) for y in o)
-                )
-            return o
+    def target(self, requested: Any) -> torch.device:
+        """The device of the results. Raises RuntimeError as ``to_cpu``."""
+        device = requested if isinstance(requested, torch.device) else None
+        device = device or self.device or torch.device("cuda")
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if self.device is not None and self.on_cpu:
+            self._check_device("cpu")
+        return device
 
-        if len(rets) == 1:
-            return back(out, rets[0])
+    def copy_resized(self) -> None:
+        """An out= tensor may have been resized, which leaves the memory it had."""
+        for tensor, alias in self.pairs:
+            if alias.shape != tensor.shape:
+                tensor.resize_(alias.shape)
+                if alias.numel():
+                    cpu_alias(tensor).copy_(alias)
+
+    def to_cuda(self, result: Any, device: torch.device) -> Any:
+        """A result, or a list of them, on the device; views of arguments become views again."""
+        if isinstance(result, (list, tuple)):
+            items = (self.to_cuda(item, device) for item in result)
+            return type(result)(items) if type(result) in (list, tuple) else tuple(items)
+        if not isinstance(result, Tensor) or device.type != "cuda":
+            return result
+        if result.numel():
+            source = self.aliases.get(result.untyped_storage().data_ptr())
+            if source is not None:
+                return _view_of(source, result)
+        return to_cuda(result, device)
+
+
+def _view_of(source: Tensor, alias: Tensor) -> Tensor:
+    """The CUDA tensor that lies like ``alias`` on the storage of ``source``."""
+    if (
+        alias.shape == source.shape
+        and alias.stride() == source.stride()
+        and alias.dtype == source.dtype
+        and alias.storage_offset() == source.storage_offset()
+    ):
+        return source
+    return torch.as_strided(source, alias.size(), alias.stride(), alias.storage_offset())
+
+
+def _override(op: Any, name: str, run: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    run = run or op
+    positions = {argument.name: i for i, argument in enumerate(op._schema.arguments)}
+    mutates, results = _written_arguments(op._schema)
+    base = name.split(".")[0]
+    mixed = base in MIXED
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        stats[name] = stats.get(name, 0) + 1
+        arguments = _Arguments(base, mixed)
+        cpu_args = [arguments.to_cpu(arg) for arg in args]
+        cpu_kwargs = {key: arguments.to_cpu(value) for key, value in kwargs.items()}
+        device = arguments.target(kwargs.get("device"))
+        if "pin_memory" in cpu_kwargs:
+            cpu_kwargs["pin_memory"] = None
+        out = run(*cpu_args, **cpu_kwargs)
+        if mutates:
+            arguments.copy_resized()
+
+        def back(result: Any, argument: str | None) -> Any:
+            if argument is None or not isinstance(result, Tensor):
+                return arguments.to_cuda(result, device)
+            position = positions[argument]
+            return args[position] if position < len(args) else kwargs[argument]
+
+        if len(results) == 1:
+            return back(out, results[0])
         if isinstance(out, tuple):
-            return tuple(back(o, n) for o, n in zip(out, rets))
+            return tuple(back(item, name) for item, name in zip(out, results, strict=True))
         return out
 
-    return functools.wraps(impl)(impl)
+    return call
 
 
-def _refuse(name):
-    def impl(*a, **k):
-        raise runtime.NotEmulated(
+def _refuse(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise NotEmulatedError(
             f"torch operator aten::{name} has only a CUDA kernel and cannot run on the emulated GPU"
         )
 
-    return impl
+    return call
 
 
-def _fused_sdp_choice(*a, **k):
-    return 0  # the math backend: the fused ones have no CPU kernel for CUDA tensors
+def _fused_sdp_choice(*args: Any, **kwargs: Any) -> int:
+    """The math backend: the fused ones have no CPU kernel for CUDA tensors."""
+    return 0
 
 
-def install():
-    global _lib
-    if _lib is not None:
+def _replacement(full_name: str) -> Callable[..., Any] | None:
+    """What an operator is to run as; None leaves it alone."""
+    name = full_name.removeprefix("aten::")
+    base, _, overload = name.partition(".")
+
+    def has(*keys: str) -> bool:
+        query = torch._C._dispatch_has_kernel_for_dispatch_key
+        return any(query(full_name, key) for key in keys)
+
+    explicit = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    if base in KEEP or name in KEEP or base.startswith(KEEP_PREFIXES):
+        return None
+    if not has("CUDA") and (has("CompositeImplicitAutograd") or not has(*explicit)):
+        return None
+    if base == "_fused_sdp_choice":
+        return _fused_sdp_choice
+    runs_on_cpu = has("CPU", "CompositeImplicitAutograd", *explicit)
+    try:
+        op = getattr(getattr(torch.ops.aten, base), overload or "default")
+    except (AttributeError, RuntimeError):
+        if runs_on_cpu:  # known to the dispatcher, not to Python
+            return None
+        raise
+    if not runs_on_cpu:
+        run = EXTRA.get(name) or torch._decomp.decomposition_table.get(op)
+        if run is not None:
+            return _override(op, name, run)
+        missing.append(name)
+        # Asked whether to use it, which can be answered.
+        return None if base == "_use_cudnn_ctc_loss" else _refuse(name)
+    aliases = (result.alias_info for result in op._schema.returns)
+    if any(alias is not None and not alias.is_write for alias in aliases):
+        return None  # views are metadata only
+    return _override(op, name)
+
+
+def install() -> None:
+    """Override the operators, and what Python code of torch asks of the device."""
+    global _library
+    if _library is not None:
         return
-    _lib = torch.library.Library("aten", "IMPL")
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for full in torch._C._dispatch_get_all_op_names():
-            if not full.startswith("aten::"):
-                continue
-            name = full[6:]
-            base, _, over = name.partition(".")
-            direct = has(full, "CUDA")
-            if (
-                base in KEEP
-                or name in KEEP
-                or base.startswith(("_sparse", "_nested", "sparse_", "_cudnn", "cudnn", "miopen"))
-            ):
-                continue
-            if not direct and (
-                has(full, "CompositeImplicitAutograd")
-                or not (
-                    has(full, "CompositeExplicitAutograd")
-                    or has(full, "CompositeExplicitAutogradNonFunctional")
-                )
-            ):
-                continue
-            if base == "_fused_sdp_choice":
-                _lib.impl(name, _fused_sdp_choice, "CUDA", allow_override=True)
-                continue
-            if not (
-                has(full, "CPU")
-                or has(full, "CompositeExplicitAutograd")
-                or has(full, "CompositeExplicitAutogradNonFunctional")
-                or has(full, "CompositeImplicitAutograd")
-            ):
-                op = getattr(getattr(torch.ops.aten, base), over or "default")
-                run = EXTRA.get(name) or torch._decomp.decomposition_table.get(op)
-                if run is not None:
-                    _lib.impl(name, _override(op, name, run), "CUDA", allow_override=True)
-                    continue
-                missing.append(name)
-                if base != "_use_cudnn_ctc_loss":
-                    _lib.impl(name, _refuse(name), "CUDA", allow_override=True)
-                continue
-            try:
-                op = getattr(getattr(torch.ops.aten, base), over or "default")
-            except (AttributeError, RuntimeError):
-                continue
-            if any(
-                r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
-            ):
-                continue  # views are metadata only
-            _lib.impl(name, _override(op, name), "CUDA", allow_override=True)
+        for full_name in torch._C._dispatch_get_all_op_names():
+            if full_name.startswith("aten::"):
+                function = _replacement(full_name)
+                if function is not None:
+                    name = full_name.removeprefix("aten::")
+                    _library.impl(name, function, "CUDA", allow_override=True)
     for cls in (torch._ops.OpOverload, torch._ops.OpOverloadPacket):
-        cls.__call__ = _custom(cls.__call__)
-    for f, g in (
-        ("memory_allocated", lambda device=None: runtime.core.emuLiveBytes()),
-        ("max_memory_allocated", lambda device=None: runtime.core.emuPeakBytes()),
-        ("reset_peak_memory_stats", lambda device=None: runtime.core.emuResetPeak()),
-    ):
-        setattr(torch.cuda, f, g)  # torch's own statistics belong to the caching allocator
-        setattr(torch.cuda.memory, f, g)
+        cls.__call__ = _watch_custom(cls.__call__)
+    core = libraries.core
+    # torch's own statistics belong to the caching allocator.
+    for module in (torch.cuda, torch.cuda.memory):
+        module.memory_allocated = lambda device=None: core.emuLiveBytes()
+        module.max_memory_allocated = lambda device=None: core.emuPeakBytes()
+        module.reset_peak_memory_stats = lambda device=None: core.emuResetPeak()
     torch.autograd.backward = exact(torch.autograd.backward)
     torch.autograd.grad = exact(torch.autograd.grad)
     torch.cuda.synchronize = exact(torch.cuda.synchronize)
     torch.backends.cudnn.enabled = False
-    torch.backends.cuda.enable_flash_sdp(False)  # leaves the math backend: its parts run on the CPU
+    # Leaves the math backend: its parts run on the CPU.
+    torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,81 +1,92 @@
-"""pytest plugin: `EMULATED_GPU=80 pytest -p emugpu.pytest_plugin ...` (or pytest_plugins in a conftest); inactive without the variable.
+"""pytest plugin: ``EMULATED_GPU=80 pytest -p emugpu.pytest_plugin ...``.
 
-A launch that failed fails the test that made it, whatever C++ did with the error code.
-@pytest.mark.emulated(racecheck='raise', ...) sets emulator options for one test. The fixture `launches` lists a test's launches.
+Inactive without the variable. A launch that failed fails the test that made it, whatever C++ did
+with the error code. ``@pytest.mark.emulated(racecheck="raise", ...)`` sets emulator options for one
+test. The fixture ``launches`` lists a test's launches.
 """
 
+import collections
 import os
 import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-CC = os.environ.get("EMULATED_GPU")
+import emugpu
+from emugpu import libraries
+from emugpu.build import BUILD
+
+ACTIVE = bool(os.environ.get("EMULATED_GPU"))
 
 
-def _preloaded():
-    return "libemugpu.so" in open("/proc/self/maps").read()
-
-
-def _reexec(config=None):
+def _restart(config: pytest.Config) -> NoReturn:
     """torch is already here: start over with the stand-in libraries preloaded."""
-    import emugpu
-
-    if os.environ.get("EMUGPU_REEXEC"):
+    if os.environ.get("EMUGPU_RESTARTED"):
         raise RuntimeError("emugpu: LD_PRELOAD had no effect")
-    cap = config and config.pluginmanager.getplugin("capturemanager")
-    if cap:
-        cap.stop_global_capturing()
-    env = dict(
-        os.environ,
-        LD_PRELOAD=" ".join(filter(None, [os.environ.get("LD_PRELOAD"), emugpu.preload()])),
-        EMUGPU_REEXEC="1",
-    )
-    env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture:
+        capture.stop_global_capturing()
+    preload = [os.environ.get("LD_PRELOAD"), emugpu.preload()]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(filter(None, preload)),
+        "EMUGPU_RESTARTED": "1",
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-if CC and ("torch" not in sys.modules or _preloaded()):
-    import emugpu
+if ACTIVE:
+    # Kernels for a device that is none do not belong in the user's own cache.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(BUILD / "triton"))
+    if "torch" not in sys.modules or "libemugpu.so" in Path("/proc/self/maps").read_text():
+        emugpu.install()
 
-    emugpu.install()
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker; and a restart if the emulated GPU could not be installed in time."""
+    config.addinivalue_line("markers", "emulated(**options): options of the emulated GPU")
+    if ACTIVE and not emugpu.installed():
+        _restart(config)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "emulated(**options): emulator options for this test")
-    if CC:
-        import emugpu
+def pytest_report_header() -> list[str]:
+    """Which GPU this is."""
+    if not ACTIVE:
+        return []
+    import torch
 
-        if not emugpu._installed:
-            _reexec(config)
+    count = torch.cuda.device_count()
+    devices = "" if count == 1 else f" ({count} devices)"
+    return [f"emulated GPU sm_{libraries.compute_capability}{devices}, not hardware"]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    if not CC:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Each test with its options; a failed launch that nobody saw fails it."""
+    if not ACTIVE:
         return (yield)
-    import emugpu
-
-    opts = {}
-    for m in item.iter_markers("emulated"):
-        opts = {**m.kwargs, **opts}
+    settings: dict[str, Any] = {}
+    for marker in item.iter_markers("emulated"):
+        settings = {**marker.kwargs, **settings}  # the closest marker comes first
     emugpu.clear()
     emugpu.launches.clear()
-    with emugpu.checks(**opts), emugpu.exact_errors():
+    with emugpu.checks(**settings), emugpu.exact_errors():
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item):
-    if CC:
-        import emugpu
-
+def pytest_runtest_teardown() -> Generator[None, Any, Any]:
+    """The device works again before fixtures are torn down."""
+    if ACTIVE:
         emugpu.clear()
     return (yield)
 
 
 @pytest.fixture
-def launches():
-    import emugpu
-
+def launches() -> "collections.deque[dict[str, Any]]":
+    """This test's launches: dicts of kernel, device, grid, block, smem, stream, report, seconds."""
     return emugpu.launches

@@ -1,75 +1,91 @@
-"""Triton: its own launcher calls cuLaunchKernelEx of the stand-in driver; here only the PTX of each cubin is made known."""
+"""Triton on the emulated GPU.
+
+Its own launcher calls cuLaunchKernelEx of the stand-in driver; here only the PTX of each cubin is
+made known, and benchmarks run once.
+"""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from . import runtime
+from . import images
 from .dispatch import bounded, exact
 
-autotune = "all"  # 'all': run every configuration once; 'first': keep the first one
+# "all": the autotuner runs every configuration once; "first": it takes the first one.
+autotune = "all"
+# Arguments of the launcher before those of the kernel.
+LAUNCHER_ARGUMENTS = 9
 
 
-def _patch():
-    import triton
-    from triton.compiler import compiler as C
+def _do_bench(
+    fn: Callable[[], Any],
+    warmup: int = 25,
+    rep: int = 100,
+    grad_to_none: Any = None,
+    quantiles: Sequence[float] | None = None,
+    return_mode: str = "mean",
+    **options: Any,
+) -> Any:
+    """Run once; a time means nothing here."""
+    if autotune == "all":
+        fn()
+    if quantiles is not None:
+        return [1.0] * len(quantiles)
+    return [1.0] if return_mode == "all" else 1.0
 
-    if getattr(C.CompiledKernel, "_emugpu", False):
+
+def _patch() -> None:
+    import triton.testing
+    from triton.backends.nvidia import driver
+    from triton.compiler import compiler
+
+    if getattr(compiler.CompiledKernel, "_emugpu", False):
         return
-    C.CompiledKernel._emugpu = True
-    init = C.CompiledKernel._init_handles
+    compiler.CompiledKernel._emugpu = True
+    init_handles = compiler.CompiledKernel._init_handles
 
-    @functools.wraps(init)
-    def _init_handles(self):
+    @functools.wraps(init_handles)
+    def register_and_init(self: Any) -> Any:
         if self.module is None and "ptx" in self.asm:
             ptx = self.asm["ptx"]
-            runtime.register_cubin(self.kernel, ptx if isinstance(ptx, str) else ptx.decode())
-        return init(self)
+            images.register_cubin(self.kernel, ptx if isinstance(ptx, str) else ptx.decode())
+        return init_handles(self)
 
-    C.CompiledKernel._init_handles = _init_handles
-
-    from triton.backends.nvidia import driver as D
-
-    call = D.CudaLauncher.__call__
-    run = exact(call)  # Triton raises RuntimeError; raise the emulator's own exception
+    compiler.CompiledKernel._init_handles = register_and_init
+    call = driver.CudaLauncher.__call__
+    exact_call = exact(call)  # Triton raises RuntimeError
 
     @functools.wraps(call)
-    def launch(self, *a, **k):
-        with bounded(a[9:]):
-            return run(self, *a, **k)
+    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with bounded(args[LAUNCHER_ARGUMENTS:]):
+            return exact_call(self, *args, **kwargs)
 
-    D.CudaLauncher.__call__ = launch
-
-    def do_bench(
-        fn, warmup=25, rep=100, grad_to_none=None, quantiles=None, return_mode="mean", **kw
-    ):
-        """Run once; a time means nothing here."""
-        if autotune == "all":
-            fn()
-        n = 1.0
-        return [n] * len(quantiles) if quantiles is not None else [n] if return_mode == "all" else n
-
-    import triton.testing
-
-    triton.testing.do_bench = do_bench
-    D.CudaDriver.get_benchmarker = lambda self: do_bench
+    driver.CudaLauncher.__call__ = launch
+    triton.testing.do_bench = _do_bench
+    driver.CudaDriver.get_benchmarker = lambda self: _do_bench
 
 
-def inductor():
-    """torch.compile picks configurations by timing: run each candidate once instead (call before compiling)."""
-    from torch._inductor.runtime import benchmarking as B
+def inductor() -> None:
+    """torch.compile picks configurations by timing: run each candidate once instead.
 
-    def once(self, fn, *a, **k):
+    Call it before compiling.
+    """
+    from torch._inductor.runtime import benchmarking
+
+    def once(self: Any, fn: Any, *args: Any, **kwargs: Any) -> float:
         if callable(fn):
             fn()
         return 1.0
 
-    for c in vars(B).values():
-        if isinstance(c, type) and issubclass(c, B.Benchmarker):
-            for f in ("benchmark_gpu", "benchmark_cpu"):
-                if f in vars(c):
-                    setattr(c, f, once)
+    for value in vars(benchmarking).values():
+        if isinstance(value, type) and issubclass(value, benchmarking.Benchmarker):
+            for name in ("benchmark_gpu", "benchmark_cpu"):
+                if name in vars(value):
+                    setattr(value, name, once)
 
 
-def install():
+def install() -> None:
+    """Patch Triton if there is one."""
     try:
         import triton  # noqa: F401
     except ImportError:

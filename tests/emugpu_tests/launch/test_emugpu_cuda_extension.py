@@ -96,7 +96,7 @@ except emugpu.LaunchError as error: print("REFUSED", error)
 def test_out_of_bounds(n):
     """One element past the end of a tensor, in a launcher that never asks for the error."""
     with pytest.raises(
-        emugpu.OutOfBounds, match=f"write of 4 bytes.*parameter 0.*{4 * n} bytes .offset .{4 * n}"
+        emugpu.OutOfBoundsError, match=f"write of 4 bytes.*parameter 0.*{4 * n} bytes .offset .{4 * n}"
     ):
         T.oob(torch.zeros(n, device="cuda"))
     y, _ = T.rms_norm(randn(2, 8), randn(8), 1e-6)  # the device works again
@@ -107,12 +107,12 @@ def test_use_after_free():
     a, b = randn(8), randn(8)
     p = a.data_ptr()
     del a
-    assert emugpu.runtime.memory.refresh() is None and "freed" in emugpu.runtime.memory.nearest(p)
+    assert emugpu.launch.memory.refresh() is None and "freed" in emugpu.launch.memory.nearest(p)
 
 
 def test_the_ptx_is_what_runs(monkeypatch):
     """Negative control: with one instruction of the embedded PTX changed, the result changes."""
-    from emugpu import runtime as R
+    from emugpu import images as R
 
     x, w = randn(2, 40), randn(40)
     good, _ = T.rms_norm(x, w, 1e-6)
@@ -120,7 +120,7 @@ def test_the_ptx_is_what_runs(monkeypatch):
     monkeypatch.setattr(
         R, "_fatbin_ptx", lambda p: [t.replace("rsqrt.approx", "sqrt.approx") for t in f(p)]
     )
-    for d in ("_modules", "_emulated", "_parsed"):
+    for d in ("_texts", "_by_kernel", "_parsed"):
         monkeypatch.setattr(R, d, {})
     bad, _ = T.rms_norm(x, w, 1e-6)
     assert not torch.allclose(good, bad)
@@ -129,7 +129,7 @@ def test_the_ptx_is_what_runs(monkeypatch):
 def test_view_bounds():
     """Inside the storage, outside the tensor that was passed."""
     x = torch.zeros(2, 100, device="cuda")
-    with pytest.raises(emugpu.OutOfBounds, match="tensor view"):
+    with pytest.raises(emugpu.OutOfBoundsError, match="tensor view"):
         T.oob(x[0])
     with emugpu.checks(view_bounds=False):
         T.oob(x[0])
@@ -151,7 +151,7 @@ def test_two_devices(launches):
     f = ctypes.CDLL(str(TOY_LIBRARY))["_Z3oobPfiP11CUstream_st"]  # has none
     with (
         pytest.raises(
-            emugpu.OutOfBounds,
+            emugpu.OutOfBoundsError,
             match="of device 1, but the kernel runs on device 0: missing device guard",
         ),
         emugpu.exact_errors(),
@@ -263,7 +263,7 @@ def test_gradcheck_like_backward_error():
             return T.oob(g.contiguous())
 
     x = randn(10).requires_grad_()
-    with pytest.raises(emugpu.OutOfBounds):
+    with pytest.raises(emugpu.OutOfBoundsError):
         Bad.apply(x).sum().backward()
 
 
@@ -380,7 +380,7 @@ def test_hidden():
     (tmp_path / "test_dropped.py").write_text(code)
     result = python("-m", "pytest", "-q", "-p", "emugpu.pytest_plugin", str(tmp_path))
     assert "1 failed, 1 passed" in result.stdout, result.stdout + result.stderr
-    assert "OutOfBounds" in result.stdout and "test_hidden" in result.stdout, result.stdout
+    assert "OutOfBoundsError" in result.stdout and "test_hidden" in result.stdout, result.stdout
 
 
 def test_torch_kernel_named():

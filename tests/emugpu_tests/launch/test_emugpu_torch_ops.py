@@ -127,7 +127,7 @@ def test_optimizers_and_amp():
 
 
 def test_cuda_only_operator_named():
-    with pytest.raises(emugpu.NotEmulated, match="_thnn_fused_lstm_cell has only a CUDA kernel"):
+    with pytest.raises(emugpu.NotEmulatedError, match="_thnn_fused_lstm_cell has only a CUDA kernel"):
         torch.nn.LSTM(4, 5).cuda()(torch.randn(3, 2, 4, device="cuda"))
 
 

@@ -116,10 +116,10 @@ def test_events():
 
 
 def test_out_of_bounds():
-    with pytest.raises(emugpu.OutOfBounds, match="oob_k: out-of-bounds global write"):
+    with pytest.raises(emugpu.OutOfBoundsError, match="oob_k: out-of-bounds global write"):
         oob_k[(8,)](torch.zeros(1000, device="cuda"), 1000, BLOCK=128)
     x = torch.zeros(4, 128, device="cuda")
-    with pytest.raises(emugpu.OutOfBounds, match="tensor view"):
+    with pytest.raises(emugpu.OutOfBoundsError, match="tensor view"):
         oob_k[(2,)](x[1], 128, BLOCK=128)  # inside the storage, outside the tensor
     with emugpu.checks(view_bounds=False):
         oob_k[(2,)](x[1], 128, BLOCK=128)
@@ -130,7 +130,7 @@ def test_out_of_bounds():
 def test_caught_error_leaves_a_working_device():
     try:
         oob_k[(8,)](torch.zeros(10, device="cuda"), 10, BLOCK=128)
-    except emugpu.OutOfBounds:
+    except emugpu.OutOfBoundsError:
         pass
     assert emugpu.pending() is None
 
@@ -257,7 +257,7 @@ def test_device_descriptors():
 @hopper
 def test_cluster_refused():
     x = randn(6, 200)
-    with pytest.raises(emugpu.NotEmulated, match="cluster"):
+    with pytest.raises(emugpu.NotEmulatedError, match="cluster"):
         K.softmax_k[(6,)](x, torch.empty_like(x), 200, 200, BLOCK=256, num_ctas=2)
 
 

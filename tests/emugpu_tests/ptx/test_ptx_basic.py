@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emugpu import ptxemu
-from emugpu.ptxemu.numerics import bf2f, f2bf
+from emugpu.ptxemu.numerics import bfloat16_to_float, float_to_bfloat16
 
 
 @pytest.mark.parametrize("schedule", ["lockstep", "warp-asc", "warp-desc"])
@@ -71,7 +71,7 @@ def test_math(basic, rng):
         np.tanh(X),
         np.minimum(X, 0.5) + np.maximum(X, -0.25),
         x.astype("f2").astype("f8"),
-        bf2f(f2bf(x)),
+        bfloat16_to_float(float_to_bfloat16(x)),
         np.trunc(x * np.float32(10))
         + np.floor(x * np.float32(3))
         + np.ceil(x * np.float32(7))
@@ -181,17 +181,17 @@ def test_hist(basic, rng):
 def test_half2(basic, rng):
     n = 100
     a, b = rng.standard_normal((2, n, 2)).astype("f2")
-    c, d = f2bf(rng.standard_normal((2, n, 2)))
+    c, d = float_to_bfloat16(rng.standard_normal((2, n, 2)))
     o, p = np.zeros((3, n, 2), "f2"), np.zeros((3, n, 2), "u2")
     basic.launch("half2_ops", 1, 128, [a, b, o, c, d, p, n])
     A, B = a.astype("f8"), b.astype("f8")
     np.testing.assert_array_equal(o[0], (A * B + (a + b).astype("f8")).astype("f2"))
     np.testing.assert_array_equal(o[1], np.maximum(a, b))
     np.testing.assert_allclose(o[2].astype("f4"), np.exp2(A), rtol=2e-3)
-    C, D = bf2f(c), bf2f(d)
-    np.testing.assert_array_equal(p[0], f2bf(C * D + C))
-    np.testing.assert_array_equal(p[1], f2bf(np.maximum(C, D)))
-    np.testing.assert_array_equal(p[2], f2bf(np.stack([C[:, 0] * 3, D[:, 1]], -1)))
+    C, D = bfloat16_to_float(c), bfloat16_to_float(d)
+    np.testing.assert_array_equal(p[0], float_to_bfloat16(C * D + C))
+    np.testing.assert_array_equal(p[1], float_to_bfloat16(np.maximum(C, D)))
+    np.testing.assert_array_equal(p[2], float_to_bfloat16(np.stack([C[:, 0] * 3, D[:, 1]], -1)))
 
 
 def test_local_and_call(basic, rng):
@@ -228,7 +228,7 @@ def test_oob_global(basic, rng):
     n = 1000
     a, b = rng.standard_normal((2, n)).astype("f4")
     c = np.zeros(n, "f4")
-    with pytest.raises(ptxemu.OutOfBounds) as e:
+    with pytest.raises(ptxemu.OutOfBoundsError) as e:
         basic.launch("vecadd_oob", 4, 256, [a, b, c, n])
     assert (
         "vecadd_oob" in str(e.value)
@@ -241,7 +241,7 @@ def test_oob_global(basic, rng):
 def test_oob_shared(basic):
     o = np.zeros(64, "f4")
     basic.launch("smem_oob", 1, 64, [o], smem_bytes=64 * 8)
-    with pytest.raises(ptxemu.OutOfBounds) as e:
+    with pytest.raises(ptxemu.OutOfBoundsError) as e:
         basic.launch("smem_oob", 1, 64, [o], smem_bytes=64 * 8 - 16)
     assert "shared" in str(e.value)
 

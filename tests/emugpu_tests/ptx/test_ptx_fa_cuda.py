@@ -65,6 +65,6 @@ def test_broken(fa):
             o, R, *_ = run(fa, k, 256, schedule=sch)
             bad |= not torch.allclose(o, R, rtol=2e-2, atol=2e-2)
         assert bad, k
-    with pytest.raises(ptxemu.OutOfBounds) as e:
+    with pytest.raises(ptxemu.OutOfBoundsError) as e:
         run(fa, "fa_oob", 130, H=1)
     assert "cp.async" in str(e.value)

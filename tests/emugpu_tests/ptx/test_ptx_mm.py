@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emugpu import ptxemu
-from emugpu.ptxemu.numerics import bf2f, f2bf
+from emugpu.ptxemu.numerics import bfloat16_to_float, float_to_bfloat16
 
 
 def test_wmma(mm, rng):
@@ -29,8 +29,8 @@ def test_wmma_tf32(mm, rng):
 def test_mma(mm, rng, shape, ty, schedule):
     M, N, K = shape
     a, b = rng.standard_normal((M, K)).astype("f4"), rng.standard_normal((K, N)).astype("f4")
-    A, B = (f2bf(a), f2bf(b)) if ty == "bf16" else (a.astype("f2"), b.astype("f2"))
-    a, b = (bf2f(A), bf2f(B)) if ty == "bf16" else (A.astype("f4"), B.astype("f4"))
+    A, B = (float_to_bfloat16(a), float_to_bfloat16(b)) if ty == "bf16" else (a.astype("f2"), b.astype("f2"))
+    a, b = (bfloat16_to_float(A), bfloat16_to_float(B)) if ty == "bf16" else (A.astype("f4"), B.astype("f4"))
     C = np.full((M, N), np.nan, "f4")
     r = mm.launch(
         "mm_" + ty,
@@ -47,10 +47,10 @@ def test_mma(mm, rng, shape, ty, schedule):
 
 def run(mm, rng, k, **kw):
     M, N, K = 128, 64, 128
-    A, B = f2bf(rng.standard_normal((M, K))), f2bf(rng.standard_normal((K, N)))
+    A, B = float_to_bfloat16(rng.standard_normal((M, K))), float_to_bfloat16(rng.standard_normal((K, N)))
     C = np.zeros((M, N), "f4")
     mm.launch(k, (1, 2), 128, [A, B, C, M, N, K], **kw)
-    return C, bf2f(A) @ bf2f(B)
+    return C, bfloat16_to_float(A) @ bfloat16_to_float(B)
 
 
 def test_missing_cp_wait(mm, rng):

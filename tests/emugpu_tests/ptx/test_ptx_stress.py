@@ -168,10 +168,10 @@ def test_debug_build(rng):
 
 def test_divergence_errors(st):
     o = np.zeros(64, "i4")
-    with pytest.raises(ptxemu.Deadlock) as e:  # full member mask, half the warp
+    with pytest.raises(ptxemu.DeadlockError) as e:  # full member mask, half the warp
         st.launch("badshfl_k", 1, 32, [o])
     assert "shfl" in str(e.value)
-    with pytest.raises(ptxemu.Deadlock):  # half the block never reaches the barrier
+    with pytest.raises(ptxemu.DeadlockError):  # half the block never reaches the barrier
         st.launch("badbar_k", 1, 64, [o, 32], max_issues=100000)
     with pytest.raises(TypeError):
         st.launch("badbar_k", 1, 64, [o])
