@@ -219,6 +219,17 @@ class HeadSlidingRope:
 Rope = VideoRope | HeadSlidingRope
 
 
+def token_places(rope: Rope, tokens: int, device: torch.device) -> Tensor:
+    """Each token's rows in the three tables of ``rope.tables``: ``[tokens, 3]`` int32.
+
+    A reference token's row in ``frame`` is its head's number, which is not in here: 0.
+    """
+    if isinstance(rope, VideoRope):
+        return torch.stack(rope.token_indices(tokens, device), dim=1).to(torch.int32)
+    y, x = rope.token_indices(device)
+    return torch.stack((torch.zeros_like(y), y, x), dim=1).to(torch.int32)
+
+
 @functools.lru_cache(maxsize=64)
 def _axis_tables(
     frames: tuple[float, ...],

@@ -1,5 +1,6 @@
 """Poisoned memory, the data folder, hypothesis, and a header that names every backend."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+
+# Without a GPU, Triton's interpreter runs its kernels on CPU tensors; it looks when it is imported.
+INTERPRETS = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
+if INTERPRETS:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import interpreter
 from cases import backend_params
 from hypothesis import Phase, settings
 
 import genhoi_kernels
+
+if INTERPRETS:
+    interpreter.mend()
 
 # Repeatable by default, and a failure is not shrunk, which takes minutes;
 # `pytest --hypothesis-profile=explore` looks for new examples and shrinks them.

@@ -11,7 +11,7 @@ from .. import native
 from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
 from ..gate import GateWeights
 from ..reference import AttentionResult
-from ..rope import HeadSlidingRope, Rope, VideoRope
+from ..rope import HeadSlidingRope, Rope, token_places
 
 DESCRIPTION = "C++ kernels for CPU tensors; float32, bfloat16, float16"
 MAX_HEAD_DIM = 256
@@ -96,12 +96,7 @@ def _rotation(rope: Rope | None, tokens: int) -> list[Tensor]:
     device = torch.device("cpu")
     tables = rope.tables(device=device, dtype=torch.float32)
     with torch.inference_mode(False):
-        if isinstance(rope, VideoRope):
-            index = torch.stack(rope.token_indices(tokens, device), dim=1)
-        else:
-            y, x = rope.token_indices(device)
-            index = torch.stack((torch.zeros_like(y), y, x), dim=1)  # the frame is the head's
-        return [*tables, index.to(torch.int32)]
+        return [*tables, token_places(rope, tokens, device)]
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:

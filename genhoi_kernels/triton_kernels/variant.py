@@ -17,7 +17,7 @@ class Variant:
         name: what it computes, such as "forward".
         arch: "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120" or "gfx942".
         kernel: the function that `triton.jit` returned.
-        signature: argument -> type, in order: "*bf16", "i32", "fp32", "constexpr", "tensordesc<..>".
+        signature: argument -> type: "*bf16", "i32", "fp32", "constexpr", "tensordesc<..>".
         constexprs: value of each argument whose type is "constexpr".
         divisible_by_16: arguments that are multiples of 16, or pointers aligned to 16 bytes.
         num_warps: warps of a program.

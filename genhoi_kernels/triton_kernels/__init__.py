@@ -1,0 +1,1 @@
+"""Triton kernels of the op, and their launches; imported only where triton is installed."""

@@ -1,0 +1,409 @@
+"""Launches of the attention kernels (forward.py, gate_backward.py, backward.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call import AttentionCall, AttentionGrads, AttentionTensors
+from ..gate import GateWeights
+from ..mask_gate import TILE_ROWS, tile_bits
+from ..reference import AttentionResult
+from . import backward, forward, gate_backward
+from .configs import config
+from .launch import Launch, ceil_div, host_integers, power_of_two, strides
+from .rotate import rotated
+
+GATE_PROGRAMS = 256
+"""Parts into which the tiles are cut for the gradients of the gate's weights."""
+
+
+def attention(call: AttentionCall, t: AttentionTensors, *, arch: str) -> AttentionResult:
+    """The op's forward pass; one launch where q, k and k_ref come rotated."""
+    t = with_rotation(call, t)
+    result, sums = empty_result(call, t, arch=arch)
+    forward_launch(call, t, result, sums, arch=arch).run()
+    if call.gate_mode == "sum":
+        result = result._replace(gate_sum=sums.sum(-1))
+    return result
+
+
+def with_rotation(call: AttentionCall, t: AttentionTensors) -> AttentionTensors:
+    """q, k and k_ref turned by their rotations, those that have one."""
+    return replace(
+        t,
+        q=rotated(t.q, call.rope),
+        k=rotated(t.k, call.rope),
+        k_ref=None if t.k_ref is None else rotated(t.k_ref, call.ref_rope),
+    )
+
+
+def empty_result(
+    call: AttentionCall, t: AttentionTensors, *, arch: str
+) -> tuple[AttentionResult, Tensor]:
+    """What the forward kernel writes to, and the gate's sums of each tile ``[B, H, tiles]``."""
+    batch, rows, heads, head_dim = t.q.shape
+    cut = config(arch, "forward", t.q.element_size(), power_of_two(head_dim))
+    keep = call.gate_mode == "token" and call.needs_grad
+    wide = dict(dtype=torch.float32)
+    tiles = ceil_div(rows, cut.block_m) if call.gate_mode == "sum" else 0
+    result = AttentionResult(
+        out=t.q.new_empty(t.q.shape),
+        lse=t.q.new_empty((batch, heads, rows), **wide),
+        gate_sum=t.q.new_zeros((batch, heads), **wide),
+        ungated=t.q.new_empty(t.q.shape if keep else (0,)),
+    )
+    return result, t.q.new_empty((batch, heads, tiles), **wide)
+
+
+def forward_launch(
+    call: AttentionCall, t: AttentionTensors, result: AttentionResult, sums: Tensor, *, arch: str
+) -> Launch:
+    """Of forward.attention_forward; q, k and k_ref rotated already."""
+    batch, rows, heads, head_dim = t.q.shape
+    cut = config(arch, "forward", t.q.element_size(), power_of_two(head_dim))
+    keep = call.gate_mode == "token" and call.needs_grad
+    return Launch(
+        kernel=forward.attention_forward,
+        grid=(ceil_div(rows, cut.block_m), batch * heads),
+        arguments=dict(
+            Q=t.q, K=t.k, V=t.v, **_references(call, t), **_gate(t.gate), out=result.out,
+            ungated=result.ungated if keep else None, lse=result.lse,
+            gate_sums=sums if call.gate_mode == "sum" else None,
+            **_strides(t), H=heads, N=rows, NK=t.k.shape[1], R=len(call.ref_lengths),
+            factor=abs(call.scale) * math.log2(math.e),
+        ),
+        constants=dict(
+            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_F=power_of_two(head_dim // 2),
+            BLOCK_M=cut.block_m, BLOCK_N=cut.block_n, BLOCK_R=cut.block_r, **_which(call, t),
+            GATE=call.gate_mode, KEEP_UNGATED=keep, NEGATIVE=call.scale < 0,
+            PRECISION=precision(arch, call.dtype),
+        ),
+        config=cut,
+    )  # fmt: skip
+
+
+def precision(arch: str, dtype: torch.dtype, *, three_products: bool = True) -> str:
+    """How tl.dot multiplies float32: on tensor cores of NVIDIA's by parts of 11 bits."""
+    if not arch.startswith("sm_"):
+        return "ieee"
+    return "tf32x3" if dtype == torch.float32 and three_products else "tf32"
+
+
+def has_references(t: AttentionTensors) -> bool:
+    """There is a reference token."""
+    return t.k_ref is not None and t.k_ref.shape[1] > 0
+
+
+def _which(call: AttentionCall, t: AttentionTensors) -> dict[str, bool]:
+    references = has_references(t)
+    return {
+        "REFERENCES": references,
+        "MASK": references and t.bits is not None,
+        "BIAS": references and t.ref_bias is not None,
+    }
+
+
+def _references(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
+    """What describes the references to a kernel that goes through all of them."""
+    which = _which(call, t)
+    ends = [0]
+    for length in call.ref_lengths:
+        ends.append(ends[-1] + length)
+    return dict(
+        K_ref=t.k_ref if which["REFERENCES"] else None,
+        V_ref=t.v_ref if which["REFERENCES"] else None,
+        **_mask(t, there=which["MASK"]),
+        segments=host_integers(tuple(ends), t.q.device) if which["REFERENCES"] else None,
+        ref_bias=t.ref_bias if which["BIAS"] else None,
+    )
+
+
+def _mask(t: AttentionTensors, *, there: bool) -> dict[str, Any]:
+    if not there or t.bits is None:
+        return {"bits": None, "tile_bits": None}
+    flags = tile_bits(t.bits) if t.mask_gate is None else t.mask_gate.tile_bits
+    return {"bits": t.bits.contiguous(), "tile_bits": flags.contiguous()}
+
+
+def _strides(t: AttentionTensors) -> dict[str, int]:
+    return {
+        **strides("q", t.q), **strides("k", t.k), **strides("v", t.v),
+        **strides("k_ref", t.k_ref), **strides("v_ref", t.v_ref), **_mask_strides(t),
+    }  # fmt: skip
+
+
+def _mask_strides(t: AttentionTensors) -> dict[str, int]:
+    if t.bits is None or t.bits.shape[0] == 1:
+        return {"bits_b": 0, "tile_bits_b": 0}
+    rows = t.bits.shape[1]
+    return {"bits_b": rows, "tile_bits_b": ceil_div(rows, TILE_ROWS)}
+
+
+def _gate(gate: GateWeights | None) -> dict[str, Tensor | None]:
+    if gate is None:
+        return dict.fromkeys(GateWeights._fields)
+    return {name: weight.contiguous() for name, weight in gate._asdict().items()}
+
+
+def attention_backward(
+    call: AttentionCall,
+    t: AttentionTensors,
+    o: Tensor,
+    lse: Tensor,
+    grads: AttentionGrads,
+    *,
+    arch: str,
+) -> AttentionTensors:
+    """The op's gradients; o is the attention before the gate."""
+    dout = torch.zeros_like(o) if grads.out is None else grads.out
+    turned = with_rotation(call, t)
+    dO, delta, dgate = _through_gate(call, t, o, dout, grads, arch=arch)
+    dq = t.q.new_empty(t.q.shape)
+    dk, dv = t.k.new_empty(t.k.shape), t.v.new_empty(t.v.shape)
+    queries_launch(call, turned, dO, lse, delta, dq, arch=arch).run()
+    keys_launch(call, turned, dO, lse, delta, dk, dv, arch=arch).run()
+    dk_ref, dv_ref, dbias = _reference_gradients(call, turned, dO, lse, delta, arch=arch)
+    return AttentionTensors(
+        q=rotated(dq, call.rope, inverse=True),
+        k=rotated(dk, call.rope, inverse=True),
+        v=dv,
+        k_ref=None if dk_ref is None else rotated(dk_ref, call.ref_rope, inverse=True),
+        v_ref=dv_ref,
+        bits=None,
+        ref_bias=dbias,
+        gate=dgate,
+    )
+
+
+def _through_gate(
+    call: AttentionCall,
+    t: AttentionTensors,
+    o: Tensor,
+    dout: Tensor,
+    grads: AttentionGrads,
+    *,
+    arch: str,
+) -> tuple[Tensor, Tensor, GateWeights | None]:
+    """dO, delta ``[B, H, N]`` and the gradients of the gate's weights."""
+    batch, rows, heads, _ = o.shape
+    delta = o.new_empty((batch, heads, rows), dtype=torch.float32)
+    if t.gate is None:
+        delta_launch(o, dout, grads.lse, delta, arch=arch).run()
+        return dout, delta, None
+    cut = config(arch, "gate_backward", o.element_size(), power_of_two(o.shape[-1]))
+    tiles = ceil_div(rows, cut.block_m) * batch * heads
+    parts = min(tiles, GATE_PROGRAMS)
+    partial = GateWeights(
+        *(o.new_empty((parts, weight.numel()), dtype=torch.float32) for weight in t.gate)
+    )
+    dO = o.new_empty(o.shape)
+    gate_launch(call, t.gate, o, dout, grads, dO, delta, partial, arch=arch).run()
+    pairs = zip(partial, t.gate, strict=True)
+    dgate = GateWeights(*(part.sum(0).view(w.shape).to(w.dtype) for part, w in pairs))
+    return dO, delta, dgate
+
+
+def delta_launch(
+    o: Tensor, dout: Tensor, dlse: Tensor | None, delta: Tensor, *, arch: str
+) -> Launch:
+    """Of gate_backward.attention_delta."""
+    batch, rows, heads, head_dim = o.shape
+    cut = config(arch, "delta", o.element_size(), power_of_two(head_dim))
+    return Launch(
+        kernel=gate_backward.attention_delta,
+        grid=(ceil_div(rows, cut.block_m), batch * heads),
+        arguments=dict(dout=dout, o=o, dlse=dlse, delta=delta, H=heads, N=rows),
+        constants=dict(
+            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=cut.block_m, DLSE=dlse is not None
+        ),
+        config=cut,
+    )
+
+
+def gate_launch(
+    call: AttentionCall,
+    gate: GateWeights,
+    o: Tensor,
+    dout: Tensor,
+    grads: AttentionGrads,
+    dO: Tensor,
+    delta: Tensor,
+    partial: GateWeights,
+    *,
+    arch: str,
+) -> Launch:
+    """Of gate_backward.gate_backward; partial holds ``[parts, ...]`` of each weight's gradient."""
+    batch, rows, heads, head_dim = o.shape
+    cut = config(arch, "gate_backward", o.element_size(), power_of_two(head_dim))
+    tiles, parts = ceil_div(rows, cut.block_m) * batch * heads, len(partial.fc2_bias)
+    sums = None
+    if call.gate_mode == "sum":
+        zeros = o.new_zeros((batch, heads), dtype=torch.float32)
+        sums = zeros if grads.gate_sum is None else grads.gate_sum
+    return Launch(
+        kernel=gate_backward.gate_backward,
+        grid=(parts,),
+        arguments=dict(
+            dout=dout, o=o, dlse=grads.lse, dgate_sum=sums, **_gate(gate), dO_out=dO, delta=delta,
+            **{f"d{name}": x for name, x in partial._asdict().items()},
+            H=heads, N=rows, tiles=tiles, tiles_each=ceil_div(tiles, max(parts, 1)),
+        ),
+        constants=dict(
+            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_F=power_of_two(head_dim // 2),
+            BLOCK_M=cut.block_m, GATE=call.gate_mode, DLSE=grads.lse is not None,
+            PRECISION=precision(arch, call.dtype),
+        ),
+        config=cut,
+    )  # fmt: skip
+
+
+def queries_launch(
+    call: AttentionCall,
+    t: AttentionTensors,
+    dO: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dq: Tensor,
+    *,
+    arch: str,
+) -> Launch:
+    """Of backward.gradient_of_queries."""
+    batch, rows, heads, head_dim = t.q.shape
+    cut = config(arch, "queries", t.q.element_size(), power_of_two(head_dim))
+    return Launch(
+        kernel=backward.gradient_of_queries,
+        grid=(ceil_div(rows, cut.block_m), batch * heads),
+        arguments=dict(
+            Q=t.q, K=t.k, V=t.v, **_references(call, t), dO=dO, lse=lse, delta=delta, dQ=dq,
+            **_strides(t), H=heads, N=rows, NK=t.k.shape[1], R=len(call.ref_lengths),
+            **_scale(call),
+        ),
+        constants=dict(
+            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=cut.block_m, BLOCK_N=cut.block_n,
+            BLOCK_R=cut.block_r, **_which(call, t), EXACT=call.dtype == torch.float32,
+            PRECISION=precision(arch, call.dtype),
+        ),
+        config=cut,
+    )  # fmt: skip
+
+
+def _scale(call: AttentionCall) -> dict[str, float]:
+    exact = call.dtype == torch.float32
+    return {"scale": call.scale, "factor": call.scale if exact else call.scale * math.log2(math.e)}
+
+
+def keys_launch(
+    call: AttentionCall,
+    t: AttentionTensors,
+    dO: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    *,
+    arch: str,
+) -> Launch:
+    """Of backward.gradient_of_keys, for the video's keys."""
+    batch, rows, heads, head_dim = t.q.shape
+    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
+    nothing = ("bits", "tile_bits", "block_starts", "block_ends", "block_segments", "ref_bias")
+    return Launch(
+        kernel=backward.gradient_of_keys,
+        grid=(ceil_div(t.k.shape[1], cut.block_n), batch * heads),
+        arguments=dict(
+            Q=t.q, K=t.k, V=t.v, dO=dO, lse=lse, delta=delta, dK=dk, dV=dv,
+            **dict.fromkeys(nothing), dbias=None, **strides("q", t.q), **strides("k", t.k),
+            **strides("v", t.v), bits_b=0, tile_bits_b=0, H=heads, N=rows, NK=t.k.shape[1],
+            **_scale(call),
+        ),
+        constants=dict(
+            SAMPLES=1, REFERENCES=False, MASK=False, BIAS=False, **_keys_constants(call, t, arch)
+        ),
+        config=cut,
+    )  # fmt: skip
+
+
+def _keys_constants(call: AttentionCall, t: AttentionTensors, arch: str) -> dict[str, Any]:
+    head_dim = t.q.shape[-1]
+    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
+    return dict(
+        D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=cut.block_m, BLOCK_N=cut.block_n,
+        EXACT=call.dtype == torch.float32, PRECISION=precision(arch, call.dtype),
+    )  # fmt: skip
+
+
+def _blocks(lengths: tuple[int, ...], size: int) -> list[tuple[int, int, int]]:
+    """(start, end, segment) of blocks of at most ``size`` tokens, none in two segments."""
+    blocks, first = [], 0
+    for segment, length in enumerate(lengths):
+        last = first + length
+        blocks += [(i, min(i + size, last), segment) for i in range(first, last, size)]
+        first = last
+    return blocks
+
+
+def reference_keys_launch(
+    call: AttentionCall,
+    t: AttentionTensors,
+    dO: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dk_ref: Tensor,
+    dv_ref: Tensor,
+    dbias: Tensor | None,
+    *,
+    arch: str,
+) -> Launch:
+    """Of backward.gradient_of_keys, for the references; dbias ``[B or 1, H, blocks]``."""
+    assert t.k_ref is not None
+    batch, rows, heads, head_dim = t.q.shape
+    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
+    blocks = _blocks(call.ref_lengths, cut.block_n)
+    device, which = t.q.device, _which(call, t)
+    starts, ends, segments = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
+    ref_batch = t.k_ref.shape[0]
+    return Launch(
+        kernel=backward.gradient_of_keys,
+        grid=(len(blocks), ref_batch * heads),
+        arguments=dict(
+            Q=t.q, K=t.k_ref, V=t.v_ref, dO=dO, lse=lse, delta=delta, dK=dk_ref, dV=dv_ref,
+            **_mask(t, there=which["MASK"]),
+            block_starts=starts, block_ends=ends, block_segments=segments,
+            ref_bias=t.ref_bias if which["BIAS"] else None, dbias=dbias, **strides("q", t.q),
+            **strides("k", t.k_ref), **strides("v", t.v_ref), **_mask_strides(t), H=heads, N=rows,
+            NK=t.k_ref.shape[1], **_scale(call),
+        ),
+        constants=dict(
+            SAMPLES=batch if ref_batch == 1 else 1, **which, **_keys_constants(call, t, arch)
+        ),
+        config=cut,
+    )  # fmt: skip
+
+
+def _reference_gradients(
+    call: AttentionCall, t: AttentionTensors, dO: Tensor, lse: Tensor, delta: Tensor, *, arch: str
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dk_ref (rotated still), dv_ref and dbias; None of what there is none of."""
+    if t.k_ref is None or t.v_ref is None:
+        return None, None, None
+    if not has_references(t) or 0 in t.q.shape:
+        nothing = [torch.zeros_like(x) for x in (t.k_ref, t.v_ref)]
+        return *nothing, None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
+    dk_ref, dv_ref = t.k_ref.new_empty(t.k_ref.shape), t.v_ref.new_empty(t.v_ref.shape)
+    cut = config(arch, "keys", t.q.element_size(), power_of_two(t.q.shape[-1]))
+    blocks = _blocks(call.ref_lengths, cut.block_n)
+    sums = None
+    if t.ref_bias is not None:
+        shape = (t.k_ref.shape[0], t.q.shape[2], len(blocks))
+        sums = t.q.new_empty(shape, dtype=torch.float32)
+    reference_keys_launch(call, t, dO, lse, delta, dk_ref, dv_ref, sums, arch=arch).run()
+    if sums is None or t.ref_bias is None:
+        return dk_ref, dv_ref, None
+    counts = [sum(s == r for _, _, s in blocks) for r in range(len(call.ref_lengths))]
+    dbias = torch.stack([part.sum() for part in sums.split(counts, -1)])
+    return dk_ref, dv_ref, dbias.to(t.ref_bias.dtype)
