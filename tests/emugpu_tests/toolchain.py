@@ -1,4 +1,4 @@
-"""The compilers behind the emulator's own tests: nvcc for PTX, torch's builder for the extension."""
+"""The compilers behind the emulator's tests: nvcc for PTX, torch's builder for an extension."""
 
 import functools
 import importlib.util
@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
 from emugpu.build import BUILD, cuda_home
 
@@ -25,12 +24,18 @@ def nvcc() -> str | None:
     return found
 
 
-NO_NVCC = pytest.mark.skipif(
-    nvcc() is None, reason="no nvcc (the CUDA compiler) on PATH or in CUDA_HOME"
-)
-NO_TRITON = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
+def why_no_nvcc() -> str | None:
+    """Why kernels/*.cu cannot be compiled here, or None."""
+    return None if nvcc() else "no nvcc (the CUDA compiler) on PATH or in CUDA_HOME"
+
+
+def why_no_triton() -> str | None:
+    """Why Triton cannot compile kernels here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "Triton interprets kernels in this process; `make test-gpu-emulated` compiles them"
+    return None
 
 
 def why_no_emulated_gpu() -> str | None:
@@ -39,9 +44,7 @@ def why_no_emulated_gpu() -> str | None:
         return "this torch has no CUDA; `make test-gpu-emulated` installs one that has"
     if not os.environ.get("EMULATED_GPU"):
         return "no emulated GPU: set EMULATED_GPU=80 and load the plugin emugpu.pytest_plugin"
-    if nvcc() is None:
-        return "no nvcc (the CUDA compiler) on PATH or in CUDA_HOME"
-    return None
+    return why_no_nvcc()
 
 
 def compute_capability() -> int:

@@ -1,22 +1,24 @@
-"""A CUDA extension: dispatcher, guard, stream, nvcc's launch stubs and cudart calls are real, the kernels run in the emulator."""
+"""A CUDA extension on the emulated GPU.
+
+Dispatcher, guard, stream, nvcc's launch stubs and cudart calls are real.
+"""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import emugpu
 import pytest
 import torch
 import torch.nn.functional as F
-
-import emugpu
 from toolchain import TOY_LIBRARY, build_toy, compute_capability, why_no_emulated_gpu
 
 if (reason := why_no_emulated_gpu()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-T = build_toy()
-CC = compute_capability()
+toy = build_toy()
+CAPABILITY = compute_capability()
 close = torch.testing.assert_close
 
 
@@ -40,14 +42,17 @@ def randn(*s, **k):
 
 
 def test_device():
-    assert torch.cuda.is_available() and torch.cuda.get_device_capability() == (CC // 10, CC % 10)
+    assert torch.cuda.is_available() and torch.cuda.get_device_capability() == (
+        CAPABILITY // 10,
+        CAPABILITY % 10,
+    )
     assert torch.empty(4, device="cuda").isnan().all()  # poisoned
 
 
 @pytest.mark.parametrize("rows,n", [(1, 1), (4, 300), (3, 129)])
 def test_struct_argument(launches, rows, n):
     x, w = randn(rows, n), randn(n)
-    y, r = T.rms_norm(x, w, 1e-6)
+    y, _ = toy.rms_norm(x, w, 1e-6)
     close(y, F.rms_norm(x, (n,), w, 1e-6))
     assert [(l["grid"], l["block"]) for l in launches] == [((rows, 1, 1), (128, 1, 1))]
     assert "rms_fwd_k(RmsArgs)" in launches[0]["kernel"]
@@ -58,7 +63,7 @@ def test_struct_argument(launches, rows, n):
 def test_flash_attention(launches, n, d, causal):
     """cp.async, ldmatrix, mma.sync, dynamic shared memory with opt-in."""
     q, k, v = (randn(2, n, d, dtype=torch.bfloat16) for _ in range(3))
-    o, lse = T.attention(q, k, v, d**-0.5, causal)
+    o, _ = toy.attention(q, k, v, d**-0.5, causal)
     close(
         o.float(),
         F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal),
@@ -72,14 +77,14 @@ def test_stream(launches):
     s = torch.cuda.Stream()
     x, w = randn(2, 64), randn(64)
     with torch.cuda.stream(s):
-        T.rms_norm(x, w, 1e-6)
+        toy.rms_norm(x, w, 1e-6)
     assert launches[-1]["stream"] == s.cuda_stream != 0
 
 
 def test_opt_in_missing():
     """More than 48 KiB of dynamic shared memory without cudaFuncSetAttribute."""
     code = f"""
-import emugpu; emugpu.install({CC})
+import emugpu; emugpu.install({CAPABILITY})
 import torch
 from toolchain import build_toy
 toy = build_toy()
@@ -96,15 +101,16 @@ except emugpu.LaunchError as error: print("REFUSED", error)
 def test_out_of_bounds(n):
     """One element past the end of a tensor, in a launcher that never asks for the error."""
     with pytest.raises(
-        emugpu.OutOfBoundsError, match=f"write of 4 bytes.*parameter 0.*{4 * n} bytes .offset .{4 * n}"
+        emugpu.OutOfBoundsError,
+        match=f"write of 4 bytes.*parameter 0.*{4 * n} bytes .offset .{4 * n}",
     ):
-        T.oob(torch.zeros(n, device="cuda"))
-    y, _ = T.rms_norm(randn(2, 8), randn(8), 1e-6)  # the device works again
+        toy.oob(torch.zeros(n, device="cuda"))
+    y, _ = toy.rms_norm(randn(2, 8), randn(8), 1e-6)  # the device works again
     assert y.isfinite().all()
 
 
 def test_use_after_free():
-    a, b = randn(8), randn(8)
+    a = randn(8)
     p = a.data_ptr()
     del a
     assert emugpu.launch.memory.refresh() is None and "freed" in emugpu.launch.memory.nearest(p)
@@ -115,14 +121,14 @@ def test_the_ptx_is_what_runs(monkeypatch):
     from emugpu import images as R
 
     x, w = randn(2, 40), randn(40)
-    good, _ = T.rms_norm(x, w, 1e-6)
+    good, _ = toy.rms_norm(x, w, 1e-6)
     f = R._fatbin_ptx
     monkeypatch.setattr(
         R, "_fatbin_ptx", lambda p: [t.replace("rsqrt.approx", "sqrt.approx") for t in f(p)]
     )
     for d in ("_texts", "_by_kernel", "_parsed"):
         monkeypatch.setattr(R, d, {})
-    bad, _ = T.rms_norm(x, w, 1e-6)
+    bad, _ = toy.rms_norm(x, w, 1e-6)
     assert not torch.allclose(good, bad)
 
 
@@ -130,9 +136,9 @@ def test_view_bounds():
     """Inside the storage, outside the tensor that was passed."""
     x = torch.zeros(2, 100, device="cuda")
     with pytest.raises(emugpu.OutOfBoundsError, match="tensor view"):
-        T.oob(x[0])
+        toy.oob(x[0])
     with emugpu.checks(view_bounds=False):
-        T.oob(x[0])
+        toy.oob(x[0])
     assert x[1, 0] == 1
 
 
@@ -140,7 +146,7 @@ def test_two_devices(launches):
     if torch.cuda.device_count() < 2:
         pytest.skip("EMULATED_GPU=80x2")
     x, w = torch.randn(2, 30, device="cuda:1"), torch.randn(30, device="cuda:1")
-    y, _ = T.rms_norm(x, w, 1e-6)  # has a guard
+    y, _ = toy.rms_norm(x, w, 1e-6)  # has a guard
     assert y.device.index == 1 and launches[-1]["device"] == 1 and torch.cuda.current_device() == 0
     close(y, F.rms_norm(x, (30,), w, 1e-6))
     close(y.cuda(0).cpu(), y.cpu())
@@ -167,49 +173,49 @@ def test_two_devices(launches):
 
 def test_race():
     with emugpu.checks(racecheck="raise"), pytest.raises(emugpu.RaceError):
-        T.racy(randn(128))
+        toy.racy(randn(128))
     x = randn(128)
-    close(T.racy(x), x.flip(0))  # lockstep hides it
+    close(toy.racy(x), x.flip(0))  # lockstep hides it
     with emugpu.checks(schedule="warp-asc"):
-        assert T.racy(x).isnan().any()
+        assert toy.racy(x).isnan().any()
 
 
 def test_module_variables():
-    """__constant__ through cudaMemcpyToSymbol, __device__ through cudaMemcpyFromSymbol, initial value from the PTX."""
+    """__constant__ and __device__, through cudaMemcpyToSymbol and cudaMemcpyFromSymbol."""
     x = randn(200)
-    n = T.calls(x)
+    n = toy.calls(x)
     assert n >= 40
-    close(T.poly(x, 1, 2, 3), 1 + 2 * x + 3 * x * x)
-    close(T.poly(x, -1, 0, 0.5), -1 + 0.5 * x * x)
-    assert T.calls(x) == n + 2
+    close(toy.poly(x, 1, 2, 3), 1 + 2 * x + 3 * x * x)
+    close(toy.poly(x, -1, 0, 0.5), -1 + 0.5 * x * x)
+    assert toy.calls(x) == n + 2
 
 
 def test_pointers_in_device_memory():
     t = [randn(100) for _ in range(3)]
-    close(T.sum_list(t), sum(t))
+    close(toy.sum_list(t), sum(t))
 
 
 def test_cpu_tensor_refused():
     with pytest.raises(NotImplementedError):
-        T.rms_norm(torch.randn(2, 3), torch.randn(3), 1e-6)
+        toy.rms_norm(torch.randn(2, 3), torch.randn(3), 1e-6)
     with pytest.raises(RuntimeError, match="same device"):
         randn(3) + torch.randn(3)
 
 
-@pytest.mark.skipif(CC < 90, reason="sm_90a")
+@pytest.mark.skipif(CAPABILITY < 90, reason="sm_90a")
 @pytest.mark.emulated(racecheck="raise", initcheck="raise")
 def test_hopper(launches):
-    """Host TMA descriptors through cuTensorMapEncodeTiled, mbarrier ring, wgmma, setmaxnreg, TMA store, cudaLaunchKernelEx."""
+    """Host TMA descriptors, mbarrier ring, wgmma, setmaxnreg, TMA store, cudaLaunchKernelEx."""
     a, b = randn(128, 192, dtype=torch.bfloat16), randn(192, 64, dtype=torch.bfloat16)
-    close(T.mm(a, b).float(), a.float() @ b.float(), rtol=2e-2, atol=2e-2)
+    close(toy.mm(a, b).float(), a.float() @ b.float(), rtol=2e-2, atol=2e-2)
     assert launches[-1]["kernel"] == "hmm"
 
 
-@pytest.mark.skipif(CC >= 90, reason="sm_80")
+@pytest.mark.skipif(CAPABILITY >= 90, reason="sm_80")
 def test_hopper_on_ampere():
     a = randn(64, 64, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError):
-        T.mm(a, a)
+        toy.mm(a, a)
 
 
 def test_memory_accounting():
@@ -225,17 +231,16 @@ def test_memory_accounting():
         torch.empty(1 << 36, device="cuda")
 
 
-# -- autograd ---------------------------------------------------------------------------------------
 class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, eps):
-        y, r = T.rms_norm(x, w, eps)
+        y, r = toy.rms_norm(x, w, eps)
         ctx.save_for_backward(x, w, r)
         return y
 
     @staticmethod
     def backward(ctx, g):
-        return *T.rms_norm_backward(g, *ctx.saved_tensors), None
+        return *toy.rms_norm_backward(g, *ctx.saved_tensors), None
 
 
 def test_autograd_function(launches):
@@ -260,7 +265,7 @@ def test_gradcheck_like_backward_error():
 
         @staticmethod
         def backward(ctx, g):
-            return T.oob(g.contiguous())
+            return toy.oob(g.contiguous())
 
     x = randn(10).requires_grad_()
     with pytest.raises(emugpu.OutOfBoundsError):
@@ -272,7 +277,7 @@ def test_library_autograd_opcheck():
         "toy::rms_norm", lambda x, w, eps: (torch.empty_like(x), x.new_empty(x.shape[0]))
     )
     torch.library.opcheck(
-        T.rms_norm.default,
+        toy.rms_norm.default,
         (randn(3, 40), randn(40), 1e-6),
         test_utils=("test_schema", "test_faketensor"),
     )
@@ -311,7 +316,7 @@ class Attention(torch.autograd.Function):
     def forward(ctx, q, k, v):
         q, k, v = (t.bfloat16().contiguous() for t in (q, k, v))
         ctx.save_for_backward(q, k, v)
-        return T.attention(q, k, v, q.shape[-1] ** -0.5, False)[0].float()
+        return toy.attention(q, k, v, q.shape[-1] ** -0.5, False)[0].float()
 
     @staticmethod
     def backward(ctx, g):
@@ -386,7 +391,7 @@ def test_hidden():
 def test_torch_kernel_named():
     """With the redirect off, torch's kernels raise and are named."""
     code = f"""
-import emugpu; emugpu.install({CC}, aten=False)
+import emugpu; emugpu.install({CAPABILITY}, aten=False)
 import torch
 x = torch.empty(8, device="cuda")
 try: x.fill_(1.)

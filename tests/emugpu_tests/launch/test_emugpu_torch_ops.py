@@ -3,11 +3,10 @@
 import copy
 import io
 
+import emugpu
 import pytest
 import torch
 import torch.nn.functional as F
-
-import emugpu
 from toolchain import why_no_emulated_gpu
 
 if (reason := why_no_emulated_gpu()) is not None:
@@ -31,9 +30,8 @@ def both(f, *shapes, **kw):
     u, v = f(*a), f(*b)
     assert v.device.type == "cuda" and v.dtype == u.dtype and v.stride() == u.stride()
     close(v.cpu(), u)
-    for p, q in zip(
-        torch.autograd.grad(u.square().sum(), a), torch.autograd.grad(v.square().sum(), b)
-    ):
+    expected = torch.autograd.grad(u.square().sum(), a)
+    for p, q in zip(expected, torch.autograd.grad(v.square().sum(), b), strict=True):
         assert q.is_cuda
         close(q.cpu(), p, **kw)
 
@@ -127,7 +125,9 @@ def test_optimizers_and_amp():
 
 
 def test_cuda_only_operator_named():
-    with pytest.raises(emugpu.NotEmulatedError, match="_thnn_fused_lstm_cell has only a CUDA kernel"):
+    with pytest.raises(
+        emugpu.NotEmulatedError, match="_thnn_fused_lstm_cell has only a CUDA kernel"
+    ):
         torch.nn.LSTM(4, 5).cuda()(torch.randn(3, 2, 4, device="cuda"))
 
 

@@ -1,7 +1,4 @@
-"""Triton kernels launched the usual way; Triton's own driver, JIT cache and C launcher run unmodified."""
-
-import math
-import os
+"""Triton kernels launched the usual way: its driver, JIT cache and C launcher are its own."""
 
 import emugpu
 import pytest
@@ -13,11 +10,11 @@ if (reason := why_no_emulated_gpu()) is not None:
 
 import triton
 import triton.language as tl
-import triton_samples as K
+import triton_samples as samples
 
-CC = compute_capability()
+CAPABILITY = compute_capability()
 close = torch.testing.assert_close
-hopper = pytest.mark.skipif(CC < 90, reason="sm_90")
+hopper = pytest.mark.skipif(CAPABILITY < 90, reason="sm_90")
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +42,14 @@ def oob_k(x, n, BLOCK: tl.constexpr):
 
 
 def test_target():
-    assert triton.runtime.driver.active.get_current_target().arch == CC
+    assert triton.runtime.driver.active.get_current_target().arch == CAPABILITY
 
 
 @pytest.mark.emulated(racecheck="raise")
 def test_softmax(launches):
     x = randn(6, 200)
     y = torch.empty_like(x)
-    K.softmax_k[(6,)](x, y, 200, 200, BLOCK=256)
+    samples.softmax_k[(6,)](x, y, 200, 200, BLOCK=256)
     close(y, x.softmax(-1))
     assert launches[-1]["kernel"] == "softmax_k" and launches[-1]["grid"] == (6, 1, 1)
 
@@ -62,7 +59,7 @@ def test_softmax(launches):
 def test_matmul(dtype):
     M, N, Q = 100, 136, 160
     a, b, c = randn(M, Q).to(dtype), randn(Q, N).to(dtype), torch.empty(M, N, device="cuda")
-    k = K.matmul_k[lambda m: (triton.cdiv(M, m["BM"]) * triton.cdiv(N, m["BN"]),)](
+    k = samples.matmul_k[lambda m: (triton.cdiv(M, m["BM"]) * triton.cdiv(N, m["BN"]),)](
         a, b, c, M, N, Q, Q, 1, N, 1, N, 1, BM=64, BN=64, BK=32, num_stages=3
     )
     tol = (
@@ -70,7 +67,7 @@ def test_matmul(dtype):
     )  # tf32
     close(c, a.float() @ b.float(), **tol)
     if dtype != torch.float32:
-        assert ("wgmma" if CC >= 90 else "mma.sync") in k.asm["ptx"]
+        assert ("wgmma" if CAPABILITY >= 90 else "mma.sync") in k.asm["ptx"]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -78,7 +75,7 @@ def test_flash(causal):
     B, N, D = 2, 150, 64
     q, k, v = (randn(B, N, D, dtype=torch.bfloat16) for _ in range(3))
     o, lse = torch.empty_like(q), torch.empty(B, N, device="cuda")
-    K.flash_k[(triton.cdiv(N, 64), B)](
+    samples.flash_k[(triton.cdiv(N, 64), B)](
         q, k, v, o, lse, D**-0.5, N, N * D, D, CAUSAL=causal, D=D, BM=64, BN=64, num_stages=2
     )
     close(
@@ -94,7 +91,7 @@ def test_flash(causal):
 def test_f16_accumulator():
     a, b = randn(64, 64, dtype=torch.float16), randn(64, 64, dtype=torch.float16)
     c = torch.empty(64, 64, device="cuda", dtype=torch.float16)
-    K.dot_acc_k[(1,)](a, b, c, 64, BM=64, BN=64, BK=32, ACC=tl.float16)
+    samples.dot_acc_k[(1,)](a, b, c, 64, BM=64, BN=64, BK=32, ACC=tl.float16)
     close(c.float(), a.float() @ b.float(), rtol=5e-2, atol=5e-2)
 
 
@@ -143,9 +140,9 @@ def test_second_device(launches):
     with pytest.raises(
         Exception, match="missing device guard"
     ):  # Triton launches on the current device
-        K.softmax_k[(3,)](x, y, 100, 100, BLOCK=128)
+        samples.softmax_k[(3,)](x, y, 100, 100, BLOCK=128)
     with torch.cuda.device(1):
-        K.softmax_k[(3,)](x, y, 100, 100, BLOCK=128)
+        samples.softmax_k[(3,)](x, y, 100, 100, BLOCK=128)
     close(y, x.softmax(-1))
     assert launches[-1]["device"] == 1
 
@@ -178,7 +175,7 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         y = torch.empty_like(x)
-        K.softmax_k[(x.shape[0],)](
+        samples.softmax_k[(x.shape[0],)](
             x, y, x.shape[1], x.stride(0), BLOCK=triton.next_power_of_2(x.shape[1])
         )
         ctx.save_for_backward(y)
@@ -205,7 +202,7 @@ def test_custom_op():
     @torch.library.custom_op("emutest::softmax", mutates_args=())
     def softmax(x: torch.Tensor) -> torch.Tensor:
         y = torch.empty_like(x)
-        K.softmax_k[(x.shape[0],)](x, y, x.shape[1], x.stride(0), BLOCK=256)
+        samples.softmax_k[(x.shape[0],)](x, y, x.shape[1], x.stride(0), BLOCK=256)
         return y + torch.zeros_like(y)
 
     softmax.register_fake(torch.empty_like)
@@ -218,7 +215,7 @@ def test_custom_op():
 @pytest.mark.emulated(racecheck="raise", initcheck="raise")
 @pytest.mark.parametrize("ws", [False, True])
 def test_host_descriptors(ws):
-    from triton.tools.tensor_descriptor import TensorDescriptor as TD
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     M, N, Q = 192, 128, 192
     a, b, c = (
@@ -226,10 +223,10 @@ def test_host_descriptors(ws):
         randn(Q, N, dtype=torch.bfloat16),
         torch.empty(M, N, device="cuda", dtype=torch.bfloat16),
     )
-    k = K.matmul_tma_k[(6,)](
-        TD.from_tensor(a, [64, 64]),
-        TD.from_tensor(b, [64, 64]),
-        TD.from_tensor(c, [64, 64]),
+    k = samples.matmul_tma_k[(6,)](
+        TensorDescriptor.from_tensor(a, [64, 64]),
+        TensorDescriptor.from_tensor(b, [64, 64]),
+        TensorDescriptor.from_tensor(c, [64, 64]),
         M,
         N,
         Q,
@@ -250,7 +247,7 @@ def test_device_descriptors():
     )
     x = randn(100, 64, dtype=torch.bfloat16)
     y = torch.zeros_like(x)
-    K.devdesc_k[(4, 2)](x, y, 100, 64, BM=32, BN=32)
+    samples.devdesc_k[(4, 2)](x, y, 100, 64, BM=32, BN=32)
     close(y, x * 2)
 
 
@@ -258,12 +255,12 @@ def test_device_descriptors():
 def test_cluster_refused():
     x = randn(6, 200)
     with pytest.raises(emugpu.NotEmulatedError, match="cluster"):
-        K.softmax_k[(6,)](x, torch.empty_like(x), 200, 200, BLOCK=256, num_ctas=2)
+        samples.softmax_k[(6,)](x, torch.empty_like(x), 200, 200, BLOCK=256, num_ctas=2)
 
 
 def test_too_much_shared_memory():
     a = randn(256, 1024, dtype=torch.float32)
     with pytest.raises(triton.runtime.errors.OutOfResources):
-        K.matmul_k[(1,)](
+        samples.matmul_k[(1,)](
             a, a, a, 256, 256, 256, 256, 1, 256, 1, 256, 1, BM=256, BN=256, BK=64, num_stages=4
         )

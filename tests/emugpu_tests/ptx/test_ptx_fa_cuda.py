@@ -2,12 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-
 from emugpu import ptxemu
-from toolchain import nvcc_ptx
+from toolchain import nvcc_ptx, why_no_nvcc
+
+if (reason := why_no_nvcc()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 torch.manual_seed(0)
 

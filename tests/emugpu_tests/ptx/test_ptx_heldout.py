@@ -1,25 +1,27 @@
-"""Kernels by other authors (PyTorch's block-sparse and batched outer-product Triton kernels), other targets, and -G builds."""
+"""Kernels by other authors (Triton kernels of PyTorch), other targets, and -G builds."""
 
 import importlib
-import shutil
 
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
-
 from emugpu import ptxemu
+from toolchain import nvcc_ptx, why_no_nvcc, why_no_triton
+
+if (reason := why_no_nvcc() or why_no_triton()) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+import test_ptx_fa_cuda
+import test_ptx_mm
+import triton.language as tl
 from emugpu.ptxemu.triton_aot import Kernel
-from toolchain import nvcc_ptx
-import test_ptx_fa_cuda as F
-import test_ptx_mm as MM
 
 torch.manual_seed(0)
 
 
 def sparse_ops():
-    import torch.utils._triton as U
     import torch.sparse._triton_ops as S
+    import torch.utils._triton as U
 
     old, U.has_triton = U.has_triton, lambda: True
     try:
@@ -105,7 +107,7 @@ def test_bmm_outer():
 def test_flash_attention_builds(build):
     """An unoptimised build and newer targets of the hand-written flash attention."""
     m = ptxemu.Module.from_ptx(nvcc_ptx("fa", **build))
-    o, R, *_ = F.run(m, "fa64c", 100, 64, True, racecheck="raise")
+    o, R, *_ = test_ptx_fa_cuda.run(m, "fa64c", 100, 64, True, racecheck="raise")
     torch.testing.assert_close(o, R, rtol=2e-2, atol=1e-2)
 
 
@@ -113,5 +115,5 @@ def test_flash_attention_builds(build):
 def test_mm_builds(build):
     """The same of the tensor-core kernels."""
     m = ptxemu.Module.from_ptx(nvcc_ptx("mm", **build))
-    MM.test_mma(m, np.random.default_rng(0), (100, 72, 88), "bf16", "lockstep")
-    MM.test_wmma(m, np.random.default_rng(0))
+    test_ptx_mm.test_mma(m, np.random.default_rng(0), (100, 72, 88), "bf16", "lockstep")
+    test_ptx_mm.test_wmma(m, np.random.default_rng(0))

@@ -1,12 +1,14 @@
-"""nvcc for sm_90a: TMA + mbarrier ring + wgmma + setmaxnreg + TMA store, and broken variants."""
+"""nvcc for sm_90a: TMA, mbarrier ring, wgmma, setmaxnreg, TMA store; and broken variants."""
 
 import numpy as np
 import pytest
-
 from emugpu import ptxemu
 from emugpu.ptxemu import TensorMap
-from toolchain import nvcc_ptx
 from emugpu.ptxemu.numerics import bfloat16_to_float, float_to_bfloat16
+from toolchain import nvcc_ptx, why_no_nvcc
+
+if (reason := why_no_nvcc()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def hop():
 def run(hop, k, K=320, **kw):
     rng = np.random.default_rng(0)
     M, N = 128, 192
-    A, B = float_to_bfloat16(rng.standard_normal((M, K))), float_to_bfloat16(rng.standard_normal((K, N)))
+    A, B = (float_to_bfloat16(rng.standard_normal(shape)) for shape in ((M, K), (K, N)))
     C = np.full((M, N), 0x7FFF, "u2")
     t = [TensorMap.of(x, (64, 64), "128B") for x in (A, B, C)]
     r = hop.launch(k, (N // 64, M // 64), 256, [*t, K], smem_bytes=5 * 8192 + 64, **kw)
@@ -34,27 +36,28 @@ def test_hmm(hop, schedule):
 def test_partial_tiles(hop):
     rng = np.random.default_rng(0)
     M, N, K = 100, 72, 128
-    A, B = float_to_bfloat16(rng.standard_normal((M, K))), float_to_bfloat16(rng.standard_normal((K, N)))
+    A, B = (float_to_bfloat16(rng.standard_normal(shape)) for shape in ((M, K), (K, N)))
     C = np.full((M, N), 0x7FFF, "u2")
     t = [TensorMap.of(x, (64, 64), "128B") for x in (A, B, C)]
     hop.launch("hmm", (2, 2), 256, [*t, K], smem_bytes=5 * 8192 + 64)
-    np.testing.assert_allclose(bfloat16_to_float(C), bfloat16_to_float(A) @ bfloat16_to_float(B), rtol=1e-2, atol=5e-2)
+    expected = bfloat16_to_float(A) @ bfloat16_to_float(B)
+    np.testing.assert_allclose(bfloat16_to_float(C), expected, rtol=1e-2, atol=5e-2)
 
 
 def test_no_full_wait(hop):
-    C, R, r = run(hop, "hmm_nofull", K=128)
+    C, _, _ = run(hop, "hmm_nofull", K=128)
     assert np.isnan(C).any()
 
 
 def test_no_wgmma_wait(hop):
     """The buffer is released while wgmma may still read it."""
-    C, R, r = run(hop, "hmm_nowgwait")
+    C, R, _ = run(hop, "hmm_nowgwait")
     assert not np.allclose(C, R, rtol=1e-2, atol=5e-2)
 
 
 def test_no_empty_wait(hop):
     try:
-        C, R, r = run(hop, "hmm_noempty")
+        C, R, _ = run(hop, "hmm_noempty")
         assert not np.allclose(C, R, rtol=1e-2, atol=5e-2)
     except ptxemu.EmuError:
         pass

@@ -1,10 +1,13 @@
-"""Tensor-core kernels from nvcc: wmma, and mma.sync + ldmatrix(.trans) + cp.async with zero fill."""
+"""Tensor cores from nvcc: wmma, and mma.sync, ldmatrix(.trans), cp.async with zero fill."""
 
 import numpy as np
 import pytest
-
 from emugpu import ptxemu
 from emugpu.ptxemu.numerics import bfloat16_to_float, float_to_bfloat16
+from toolchain import why_no_nvcc
+
+if (reason := why_no_nvcc()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 
 def test_wmma(mm, rng):
@@ -29,8 +32,12 @@ def test_wmma_tf32(mm, rng):
 def test_mma(mm, rng, shape, ty, schedule):
     M, N, K = shape
     a, b = rng.standard_normal((M, K)).astype("f4"), rng.standard_normal((K, N)).astype("f4")
-    A, B = (float_to_bfloat16(a), float_to_bfloat16(b)) if ty == "bf16" else (a.astype("f2"), b.astype("f2"))
-    a, b = (bfloat16_to_float(A), bfloat16_to_float(B)) if ty == "bf16" else (A.astype("f4"), B.astype("f4"))
+    if ty == "bf16":
+        A, B = float_to_bfloat16(a), float_to_bfloat16(b)
+        a, b = bfloat16_to_float(A), bfloat16_to_float(B)
+    else:
+        A, B = a.astype("f2"), b.astype("f2")
+        a, b = A.astype("f4"), B.astype("f4")
     C = np.full((M, N), np.nan, "f4")
     r = mm.launch(
         "mm_" + ty,
@@ -47,14 +54,14 @@ def test_mma(mm, rng, shape, ty, schedule):
 
 def run(mm, rng, k, **kw):
     M, N, K = 128, 64, 128
-    A, B = float_to_bfloat16(rng.standard_normal((M, K))), float_to_bfloat16(rng.standard_normal((K, N)))
+    A, B = (float_to_bfloat16(rng.standard_normal(shape)) for shape in ((M, K), (K, N)))
     C = np.zeros((M, N), "f4")
     mm.launch(k, (1, 2), 128, [A, B, C, M, N, K], **kw)
     return C, bfloat16_to_float(A) @ bfloat16_to_float(B)
 
 
 def test_missing_cp_wait(mm, rng):
-    C, R = run(mm, rng, "mm_nowait")
+    C, _ = run(mm, rng, "mm_nowait")
     assert np.isnan(C).all()
     with pytest.raises(ptxemu.UninitError):
         run(mm, rng, "mm_nowait", initcheck="raise")

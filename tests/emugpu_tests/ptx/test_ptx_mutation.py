@@ -1,16 +1,21 @@
-"""Mutation tests: delete each synchronising instruction of known-good PTX and see whether the emulator notices."""
+"""Mutation tests: does the emulator notice when known-good PTX loses an instruction?
+
+Each synchronising instruction is deleted or weakened, one at a time.
+"""
 
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
-
 from emugpu import ptxemu
+from toolchain import nvcc_ptx, why_no_nvcc, why_no_triton
+
+if (reason := why_no_nvcc() or why_no_triton()) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+import triton_samples as samples
 from emugpu.ptxemu.triton_aot import Desc, Kernel
-from toolchain import nvcc_ptx
-import triton_samples as T
 
 RULES = [
     ("bar.sync", r"^\s*(bar|barrier)\.sync(\.aligned)?\s", lambda s: None),
@@ -54,7 +59,7 @@ def mutants(ptx):
             runs.append(cur)
             cur = []
         cur.append(i)
-    for run in runs + [cur]:
+    for run in [*runs, cur]:
         if len(run) > 1:
             yield (
                 f"{len(run)} bar.sync",
@@ -125,7 +130,7 @@ def tri(fn, arch, stages):
     q, k, v = (torch.randn(B, N, D).bfloat16() for _ in range(3))
     R = ref(q, k, v)
     kn = Kernel(
-        T.flash_k,
+        samples.flash_k,
         dict(
             q="*bf16",
             k="*bf16",
@@ -157,7 +162,7 @@ def tri_tma(ws):
     M, N, K = 128, 128, 384
     a, b = torch.randn(M, K).bfloat16() * 0.1, torch.randn(K, N).bfloat16() * 0.1
     k = Kernel(
-        T.matmul_tma_k,
+        samples.matmul_tma_k,
         dict(
             da="tensordesc<bf16[64, 64]>",
             db="tensordesc<bf16[64, 64]>",
@@ -183,9 +188,9 @@ def tri_tma(ws):
 
 CASES = {
     "fa_cuda": fa_cuda,
-    "triton80": lambda: tri(T.flash_k, 80, 2),
-    "triton80s3": lambda: tri(T.flash_k, 80, 3),
-    "triton90": lambda: tri(T.flash_k, 90, 2),
+    "triton80": lambda: tri(samples.flash_k, 80, 2),
+    "triton80s3": lambda: tri(samples.flash_k, 80, 3),
+    "triton90": lambda: tri(samples.flash_k, 90, 2),
     "triton90tma": lambda: tri_tma(False),
     "triton90ws": lambda: tri_tma(True),
 }
@@ -197,16 +202,19 @@ def table(case):
     return [(name, line, detect(run, p, MODES)) for name, line, p in mutants(ptx)]
 
 
+# How many deletions change nothing: barriers with another barrier (or an mbarrier wait by every
+# thread) beside them, and a second proxy fence with no generic write in between. Counted with
+# Triton 3.8 and 3.9; for triton80, triton90 and triton90tma of 3.9 read off the PTX by hand.
+REDUNDANT = {"triton80": 1, "triton80s3": 2, "triton90": 2, "triton90tma": 13, "triton90ws": 11}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_mutants(case):
+    """Every wait that is removed is noticed, and all barriers and fences but the redundant ones."""
     rows = table(case)
-    missed = [r for r in rows if not r[2]]
-    assert rows and len(missed) <= ALLOWED.get(case, 0), missed
-
-
-# Deletions that change nothing: barriers with another barrier (or an mbarrier wait by every thread) beside them,
-# and a second proxy fence with no generic write in between; read off the PTX by hand for triton80/90/90tma.
-ALLOWED = {"triton80": 1, "triton80s3": 1, "triton90": 2, "triton90tma": 13, "triton90ws": 8}
+    missed = [(name, line) for name, line, found in rows if not found]
+    assert rows and len(missed) <= REDUNDANT.get(case, 0), missed
+    assert all(name.endswith(("bar.sync", "fence.proxy")) for name, _ in missed), missed
 
 
 @pytest.mark.parametrize(
@@ -229,11 +237,3 @@ def test_semantic_mutants(old, new):
         ptx.replace(old, new, 1) if old.startswith(("ex2", "shfl", "cp")) else ptx.replace(old, new)
     )
     assert (e < 0.05) == old.startswith("cp")
-
-
-if __name__ == "__main__":
-    for c in CASES:
-        rows = table(c)
-        print(f"{c}: {sum(bool(r[2]) for r in rows)} of {len(rows)} mutants detected")
-        for r in rows:
-            print("   ", r[0], "line", r[1], ", ".join(r[2]) or "MISSED")

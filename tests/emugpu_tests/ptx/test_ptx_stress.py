@@ -1,11 +1,15 @@
-"""CUB, cooperative groups, locks, 64-bit arithmetic, fp8, constants, structs, device asserts; and an unoptimised (-G) build."""
+"""CUB, cooperative groups, locks, 64-bit arithmetic, fp8, constants, structs, device asserts.
+
+And an unoptimised (-G) build.
+"""
 
 import numpy as np
 import pytest
-
 from emugpu import ptxemu
-from emugpu.ptxemu import numerics as N
-from toolchain import nvcc_ptx
+from toolchain import nvcc_ptx, why_no_nvcc
+
+if (reason := why_no_nvcc()) is not None:
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +141,10 @@ def test_i64(st, rng):
     a, b = rng.integers(-(2**62), 2**62, n), rng.integers(-(2**40), 2**40, n)
     o = np.zeros((10, n), "i8")
     st.launch("i64_k", 1, 64, [a, b, o, n])
-    s64 = lambda v: (v + 2**63) % 2**64 - 2**63
+
+    def s64(v):
+        return (v + 2**63) % 2**64 - 2**63
+
     for i in range(n):
         x, y = int(a[i]), int(b[i])
         q = abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from toolchain import why_no_triton
 
-from emugpu import ptxemu
+if (reason := why_no_triton()) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+import triton_samples as samples
 from emugpu.ptxemu.triton_aot import Desc, Kernel
-import triton_samples as T
 
 torch.manual_seed(0)
 ARCHS = [80, 90]
@@ -19,9 +22,12 @@ def test_softmax(arch):
     x = torch.randn(6, 200)
     y = torch.empty_like(x)
     k = Kernel(
-        T.softmax_k, {"x": "*fp32", "y": "*fp32", "n": "i32", "stride": "i32"}, {"BLOCK": 256}, arch
+        samples.softmax_k,
+        {"x": "*fp32", "y": "*fp32", "n": "i32", "stride": "i32"},
+        {"BLOCK": 256},
+        arch,
     )
-    r = k.launch(6, [x, y, 200, 200], racecheck="raise")
+    k.launch(6, [x, y, 200, 200], racecheck="raise")
     torch.testing.assert_close(y, x.softmax(-1), rtol=1e-5, atol=1e-6)
 
 
@@ -33,7 +39,7 @@ def test_layernorm(arch):
     y = torch.empty_like(x)
     mu, rs = torch.empty(2, 5)
     k = Kernel(
-        T.layernorm_k,
+        samples.layernorm_k,
         dict(
             x="*bf16",
             w="*fp32",
@@ -63,7 +69,7 @@ def test_matmul(arch, stages, ty):
     c = torch.empty(M, N)
     p = "*" + TY[ty]
     k = Kernel(
-        T.matmul_k,
+        samples.matmul_k,
         dict(a=p, b=p, c="*fp32", **{s: "i32" for s in ("M", "N", "K", "sam", "sbk", "scm")}),
         dict(BM=64, BN=64, BK=32, sak=1, sbn=1, scn=1),
         arch,
@@ -91,7 +97,7 @@ def test_flash(arch, causal, ty, D, N):
     o, lse = torch.empty_like(q), torch.empty(B, N)
     p = "*" + TY[ty]
     kn = Kernel(
-        T.flash_k,
+        samples.flash_k,
         dict(q=p, k=p, v=p, o=p, lse="*fp32", scale="fp32", N="i32", sb="i32", sn="i32"),
         dict(CAUSAL=causal, D=D, BM=64, BN=64),
         arch,
@@ -118,7 +124,7 @@ def test_int8(arch):
     )
     c = torch.empty(M, N, dtype=torch.int32)
     k = Kernel(
-        T.int8_matmul_k,
+        samples.int8_matmul_k,
         dict(a="*i8", b="*i8", c="*i32", K="i32"),
         dict(BM=M, BN=N, BK=64),
         arch,
@@ -140,7 +146,7 @@ def test_matmul_tma(BM, warps, ws, stages):
         torch.empty(M, N).bfloat16(),
     )
     k = Kernel(
-        T.matmul_tma_k,
+        samples.matmul_tma_k,
         dict(
             da=f"tensordesc<bf16[{BM}, 64]>",
             db="tensordesc<bf16[64, 64]>",
@@ -173,7 +179,7 @@ def test_flash_tma(BM, warps, ws, causal):
     q, k, v = (torch.randn(B * N, D).bfloat16() for _ in range(3))
     o = torch.empty_like(q)
     kn = Kernel(
-        T.flash_tma_k,
+        samples.flash_tma_k,
         dict(
             dq=f"tensordesc<bf16[{BM}, 64]>",
             dk="tensordesc<bf16[64, 64]>",
@@ -201,7 +207,9 @@ def test_flash_tma(BM, warps, ws, causal):
 def test_device_descriptor():
     x = torch.randn(100, 64).bfloat16()
     y = torch.zeros_like(x)
-    k = Kernel(T.devdesc_k, dict(x="*bf16", y="*bf16", M="i32", N="i32"), dict(BM=32, BN=32), 90)
+    k = Kernel(
+        samples.devdesc_k, dict(x="*bf16", y="*bf16", M="i32", N="i32"), dict(BM=32, BN=32), 90
+    )
     assert "tensormap.replace" in k.ptx
     scratch = torch.zeros(8 * k.meta.global_scratch_size, dtype=torch.uint8)
     k.launch((4, 2), [x, y, 100, 64, scratch])
@@ -231,7 +239,7 @@ def test_flash_backward(arch, causal, ty, D, N):
     )
     p = "*" + TY[ty]
     kn = Kernel(
-        T.flash_bwd_k,
+        samples.flash_bwd_k,
         dict(
             q=p,
             k=p,
@@ -266,7 +274,7 @@ def test_fp8(arch, ty):
     c = torch.empty(M, N)
     p = "*fp8e4nv" if ty == torch.float8_e4m3fn else "*fp8e5"
     k = Kernel(
-        T.fp8_matmul_k,
+        samples.fp8_matmul_k,
         dict(a=p, b=p, c="*fp32", K="i32"),
         dict(BM=M, BN=N, BK=64),
         arch,
@@ -280,7 +288,9 @@ def test_fp8(arch, ty):
 def test_scan_sort(arch):
     x = torch.randint(0, 1000, (512,), dtype=torch.int32)
     y, z = torch.empty_like(x), torch.empty_like(x)
-    k = Kernel(T.scan_sort_k, dict(x="*i32", y="*i32", z="*i32", n="i32"), dict(BLOCK=512), arch)
+    k = Kernel(
+        samples.scan_sort_k, dict(x="*i32", y="*i32", z="*i32", n="i32"), dict(BLOCK=512), arch
+    )
     k.launch(1, [x, y, z, 512], racecheck="raise")
     assert torch.equal(y, x.cumsum(0).int()) and torch.equal(z, x.sort().values)
 
@@ -313,14 +323,14 @@ def test_dot_variants(arch, ty, acc, BM, BN, BK):
     a, b = torch.randn(BM, K).to(ty), torch.randn(K, BN).to(ty)
     c = torch.empty(BM, BN, dtype=acc)
     k = Kernel(
-        T.dot_acc_k,
+        samples.dot_acc_k,
         dict(a=names[ty][0], b=names[ty][0], c=names[acc][0], K="i32"),
         dict(BM=BM, BN=BN, BK=BK, ACC=names[acc][1]),
         arch,
         align16=["a", "b", "c", "K"],
     )
     assert "mma" in k.ptx
-    # Triton copies f16 accumulators between commit and wait, which ptxas accepts and the ISA does not
+    # Triton copies f16 accumulators between commit and wait: ptxas accepts it, the ISA does not
     k.launch(1, [a, b, c, K], racecheck="raise", eager_wgmma=acc == torch.float16)
     tol = {
         torch.float16: 5e-2,
