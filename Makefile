@@ -34,7 +34,7 @@ endef
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(RUN):
 	@python='$(PYTHON)'; \
@@ -104,6 +104,49 @@ BENCH_ARGS ?= --minutes 9
 bench: $(READY) ## time the op beside its peers, under 10 minutes: results/bench/
 	@$(VENV)/bin/genhoi bench --out results/bench $(BENCH_ARGS)
 
+# The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tests/emugpu).
+# It needs a CUDA build of torch, in an environment of its own.
+CUDA_TORCH ?= torch==2.14.1
+EMULATED_ARCHS ?= 80 90
+VENV_CUDA := .venv-cuda
+RUN_CUDA := $(VENV_CUDA)/bin/python
+READY_CUDA := $(VENV_CUDA)/.ready
+
+# The package itself is not installed there: that would build its extension again.
+define REQUIREMENTS
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = project["optional-dependencies"]
+lists = [project["dependencies"], *(extras[name] for name in ("demo", "test", "triton"))]
+print(*(name for names in lists for name in names), "ninja", sep="\n")
+endef
+export REQUIREMENTS
+
+$(READY_CUDA): pyproject.toml | $(RUN)
+	@if [ ! -x $(RUN_CUDA) ]; then $(RUN) -m venv $(VENV_CUDA); fi
+	@echo "Installing $(CUDA_TORCH) (a CUDA build) and the tests' packages into $(VENV_CUDA)"
+	@$(RUN_CUDA) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) '$(CUDA_TORCH)'
+	@$(RUN_CUDA) -c "$$REQUIREMENTS" | $(RUN_CUDA) -m pip install --quiet \
+		--disable-pip-version-check $(PIP_ARGS) -r /dev/stdin
+	@touch $@
+
+EMULATED := PYTHONPATH=tests $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
+
+.PHONY: test-gpu-emulated
+test-gpu-emulated: $(READY_CUDA) ## run the GPU tests on an emulated GPU (no hardware), and the emulator's own
+	@status=0; \
+	echo "The PTX emulator's own tests"; \
+	EMULATED_GPU=$(firstword $(EMULATED_ARCHS)) $(EMULATED) tests/emugpu_tests/ptx || status=1; \
+	for arch in $(EMULATED_ARCHS); do \
+		echo "Launches on an emulated GPU, sm_$$arch (not hardware)"; \
+		EMULATED_GPU=$${arch}x2 $(EMULATED) tests/emugpu_tests/launch || status=1; \
+		echo "The project's GPU tests on an emulated GPU, sm_$$arch (not hardware)"; \
+		EMULATED_GPU=$$arch $(EMULATED) -m gpu --ignore=tests/emugpu_tests tests || status=1; \
+	done; \
+	if [ $$status = 0 ]; then echo "Passed on emulated GPUs: $(EMULATED_ARCHS). No hardware was used."; fi; \
+	exit $$status
+
 .PHONY: lint
 lint: $(READY_DEV) ## check formatting, style and types
 	@$(VENV)/bin/ruff check .
@@ -120,5 +163,5 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 .PHONY: clean
 clean: ## remove builds, caches and results; keep the environment
 	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV)
-	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV) $(READY_CUDA)
+	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
