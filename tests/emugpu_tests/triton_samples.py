@@ -270,3 +270,16 @@ def dot_acc_k(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, 
         y = tl.load(b + (k + rk[:, None]) * BN + rn[None, :])
         acc = tl.dot(x, y, acc, out_dtype=ACC)
     tl.store(c + rm[:, None] * BN + rn[None, :], acc)
+
+
+@triton.jit
+def dot_precision_k(
+    a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
+):
+    rm, rn, rk = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
+    acc = tl.zeros([BM, BN], tl.float32)
+    for k in range(0, K, BK):
+        x = tl.load(a + rm[:, None] * K + k + rk[None, :])
+        y = tl.load(b + (k + rk[:, None]) * BN + rn[None, :])
+        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+    tl.store(c + rm[:, None] * BN + rn[None, :], acc)

@@ -95,6 +95,24 @@ def test_f16_accumulator():
     close(c.float(), a.float() @ b.float(), rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.emulated(racecheck="raise", initcheck="raise")
+@pytest.mark.parametrize("tolerance", [5e-2, 2e-5, 1e-6], ids=["tf32", "tf32x3", "ieee"])
+def test_float32_products(request, tolerance):
+    """tf32 rounds its operands; tf32x3 and ieee are as good as float32."""
+    precision = request.node.callspec.id
+    a, b, c = randn(64, 128), randn(128, 64), torch.empty(64, 64, device="cuda")
+    kernel = samples.dot_precision_k[(1,)](
+        a, b, c, 128, BM=64, BN=64, BK=32, PRECISION=precision, num_stages=2
+    )
+    exact = a.double() @ b.double()
+    error = (c - exact).abs().max() / exact.abs().max()
+    assert error < tolerance
+    assert precision != "tf32" or error > 1e-5
+    if precision != "ieee":
+        assert ("wgmma" if CAPABILITY >= 90 else "mma.sync") in kernel.asm["ptx"]
+        assert "tf32" in kernel.asm["ptx"]
+
+
 def test_autotune(launches):
     x, y = randn(1000), randn(1000)
     z = torch.empty_like(x)
