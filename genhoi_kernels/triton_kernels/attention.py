@@ -162,7 +162,7 @@ def attention_backward(
     """The op's gradients; o is the attention before the gate."""
     dout = torch.zeros_like(o) if grads.out is None else grads.out
     turned = with_rotation(call, t)
-    dO, delta, dgate = _through_gate(call, t, o, dout, grads, arch=arch)
+    dO, delta, dgate = through_gate(call, t, o, dout, grads, arch=arch)
     dq = t.q.new_empty(t.q.shape)
     dk, dv = t.k.new_empty(t.k.shape), t.v.new_empty(t.v.shape)
     queries_launch(call, turned, dO, lse, delta, dq, arch=arch).run()
@@ -180,7 +180,7 @@ def attention_backward(
     )
 
 
-def _through_gate(
+def through_gate(
     call: AttentionCall,
     t: AttentionTensors,
     o: Tensor,
