@@ -104,6 +104,19 @@ BENCH_ARGS ?= --minutes 9
 bench: $(READY) ## time the op beside its peers, under 10 minutes: results/bench/
 	@$(VENV)/bin/genhoi bench --out results/bench $(BENCH_ARGS)
 
+# No GPU is needed: Triton's wheel holds the whole compiler. GPU_COMPILE_ARGS="--subset ci"
+GPU_COMPILE_ARGS ?=
+READY_TRITON := $(VENV)/.ready-triton
+
+$(READY_TRITON): | $(READY)
+	@echo "Installing Triton into $(VENV)"
+	@$(PIP_INSTALL) 'triton>=3.6'
+	@touch $@
+
+.PHONY: gpu-compile
+gpu-compile: $(READY_TRITON) ## compile every shipped Triton kernel for each GPU: results/gpu-compile/
+	@$(RUN) -m benchmarks.static.compile_table $(GPU_COMPILE_ARGS)
+
 # The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tests/emugpu).
 # It needs a CUDA build of torch, in an environment of its own.
 CUDA_TORCH ?= torch==2.14.1
@@ -163,5 +176,5 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 .PHONY: clean
 clean: ## remove builds, caches and results; keep the environment
 	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV) $(READY_CUDA)
+	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV) $(READY_TRITON) $(READY_CUDA)
 	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +

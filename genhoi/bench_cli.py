@@ -16,7 +16,7 @@ from genhoi.cli_common import PATH, plain_errors
 
 __all__ = ["bench", "import_suite"]
 
-_WIDTH = 150  # of tables that go into a file
+_WIDTH, _STATIC_WIDTH = 150, 200  # of tables that go into a file
 _FEWEST_ROUNDS = 1
 
 
@@ -50,15 +50,24 @@ _FEWEST_ROUNDS = 1
     help="Denoising steps of the suite block.",
 )
 @click.option(
+    "--static",
+    is_flag=True,
+    help="Time nothing: compile the Triton kernels and bound them by their instructions.",
+)
+@click.option(
     "--out", default="genhoi-bench", show_default=True, type=PATH, help="Folder for the results."
 )
 def bench(**options: Any) -> None:
     """Time the op beside its peers, and say how far both are from what the machine allows.
 
-    Appends to results.csv, and draws ratios.png, roofline.png and sweeps.png.
+    Appends to results.csv, and draws ratios.png, roofline.png and sweeps.png. With --static, needs
+    no GPU, takes only --out, and writes static.csv and static.png instead.
     """
     with plain_errors():
         import_suite()
+        if options["static"]:
+            _bench_static(options["out"])
+            return
         from benchmarks.runner import Budget
         from benchmarks.suites import DEFAULT_SUITES, Selection, select
 
@@ -96,6 +105,21 @@ def import_suite() -> None:
             "the benchmark suite is not part of the installed package: run this command in a "
             "checkout of the repository, which has it in the folder benchmarks/"
         ) from error
+
+
+def _bench_static(out: Path) -> None:
+    """Compile, count, print and write."""
+    from benchmarks.static.report import make_report, print_report, write_report
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_STATIC_WIDTH)
+    report = make_report(console)
+    print_report(console, report)
+    for path in write_report(out, report):
+        click.echo(f"{'Picture' if path.suffix == '.png' else 'Rows'}: {path}")
+    if not report.is_complete:
+        sys.exit(130)
 
 
 def _device(name: str | None) -> torch.device:

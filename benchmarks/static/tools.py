@@ -1,0 +1,83 @@
+"""NVIDIA's binary tools, which come inside the Triton wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Usage", "disassemble", "library_sass", "library_usage", "resource_usage"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a compiled function: registers a thread, and bytes of stack a thread if known."""
+
+    registers: int
+    stack: int | None
+
+
+def disassemble(cubin: bytes) -> str:
+    """The SASS of a cubin."""
+    with _file(cubin) as path:
+        return _run("nvdisasm", "-c", path)
+
+
+def resource_usage(cubin: bytes) -> dict[str, Usage]:
+    """Registers and stack of each function of a cubin."""
+    with _file(cubin) as path:
+        return _usages(_run("cuobjdump", "-res-usage", path))
+
+
+def library_sass(library: Path, arch: str, function: str) -> str:
+    """The SASS of one function, by its mangled name, of all that a shared library holds."""
+    return _run("cuobjdump", "-sass", "-arch", arch, "-fun", function, str(library))
+
+
+def library_usage(library: Path, arch: str, function: str) -> Usage | None:
+    """Registers and stack of that function, if the library has it."""
+    text = _run("cuobjdump", "-res-usage", "-arch", arch, "-fun", function, str(library))
+    return _usages(text).get(function)
+
+
+def _usages(text: str) -> dict[str, Usage]:
+    found = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+)", text)
+    return {name: Usage(int(registers), int(stack)) for name, registers, stack in found}
+
+
+def _run(name: str, *words: str) -> str:
+    done = subprocess.run([_tool(name), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout
+
+
+def _tool(name: str) -> str:
+    """Path of a tool: in the folder that NVBIN names, else in the Triton wheel, else on the PATH.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folders = [os.environ["NVBIN"]] if "NVBIN" in os.environ else []
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin:
+        folders.append(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
+    found = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    if found is None:
+        raise FileNotFoundError(f"no {name}: it comes with triton, pip install 'triton>=3.6'")
+    return found
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(content)
+        file.flush()
+        yield file.name
