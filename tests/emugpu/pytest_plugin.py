@@ -8,7 +8,7 @@ test. The fixture ``launches`` lists a test's launches.
 import collections
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,3 +90,10 @@ def pytest_runtest_teardown() -> Generator[None, Any, Any]:
 def launches() -> "collections.deque[dict[str, Any]]":
     """This test's launches: dicts of kernel, device, grid, block, smem, stream, report, seconds."""
     return emugpu.launches
+
+
+@pytest.fixture(params=["lockstep", "warp-asc", "warp-desc"])
+def warp_schedule(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs with all warps in step, then with one warp at a time, in either order."""
+    with emugpu.checks(schedule=request.param):
+        yield request.param

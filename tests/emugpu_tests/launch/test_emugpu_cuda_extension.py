@@ -180,6 +180,14 @@ def test_race():
         assert toy.racy(x).isnan().any()
 
 
+@pytest.mark.emulated(racecheck="raise")
+def test_schedules(warp_schedule):
+    """A kernel without races gives the same in every schedule."""
+    assert emugpu.options["schedule"] == warp_schedule
+    x, w = randn(2, 100), randn(100)
+    close(toy.rms_norm(x, w, 1e-6)[0], F.rms_norm(x, (100,), w, 1e-6))
+
+
 def test_module_variables():
     """__constant__ and __device__, through cudaMemcpyToSymbol and cudaMemcpyFromSymbol."""
     x = randn(200)
