@@ -164,7 +164,10 @@ __device__ __forceinline__ void fa(const __nv_bfloat16* Q, const __nv_bfloat16* 
          float* LSE, int N, float scale) {                                                         \
     fa<D, C, M>(Q, K, V, O, LSE, N, scale);                                                        \
   }
-FLASH_KERNEL(fa64, 64, false, 0)
-FLASH_KERNEL(fa64c, 64, true, 0) FLASH_KERNEL(fa128c, 128, true, 0)
-    FLASH_KERNEL(fa_nowait, 64, false, 1) FLASH_KERNEL(fa_nosync_raw, 64, false, 2)
-        FLASH_KERNEL(fa_nosync_war, 64, false, 3) FLASH_KERNEL(fa_oob, 64, false, 4)
+FLASH_KERNEL(fa64, 64, false, 0);
+FLASH_KERNEL(fa64c, 64, true, 0);
+FLASH_KERNEL(fa128c, 128, true, 0);
+FLASH_KERNEL(fa_nowait, 64, false, 1);
+FLASH_KERNEL(fa_nosync_raw, 64, false, 2);
+FLASH_KERNEL(fa_nosync_war, 64, false, 3);
+FLASH_KERNEL(fa_oob, 64, false, 4);

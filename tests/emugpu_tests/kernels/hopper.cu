@@ -124,9 +124,11 @@ __device__ __forceinline__ void mm(const CUtensorMap& ma, const CUtensorMap& mb,
          const __grid_constant__ CUtensorMap c, int K) {                               \
     mm<M>(a, b, c, K);                                                                 \
   }
-HOPPER_KERNEL(hmm, 0)
-HOPPER_KERNEL(hmm_nofull, 1) HOPPER_KERNEL(hmm_nowgwait, 2)
-    HOPPER_KERNEL(hmm_noempty, 3) extern "C" __global__ void stm(uint32_t* o) {
+HOPPER_KERNEL(hmm, 0);
+HOPPER_KERNEL(hmm_nofull, 1);
+HOPPER_KERNEL(hmm_nowgwait, 2);
+HOPPER_KERNEL(hmm_noempty, 3);
+extern "C" __global__ void stm(uint32_t* o) {
   __shared__ __align__(16) uint32_t s[128];
   uint32_t r[4];
   for (int i = 0; i < 4; i++)
