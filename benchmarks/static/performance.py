@@ -21,6 +21,7 @@ _FA2 = {  # on sm_80, with fast math as its own package is built: instructions o
     "forward": 881 * 4 / FORWARD,
     "backward": 873 * 8 / BACKWARD,
 }
+_HALVES = ("bf16", "fp16")  # the model's rates are theirs
 _COUNTED_LIKE = {"HMMA": "sm_80", "HGMMA": "sm_90"}
 # Constants that add work beside the loop over the video's keys, and what switches them off.
 _EXTRAS = ("REFERENCES", "REF", "MASK", "BIAS", "GATE", "KEEP_UNGATED")
@@ -66,16 +67,16 @@ def _loop_figures(compiled: Compiled) -> Row:
     )
     loop = choose_loop(model_loops(function, kernel))
     figures = {name: value for name, value in loop.items() if _is_count(name)}
-    if compiled.arch in MODELLED:
+    half = compiled.dtype in _HALVES
+    if compiled.arch in MODELLED and half:
         figures |= {name: value for name, value in loop.items() if _is_bound(name)}
     direction = "forward" if products == FORWARD else "backward"
-    of_128 = compiled.tile[2] == 128
     return {
         "products": products,
         "direction": direction,
         "loop": loop["loop"],
         **figures,
-        **_issued(loop, products, direction, of_128),
+        **_issued(loop, products, direction, half and compiled.tile[2] == 128),
     }
 
 
@@ -156,8 +157,8 @@ def aims_met(rows: Sequence[Row]) -> list[str]:
 
 
 def _is_aimed_at(row: Row, column: str) -> bool:
-    half = row["dtype"] in ("bf16", "fp16") and row["head_dim"] == 128
-    return row["ours"] and half and row.get("direction") == "forward" and column in row
+    like_peers = row["dtype"] in _HALVES and row["head_dim"] == 128
+    return row["ours"] and like_peers and row.get("direction") == "forward" and column in row
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,12 @@ def _extras(compiled: Compiled) -> str:
 
 
 def _without_extras(compiled: Compiled) -> tuple[Any, ...]:
-    rest = tuple((k, v) for k, v in compiled.constants.items() if k not in _EXTRAS)
+    """What tells a kernel from others; an argument that isn't there is constant None."""
+    rest = tuple(
+        (name, value)
+        for name, value in compiled.constants.items()
+        if name not in _EXTRAS and value != "None"
+    )
+    kernel = compiled.variant.partition("+")[0]
     options = compiled.num_warps, compiled.num_stages, compiled.tile
-    return compiled.arch, compiled.dtype, compiled.head_dim, *options, rest
+    return kernel, compiled.arch, compiled.dtype, compiled.head_dim, *options, rest

@@ -126,7 +126,7 @@ def print_report(console: Console, report: Report) -> None:
         "max, phase, sum: share of the tensor cores' peak that the loop can reach if everything, "
         "only products, or nothing overlaps. issued: instructions of all warps for 128 queries x "
         "64 keys; /FA2: over FlashAttention-2's on sm_80 for as many matrix products. Loops are "
-        "bounded for sm_80 and sm_90 only.\n",
+        "bounded for sm_80 and sm_90, in 16 bits, only.\n",
         highlight=False,
         markup=False,
     )

@@ -46,7 +46,7 @@ def compiled_row(compiled: Compiled) -> Row:
     if compiled.failure:
         known |= dict.fromkeys(list(known)[7:])
     return known | {
-        "constants": ", ".join(f"{name}={value}" for name, value in compiled.constants.items()),
+        "constants": _constants(compiled),
         "how": compiled.how,
         "triton": compiled.triton,
         "seconds": round(compiled.seconds, 2),
@@ -68,9 +68,8 @@ _COLUMNS = {
     "ctas_per_sm": "CTAs",
     "tensor": "tensor",
     "pipelined": "pipelined",
-    "how": "chosen",
 }
-_LEFT = ("variant", "arch", "dtype", "tile", "tensor", "how")
+_LEFT = ("variant", "arch", "dtype", "tile", "tensor")
 
 
 def print_compiled(console: Console, compiled: Sequence[Compiled]) -> None:
@@ -90,12 +89,19 @@ def print_compiled(console: Console, compiled: Sequence[Compiled]) -> None:
     )
     wrong = [each for each in compiled if violations(each)]
     for each in wrong:
-        about = ", ".join(f"{name}={value}" for name, value in each.constants.items())
         for violation in violations(each):
-            console.print(f"{each.title} [{about}] {violation}", markup=False, highlight=False)
+            console.print(
+                f"{each.title} [{_constants(each)}] {violation}", markup=False, highlight=False
+            )
     console.print(
         f"{len(compiled)} variants, {len(wrong) or 'none'} with violations", highlight=False
     )
+
+
+def _constants(compiled: Compiled) -> str:
+    """Those that say something: an argument that isn't there is constant None."""
+    said = ((name, value) for name, value in compiled.constants.items() if value != "None")
+    return ", ".join(f"{name}={value}" for name, value in said)
 
 
 def _cell(value: Any) -> str:
