@@ -17,7 +17,8 @@ class AttentionCall:
     """Sizes and options of one ``reference_attention`` call.
 
     gate_mode: "none", "token" or "sum" (out stays ungated; the logits' sum is handed back).
-    needs_grad: a backward pass will follow.
+    needs_grad: a backward pass will follow. rows, keys: N and Nk, by which one of several able
+    backends is chosen; 0 where they don't matter.
     """
 
     device: torch.device
@@ -29,6 +30,8 @@ class AttentionCall:
     gate_mode: str
     scale: float
     needs_grad: bool
+    rows: int = 0
+    keys: int = 0
 
 
 @dataclass(frozen=True)

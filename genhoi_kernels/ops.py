@@ -67,6 +67,8 @@ def attention_call(arguments: AttentionArguments) -> AttentionCall:
         gate_mode=a.gate_mode,
         scale=a.scale,
         needs_grad=a.needs_grad,
+        rows=a.q.shape[1],
+        keys=a.k.shape[1],
     )
 
 

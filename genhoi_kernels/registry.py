@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .backends import cpu, eager, triton
+from .backends import cpu, eager, flash, triton
 from .call import AttentionCall, RopeCall
 
 # In the order in which backend=None tries them.
-_BACKENDS: dict[str, Any] = {"cpu": cpu, "triton": triton, "eager": eager}
+_BACKENDS: dict[str, Any] = {"cpu": cpu, "triton": triton, "flash": flash, "eager": eager}
 
 
 @dataclass(frozen=True)

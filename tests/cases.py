@@ -129,7 +129,7 @@ class Case:
         scale = self.dim**-0.5 if self.scale is None else self.scale
         return AttentionCall(
             device_of(backend), self.dtype, self.dim, self.segments or (), self.rope,
-            self.reference_rope, mode, scale, True,
+            self.reference_rope, mode, scale, True, self.n, self.nk,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -1,0 +1,105 @@
+"""An installed FlashAttention in two calls, merged by log-sum-exp in a Triton kernel.
+
+The first call goes over the video's keys; the second over the reference's, with the rows that the
+mask gate gathered. Rotation, merge and flow gate are Triton kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import flash_versions
+from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from ..reference import AttentionResult
+from ..rope import Rope
+from . import triton
+
+DESCRIPTION = "installed FlashAttention 2, 3 or 4, merged by Triton kernels; bfloat16, float16"
+MAX_HEAD_DIM = 256
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_INSTALL = (
+    "no FlashAttention is installed (pip install flash-attn for any GPU from sm_80 on, "
+    "flash-attn-4 for sm_90 and sm_100, fa3-fwd for inference on sm_90)"
+)
+
+
+def unavailable() -> str | None:
+    """Why no call can run here, or None."""
+    if torch.version.hip is not None:
+        return "it is for NVIDIA GPUs"
+    problem = triton.unavailable()
+    if problem is not None:
+        return f"its own kernels need Triton and a GPU: {problem}"
+    return None if flash_versions.installed() else _INSTALL
+
+
+def supports(call: AttentionCall | RopeCall) -> str | None:
+    """16-bit GPU tensors, head dims that 8 divides up to 256, positive scales."""
+    problem = triton.supports(call)
+    if problem is not None or isinstance(call, RopeCall):
+        return problem
+    if call.dtype not in _DTYPES:
+        return f"it takes {', '.join(str(d) for d in _DTYPES)}, not {call.dtype}"
+    if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
+        return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
+    if not call.scale > 0:
+        return f"it takes positive scales, not {call.scale}"
+    reasons = list(_refusals(call).values())
+    return None if None in reasons else "; ".join(reason for reason in reasons if reason)
+
+
+def _refusals(call: AttentionCall) -> dict[flash_versions.Flash, str | None]:
+    arch = triton.architecture(call.device)
+    return {
+        flash: flash.refuses(arch, call.dtype, call.head_dim, call.needs_grad)
+        for flash in flash_versions.installed()
+    }
+
+
+def chosen(call: AttentionCall) -> flash_versions.Flash:
+    """The installed FlashAttention that takes a call which ``supports`` lets pass."""
+    return next(flash for flash, reason in _refusals(call).items() if reason is None)
+
+
+def generation(call: AttentionCall) -> int | None:
+    """2, 3 or 4: the FlashAttention that would take this call; None if none would."""
+    if unavailable() is not None or supports(call) is not None:
+        return None
+    return chosen(call).generation
+
+
+# The launches import triton, which need not be installed.
+
+
+def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
+    """See triton_kernels/two_pass.py."""
+    from ..triton_kernels import two_pass
+
+    return two_pass.attention(call, tensors, chosen(call), arch=triton.architecture(call.device))
+
+
+def attention_backward(
+    call: AttentionCall,
+    tensors: AttentionTensors,
+    o: Tensor,
+    lse: Tensor,
+    grads: AttentionGrads,
+) -> AttentionTensors:
+    """See triton_kernels/two_pass.py; a gradient of lse takes the Triton kernels' backward pass."""
+    from ..triton_kernels import two_pass
+
+    if grads.lse is not None:  # not every FlashAttention has a place for it
+        return triton.attention_backward(call, tensors, o, lse, grads)
+    arch = triton.architecture(call.device)
+    return two_pass.attention_backward(call, tensors, o, lse, grads, chosen(call), arch=arch)
+
+
+norm_rope_forward = triton.norm_rope_forward
+norm_rope_backward = triton.norm_rope_backward
+
+
+def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
+    """See ``backends.triton``."""
+    return triton.apply_rope(x, rope, inverse)
