@@ -5,23 +5,11 @@ With O_s, L_s the output and log-sum-exp over the keys of part s, and b_s a refe
     L = log sum_s exp(L_s + b_s);  O = sum_s exp(L_s + b_s - L) O_s
 """
 
-from __future__ import annotations
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..call import AttentionCall, AttentionTensors
-from ..reference import AttentionResult
-from .attention import precision
-from .configs import Config
 from .gate import gate_logits, sigmoid
-from .launch import Launch, ceil_div, host_integers, power_of_two
 from .tiles import head_of, load_tile, store_tile
-
-BLOCK_M = 64
-_WHY = "one pass over memory, nothing to reuse; nothing was tuned"
 
 
 @triton.jit
@@ -130,85 +118,3 @@ def flow_gate(
     else:
         gated = wide * sigmoid(logits)[:, None]
         store_tile(head_of(out, b, h, sample, D), gated, start, N, H * D, BLOCK_M, D, BLOCK_D)
-
-
-def merge_launch(
-    out: Tensor,
-    lse: Tensor,
-    part_out: Tensor,
-    part_lse: Tensor,
-    *,
-    rows: Tensor | None,
-    bits: Tensor | None,
-    ref_bias: Tensor | None,
-    segments: tuple[int, ...],
-) -> Launch:
-    """Of merge_references; all tensors contiguous, rows ``[G, C]`` int64, bits ``[B or 1, N]``."""
-    _, n, heads, head_dim = out.shape
-    _, groups, count = part_out.shape[:3]
-    return Launch(
-        kernel=merge_references,
-        grid=(ceil_div(count, BLOCK_M), groups * heads),
-        arguments=dict(
-            out=out, lse=lse, part_out=part_out, part_lse=part_lse, rows=rows, bits=bits,
-            segments=host_integers(segments, out.device), ref_bias=ref_bias,
-            bits_b=0 if bits is None or bits.shape[0] == 1 else n,
-            G=groups, C=count, H=heads, N=n, S=len(segments),
-        ),
-        constants=dict(
-            GATHERED=rows is not None, MASK=bits is not None, BIAS=ref_bias is not None,
-            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=BLOCK_M,
-        ),
-        config=_config(head_dim),
-    )  # fmt: skip
-
-
-def gate_launch(
-    call: AttentionCall,
-    t: AttentionTensors,
-    o: Tensor,
-    out: Tensor | None,
-    sums: Tensor | None,
-    *,
-    arch: str,
-) -> Launch:
-    """Of flow_gate; o and out ``[B, N, H, D]`` contiguous (they may be one), sums of tiles."""
-    assert t.gate is not None
-    batch, n, heads, head_dim = o.shape
-    return Launch(
-        kernel=flow_gate,
-        grid=(ceil_div(n, BLOCK_M), batch * heads),
-        arguments=dict(
-            o=o, out=out, **{name: w.contiguous() for name, w in t.gate._asdict().items()},
-            gate_sums=sums, H=heads, N=n,
-        ),
-        constants=dict(
-            GATE=call.gate_mode, PRECISION=precision(arch, call.dtype), D=head_dim,
-            BLOCK_D=power_of_two(head_dim), BLOCK_F=power_of_two(head_dim // 2), BLOCK_M=BLOCK_M,
-        ),
-        config=_config(head_dim),
-    )  # fmt: skip
-
-
-def _config(head_dim: int) -> Config:
-    warps = 4 if head_dim <= 128 else 8
-    return Config(BLOCK_M, power_of_two(head_dim), 0, warps, 1, _WHY)
-
-
-def gated_result(
-    call: AttentionCall, t: AttentionTensors, o: Tensor, lse: Tensor, *, arch: str
-) -> AttentionResult:
-    """The op's result from the attention o before the gate; o is overwritten if nobody needs it."""
-    batch, n, heads, _ = o.shape
-    no_sum = torch.zeros((batch, heads), dtype=torch.float32, device=o.device)
-    if call.gate_mode == "none":
-        return AttentionResult(o, lse, no_sum, o.new_empty(0))
-    if call.gate_mode == "sum":
-        sums = torch.empty(
-            (batch, heads, ceil_div(n, BLOCK_M)), dtype=torch.float32, device=o.device
-        )
-        gate_launch(call, t, o, None, sums, arch=arch).run()
-        return AttentionResult(o, lse, sums.sum(-1), o.new_empty(0))
-    out = torch.empty_like(o) if call.needs_grad else o
-    gate_launch(call, t, o, out, None, arch=arch).run()
-    return AttentionResult(out, lse, no_sum, o if call.needs_grad else o.new_empty(0))

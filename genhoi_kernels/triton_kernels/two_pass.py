@@ -18,7 +18,7 @@ from ..call import AttentionCall, AttentionGrads, AttentionTensors
 from ..flash_versions import Flash, Pair, Triple
 from ..mask_gate import MaskGate
 from ..reference import AttentionResult
-from . import merge
+from . import merging
 from .attention import has_references, through_gate, with_rotation
 from .rotate import rotated
 
@@ -135,7 +135,7 @@ def attention(
         q = rows.of(turned.q)
         parts = list(segments(call, turned))
         found = [attend(flash, q, part.k, part.v, call.scale) for part in parts]
-        merge.merge_launch(
+        merging.merge_launch(
             o,
             lse,
             *(_stacked([pair[i] for pair in found]) for i in (0, 1)),
@@ -144,7 +144,7 @@ def attention(
             ref_bias=t.ref_bias,
             segments=tuple(part.number for part in parts),
         ).run()
-    return merge.gated_result(call, t, o, lse, arch=arch)
+    return merging.gated_result(call, t, o, lse, arch=arch)
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
