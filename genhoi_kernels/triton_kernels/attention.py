@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..gate import GateWeights
 from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
 from . import backward, forward, gate_backward
-from .configs import config
+from .configs import Config, config
 from .launch import Launch, ceil_div, host_integers, power_of_two, strides
 from .rotate import rotated
 
@@ -198,14 +198,43 @@ def through_gate(
     cut = config(arch, "gate_backward", o.element_size(), power_of_two(o.shape[-1]))
     tiles = ceil_div(rows, cut.block_m) * batch * heads
     parts = min(tiles, GATE_PROGRAMS)
-    partial = GateWeights(
-        *(o.new_empty((parts, weight.numel()), dtype=torch.float32) for weight in t.gate)
+    sums = GateSums(
+        *(
+            o.new_empty((parts, *shape), dtype=torch.float32)
+            for shape in (
+                t.gate.fc1_weight.shape,
+                t.gate.fc1_bias.shape,
+                t.gate.fc2_weight.shape,
+                (1,),
+            )
+        )
     )
     dO = o.new_empty(o.shape)
-    gate_launch(call, t.gate, o, dout, grads, dO, delta, partial, arch=arch).run()
-    pairs = zip(partial, t.gate, strict=True)
-    dgate = GateWeights(*(part.sum(0).view(w.shape).to(w.dtype) for part, w in pairs))
-    return dO, delta, dgate
+    gate_launch(call, t.gate, o, dout, grads, dO, delta, sums, arch=arch).run()
+    return dO, delta, sums.gradients(t.gate)
+
+
+class GateSums(NamedTuple):
+    """Sums over rows that give the gradients of the gate's weights: ``[parts, ...]`` each."""
+
+    du_x: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+    def gradients(self, gate: GateWeights) -> GateWeights:
+        """With n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
+        du_x, db1, dw2, db2 = (x.sum(0) for x in self)
+        gamma, beta, W1 = (w.float() for w in (gate.norm_weight, gate.norm_bias, gate.fc1_weight))
+        found = GateWeights(
+            norm_weight=(W1 * du_x).sum(0),
+            norm_bias=(W1 * db1[:, None]).sum(0),
+            fc1_weight=du_x * gamma + db1[:, None] * beta,
+            fc1_bias=db1,
+            fc2_weight=dw2,
+            fc2_bias=db2,
+        )
+        return GateWeights(*(g.to(w.dtype) for g, w in zip(found, gate, strict=True)))
 
 
 def delta_launch(
@@ -233,24 +262,25 @@ def gate_launch(
     grads: AttentionGrads,
     dO: Tensor,
     delta: Tensor,
-    partial: GateWeights,
+    sums: GateSums,
     *,
     arch: str,
 ) -> Launch:
-    """Of gate_backward.gate_backward; partial holds ``[parts, ...]`` of each weight's gradient."""
+    """Of gate_backward.gate_backward."""
     batch, rows, heads, head_dim = o.shape
     cut = config(arch, "gate_backward", o.element_size(), power_of_two(head_dim))
-    tiles, parts = ceil_div(rows, cut.block_m) * batch * heads, len(partial.fc2_bias)
-    sums = None
+    tiles, parts = ceil_div(rows, cut.block_m) * batch * heads, len(sums.fc2_bias)
+    dgate_sum = None
     if call.gate_mode == "sum":
         zeros = o.new_zeros((batch, heads), dtype=torch.float32)
-        sums = zeros if grads.gate_sum is None else grads.gate_sum
+        dgate_sum = zeros if grads.gate_sum is None else grads.gate_sum
     return Launch(
         kernel=gate_backward.gate_backward,
         grid=(parts,),
         arguments=dict(
-            dout=dout, o=o, dlse=grads.lse, dgate_sum=sums, **_gate(gate), dO_out=dO, delta=delta,
-            **{f"d{name}": x for name, x in partial._asdict().items()},
+            dout=dout, o=o, dlse=grads.lse, dgate_sum=dgate_sum, **_gate(gate), dO_out=dO, delta=delta,
+            du_x=sums.du_x, dfc1_bias=sums.fc1_bias, dfc2_weight=sums.fc2_weight,
+            dfc2_bias=sums.fc2_bias,
             H=heads, N=rows, tiles=tiles, tiles_each=ceil_div(tiles, max(parts, 1)),
         ),
         constants=dict(
@@ -322,15 +352,16 @@ def keys_launch(
             **_scale(call),
         ),
         constants=dict(
-            SAMPLES=1, REFERENCES=False, MASK=False, BIAS=False, **_keys_constants(call, t, arch)
+            SAMPLES=1, REFERENCES=False, MASK=False, BIAS=False, **_keys_constants(call, t, cut, arch)
         ),
         config=cut,
     )  # fmt: skip
 
 
-def _keys_constants(call: AttentionCall, t: AttentionTensors, arch: str) -> dict[str, Any]:
+def _keys_constants(
+    call: AttentionCall, t: AttentionTensors, cut: Config, arch: str
+) -> dict[str, Any]:
     head_dim = t.q.shape[-1]
-    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
     return dict(
         D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=cut.block_m, BLOCK_N=cut.block_n,
         EXACT=call.dtype == torch.float32, PRECISION=precision(arch, call.dtype),
@@ -362,7 +393,7 @@ def reference_keys_launch(
     """Of backward.gradient_of_keys, for the references; dbias ``[B or 1, H, blocks]``."""
     assert t.k_ref is not None
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "reference_keys", t.q.element_size(), power_of_two(head_dim))
     blocks = _blocks(call.ref_lengths, cut.block_n)
     device, which = t.q.device, _which(call, t)
     starts, ends, segments = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
@@ -379,7 +410,7 @@ def reference_keys_launch(
             NK=t.k_ref.shape[1], **_scale(call),
         ),
         constants=dict(
-            SAMPLES=batch if ref_batch == 1 else 1, **which, **_keys_constants(call, t, arch)
+            SAMPLES=batch if ref_batch == 1 else 1, **which, **_keys_constants(call, t, cut, arch)
         ),
         config=cut,
     )  # fmt: skip
@@ -395,7 +426,7 @@ def _reference_gradients(
         nothing = [torch.zeros_like(x) for x in (t.k_ref, t.v_ref)]
         return *nothing, None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
     dk_ref, dv_ref = t.k_ref.new_empty(t.k_ref.shape), t.v_ref.new_empty(t.v_ref.shape)
-    cut = config(arch, "keys", t.q.element_size(), power_of_two(t.q.shape[-1]))
+    cut = config(arch, "reference_keys", t.q.element_size(), power_of_two(t.q.shape[-1]))
     blocks = _blocks(call.ref_lengths, cut.block_n)
     sums = None
     if t.ref_bias is not None:

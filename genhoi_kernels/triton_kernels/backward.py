@@ -16,18 +16,21 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def probabilities(s, lse, factor, bias, EXACT: tl.constexpr):
-    """P = exp(S - L); factor is scale, and scale log2 e unless EXACT.
+def probabilities(s, lse, factor, bias, BIAS: tl.constexpr, EXACT: tl.constexpr):
+    """P = exp(S - L); factor is scale, times log2 e unless EXACT; a bias of -inf makes it 0.
 
     EXACT subtracts before it turns to powers of two: an L of 20 times log2 e is off by 1e-6.
     """
     if EXACT:
-        return tl.exp2((s * factor + bias - lse) * LOG2_E)
+        p = tl.exp2((s * factor + bias - lse) * LOG2_E)
     else:
-        return tl.exp2(s * factor + (bias - lse) * LOG2_E)
+        p = tl.exp2(s * factor + (bias - lse) * LOG2_E)
+    if BIAS:
+        p = tl.where(bias == float("-inf"), 0.0, p)
+    return p
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "NK", "bits_b", "tile_bits_b"])
 def gradient_of_keys(
     Q,
     K,
@@ -109,7 +112,7 @@ def gradient_of_keys(
                     q, do = tl.where(seen[:, None], q, 0.0), tl.where(seen[:, None], do, 0.0)
 
                 s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-                p = probabilities(s, L[None, :], factor, bias, EXACT)
+                p = probabilities(s, L[None, :], factor, bias, BIAS, EXACT)
                 dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 ds = p * (dp - delta_row[None, :])
                 if MASK:
@@ -147,13 +150,14 @@ def query_step(
     dq,
     factor,
     CHECK_KEYS: tl.constexpr,
+    BIAS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dQ with one more block of keys, of which ``keys`` exist (looked at if CHECK_KEYS)."""
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    p = probabilities(s, L[:, None], factor, bias, EXACT)
+    p = probabilities(s, L[:, None], factor, bias, BIAS, EXACT)
     if CHECK_KEYS:
         p = tl.where((tl.arange(0, BLOCK_N) < keys)[None, :], p, 0.0)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -161,7 +165,7 @@ def query_step(
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "NK", "R", "bits_b", "tile_bits_b"])
 def gradient_of_queries(
     Q,
     K,
@@ -226,13 +230,41 @@ def gradient_of_queries(
         k = load_tile(K, j, NK, k_n, False, BLOCK_N, D, BLOCK_D)
         v = load_tile(V, j, NK, v_n, False, BLOCK_N, D, BLOCK_D)
         dq = query_step(
-            q, do, k, v, L, delta_row, BLOCK_N, 0.0, dq, factor, False, BLOCK_N, EXACT, PRECISION
+            q,
+            do,
+            k,
+            v,
+            L,
+            delta_row,
+            BLOCK_N,
+            0.0,
+            dq,
+            factor,
+            False,
+            False,
+            BLOCK_N,
+            EXACT,
+            PRECISION,
         )
     for j in tl.range(whole, NK, BLOCK_R, num_stages=1):
         k = load_tile(K, j, NK, k_n, True, BLOCK_R, D, BLOCK_D)
         v = load_tile(V, j, NK, v_n, True, BLOCK_R, D, BLOCK_D)
         dq = query_step(
-            q, do, k, v, L, delta_row, NK - j, 0.0, dq, factor, True, BLOCK_R, EXACT, PRECISION
+            q,
+            do,
+            k,
+            v,
+            L,
+            delta_row,
+            NK - j,
+            0.0,
+            dq,
+            factor,
+            True,
+            False,
+            BLOCK_R,
+            EXACT,
+            PRECISION,
         )
 
     if REFERENCES:
@@ -251,8 +283,8 @@ def gradient_of_queries(
                 k = load_tile(K_ref, j, last, k_ref_n, True, BLOCK_R, D, BLOCK_D)
                 v = load_tile(V_ref, j, last, v_ref_n, True, BLOCK_R, D, BLOCK_D)
                 dq_new = query_step(
-                    q, do, k, v, L, delta_row, last - j, bias, dq, factor, True, BLOCK_R, EXACT,
-                    PRECISION,
+                    q, do, k, v, L, delta_row, last - j, bias, dq, factor, True, BIAS, BLOCK_R,
+                    EXACT, PRECISION,
                 )  # fmt: skip
                 dq = tl.where(seen[:, None], dq_new, dq) if MASK else dq_new
     store_tile(head_of(dQ, b, h, sample, D), dq * scale, start, N, H * D, BLOCK_M, D, BLOCK_D)

@@ -1,16 +1,48 @@
-"""Block sizes, warps and pipeline stages, per GPU architecture, kernel, dtype and head dim."""
+"""Block sizes, warps and pipeline stages, per GPU architecture, kernel, dtype and head dim.
+
+The table is configs.json. `python -m benchmarks.static.choose` makes it: it goes through candidates in
+an order of preference and takes the first that compiles without spilling a register, within the
+shared memory there is. Nothing in it was timed; an entry says so in ``how``. What a user's own GPU
+does best is measured where GENHOI_AUTOTUNE=1 (autotune.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ARCHS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
+"""Architectures with entries of their own."""
+
+KERNELS = ("forward", "queries", "keys", "reference_keys", "gate_backward", "delta")
+HEAD_DIMS = (32, 64, 128, 256)
+"""Head dims with entries of their own, powers of two; others are padded to the next."""
+
+TABLE = Path(__file__).with_name("configs.json")
+
+# Those that share an entry: the same tensor cores and as much shared memory.
+_LIKE = {
+    "sm_87": "sm_80",
+    "sm_89": "sm_86",
+    "sm_120": "sm_86",
+    "sm_121": "sm_86",
+    "sm_103": "sm_100",
+    "sm_110": "sm_100",
+    "gfx950": "gfx942",
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """How a kernel is cut up.
 
-    block_m: query rows of a tile. block_n: keys of a block; block_r: keys of a block of references,
-    and of what whole blocks of video keys leave. how: how this entry was chosen.
+    block_m: query rows of a tile. block_n: keys of a block. block_r: keys of a block of references,
+    and of what whole blocks of video keys leave over. descriptors: K and V come through tensor
+    descriptors (TMA). how: how the entry was chosen.
     """
 
     block_m: int
@@ -18,8 +50,59 @@ class Config:
     block_r: int
     num_warps: int
     num_stages: int
-    how: str
+    how: str = ""
+    descriptors: bool = False
+    warp_specialize: bool = False
+
+
+Key = tuple[str, str, int, int]
+"""Architecture, kernel, bytes of a value, head dim."""
+
+_trying: dict[Key, Config] = {}
 
 
 def config(arch: str, kernel: str, itemsize: int, block_d: int) -> Config:
-    return Config(64, 32, 16, 4, 2, "")
+    """The table's entry; one of a like architecture, or cautious sizes, where it has none."""
+    head_dim = max(block_d, HEAD_DIMS[0])
+    key = (_LIKE.get(arch, arch), kernel, itemsize, head_dim)
+    return _trying.get(key) or table().get(key) or cautious(arch, head_dim)
+
+
+def cautious(arch: str, head_dim: int) -> Config:
+    """What fits everywhere; also what the interpreter runs, whose tests shall see several blocks."""
+    block = 64 if head_dim <= 128 else 32
+    how = "heuristic: small enough for any GPU" if arch != "interpreter" else "for the interpreter"
+    return Config(64, block // 2, 16, 4, 1, how)
+
+
+@functools.lru_cache(maxsize=1)
+def table() -> dict[Key, Config]:
+    """configs.json."""
+    if not TABLE.exists():
+        return {}
+    entries = json.loads(TABLE.read_text())["entries"]
+    return {
+        (e["arch"], e["kernel"], e["itemsize"], e["head_dim"]): Config(**e["config"])
+        for e in entries
+    }
+
+
+def entries_of(found: dict[Key, Config]) -> list[dict[str, object]]:
+    """What ``table`` reads, sorted."""
+    return [
+        {"arch": arch, "kernel": kernel, "itemsize": size, "head_dim": dim, "config": asdict(cut)}
+        for (arch, kernel, size, dim), cut in sorted(found.items())
+    ]
+
+
+@contextmanager
+def trying(key: Key, candidate: Config) -> Iterator[None]:
+    """Within it, ``config`` gives the candidate for this key."""
+    before = _trying.get(key)
+    _trying[key] = candidate
+    try:
+        yield
+    finally:
+        del _trying[key]
+        if before is not None:
+            _trying[key] = before

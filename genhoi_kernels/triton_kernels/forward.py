@@ -37,14 +37,17 @@ def softmax_step(
     if CHECK_KEYS:
         s = tl.where((tl.arange(0, BLOCK_N) < keys)[None, :], s, float("-inf"))
     highest = tl.maximum(m, tl.max(s, 1) * factor + bias)
-    p = tl.exp2(s * factor - (highest - bias)[:, None])
-    rescale = tl.exp2(m - highest)
+    shift = highest
+    if CHECK_KEYS:  # a bias of -inf, before any key
+        shift = tl.where(highest == float("-inf"), 0.0, highest)
+    p = tl.exp2(s * factor - (shift - bias)[:, None])
+    rescale = tl.exp2(m - shift)
     l = l * rescale + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
     return highest, l, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "NK", "R", "bits_b", "tile_bits_b"])
 def attention_forward(
     Q,
     K,

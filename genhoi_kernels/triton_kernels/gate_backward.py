@@ -11,7 +11,7 @@ from .gate import load_fc1, load_vector, normal_cdf, normalised, sigmoid
 from .tiles import head_of, load_tile, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N"])
 def attention_delta(
     dout,
     o,
@@ -36,7 +36,7 @@ def attention_delta(
     tl.store(delta + lse_row, found, mask=row < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N", "tiles", "tiles_each"])
 def gate_backward(
     dout,
     o,
@@ -50,9 +50,7 @@ def gate_backward(
     fc2_bias,
     dO_out,
     delta,
-    dnorm_weight,
-    dnorm_bias,
-    dfc1_weight,
+    du_x,
     dfc1_bias,
     dfc2_weight,
     dfc2_bias,
@@ -68,18 +66,18 @@ def gate_backward(
     DLSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dO ``[B, N, H, D]``, delta, and this program's share of the weights' gradients ``[programs, ...]``.
+    """dO ``[B, N, H, D]``, delta, and this program's share of sums over all rows ``[parts, ...]``.
 
-    A program takes tiles_each of all tiles (of BLOCK_M rows of one head), one after another: sums of
-    gradients are the same from run to run.
+    A program takes tiles_each of all tiles (of BLOCK_M rows of one head), one after another: sums
+    are the same from run to run. du_x is sum du x^T ``[D // 2, D]``, which gives the gradients of
+    W1, gamma and beta (attention.py).
     """
     d, f = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_F)
     gamma, beta = load_vector(norm_weight, 0, D, BLOCK_D), load_vector(norm_bias, 0, D, BLOCK_D)
     b1 = load_vector(fc1_bias, 0, D // 2, BLOCK_F)
     w2 = load_vector(fc2_weight, 0, D // 2, BLOCK_F)
     b2 = tl.load(fc2_bias).to(tl.float32)
-    dgamma, dbeta = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
-    dW1 = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
+    product = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     db1, dw2 = tl.zeros((BLOCK_F,), tl.float32), tl.zeros((BLOCK_F,), tl.float32)
     db2 = 0.0
 
@@ -111,13 +109,11 @@ def gate_backward(
         # Its gradient.
         density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * u * u)
         du = dlogit[:, None] * w2 * (phi + u * density)
-        dn = tl.dot(du, W1, input_precision=PRECISION)
-        dW1 = tl.dot(tl.trans(du), n, dW1, input_precision=PRECISION)
+        product = tl.dot(tl.trans(du), x, product, input_precision=PRECISION)
         db2 += tl.sum(dlogit, 0)
         dw2 += tl.sum(dlogit[:, None] * u * phi, 0)
         db1 += tl.sum(du, 0)
-        dgamma += tl.sum(dn * x, 0)
-        dbeta += tl.sum(dn, 0)
+        dn = tl.dot(du, W1, input_precision=PRECISION)
         dx = dn * gamma
         mean, along = tl.sum(dx, 1) / D, tl.sum(dx * x, 1) / D
         dO += (dx - mean[:, None] - x * along[:, None]) * rstd[:, None]
@@ -130,12 +126,10 @@ def gate_backward(
             found -= tl.load(dlse + lse_row, mask=row < N, other=0.0)
         tl.store(delta + lse_row, found, mask=row < N)
 
-    program = tl.program_id(0)
-    tl.store(dnorm_weight + program * D + d, dgamma, mask=d < D)
-    tl.store(dnorm_bias + program * D + d, dbeta, mask=d < D)
+    part = tl.program_id(0)
     index = f[:, None] * D + d[None, :]
     inside = (f < D // 2)[:, None] & (d < D)[None, :]
-    tl.store(dfc1_weight + program * (D // 2 * D) + index, dW1, mask=inside)
-    tl.store(dfc1_bias + program * (D // 2) + f, db1, mask=f < D // 2)
-    tl.store(dfc2_weight + program * (D // 2) + f, dw2, mask=f < D // 2)
-    tl.store(dfc2_bias + program, db2)
+    tl.store(du_x + part * (D // 2 * D) + index, product, mask=inside)
+    tl.store(dfc1_bias + part * (D // 2) + f, db1, mask=f < D // 2)
+    tl.store(dfc2_weight + part * (D // 2) + f, dw2, mask=f < D // 2)
+    tl.store(dfc2_bias + part, db2)

@@ -52,15 +52,15 @@ def forward_launch(
     table = angles(rope, tokens, x.device)
     return Launch(
         kernel=norm_rope.norm_rope_forward,
-        grid=(tokens, batch if tokens * heads else 0),
+        grid=(ceil_div(tokens, _tokens(block)), batch if heads else 0),
         arguments=dict(
             x=x, weight=weight, y=y, cosines=table.cosines, sines=table.sines, places=table.places,
             x_b=x.stride(0), x_n=x.stride(1), x_h=x.stride(2), N=tokens,
             row_table=table.row_table, col_table=table.col_table, eps=eps,
         ),
         constants=dict(
-            H=heads, D=head_dim, BLOCK=block, BY_HEAD=isinstance(rope, HeadSlidingRope),
-            NORM=weight is not None, INVERSE=inverse,
+            H=heads, D=head_dim, BLOCK=block, TOKENS=_tokens(block),
+            BY_HEAD=isinstance(rope, HeadSlidingRope), NORM=weight is not None, INVERSE=inverse,
         ),
         config=_config(block),
     )  # fmt: skip
@@ -91,16 +91,23 @@ def backward_launch(
             row_table=table.row_table, col_table=table.col_table, eps=eps,
         ),
         constants=dict(
-            H=heads, D=head_dim, BLOCK=block, BY_HEAD=isinstance(rope, HeadSlidingRope)
+            H=heads, D=head_dim, BLOCK=block, TOKENS=_tokens(block),
+            BY_HEAD=isinstance(rope, HeadSlidingRope),
         ),
         config=_config(block),
     )  # fmt: skip
 
 
+def _tokens(block: int) -> int:
+    """Tokens of a program: 4096 values, or one token that has more."""
+    return max(4096 // block, 1)
+
+
 def _config(block: int) -> Config:
     """16 values a thread: 16-byte accesses, and registers for both halves of the pairs."""
-    warps = min(max(block // 512, 1), 16)
-    return Config(1, block, 0, warps, 1, "16 values a thread; bandwidth-bound, nothing to tune")
+    warps = max(4096, block) // 512
+    how = "16 values a thread, in whole tokens; bandwidth-bound, nothing to tune"
+    return Config(_tokens(block), block, 0, min(warps, 16), 1, how)
 
 
 def rotated(x: Tensor, rope: Rope | None, *, inverse: bool = False) -> Tensor:

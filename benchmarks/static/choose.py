@@ -1,0 +1,149 @@
+"""Make genhoi_kernels/triton_kernels/configs.json: what compiles well, in an order of preference.
+
+For every architecture, kernel, size of a value and head dim, candidates are compiled bare and with
+everything a call can ask for. The first that spills nothing and fits the shared memory is taken.
+
+    python -m benchmarks.static.choose [--arch sm_80] [--kernel forward]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+import torch
+import triton
+
+from benchmarks.static.compile import Compiled, compile_variant
+from benchmarks.static.performance import our_row
+from benchmarks.static.violations import violations
+from genhoi.media import atomic_path
+from genhoi_kernels.triton_kernels import configs, shipped
+from genhoi_kernels.triton_kernels.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
+
+__all__ = ["main"]
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+# (block_m, block_n, block_r, warps, stages), the most wanted first. Large tiles read K and V less
+# often and give each warp work enough to hide what is not a product; they also spill first.
+_FORWARD = {
+    "sm_80": [
+        (128, 64, 16, 8, 3), (128, 64, 64, 8, 3), (128, 64, 32, 8, 2), (128, 64, 16, 8, 2),
+        (128, 32, 16, 8, 3), (128, 32, 32, 8, 2), (64, 32, 16, 4, 2), (64, 16, 16, 4, 2),
+        (64, 16, 16, 8, 2), (64, 16, 16, 8, 1),
+    ],
+    "sm_90": [
+        (128, 128, 64, 8, 2), (128, 128, 32, 8, 2), (128, 64, 32, 8, 3), (128, 64, 64, 8, 2),
+        (128, 64, 16, 8, 2), (128, 32, 32, 8, 2), (64, 64, 32, 4, 2), (64, 32, 32, 4, 2),
+        (64, 32, 16, 8, 2), (64, 16, 16, 8, 1),
+    ],
+}  # fmt: skip
+_BACKWARD = {
+    "sm_80": [
+        (64, 128, 64, 8, 2), (64, 64, 32, 8, 2), (64, 64, 16, 4, 2), (64, 32, 16, 4, 2),
+        (64, 32, 16, 8, 2), (64, 16, 16, 4, 2), (64, 16, 16, 8, 1),
+    ],
+    "sm_90": [
+        (64, 128, 64, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 8, 2), (64, 64, 64, 4, 2),
+        (64, 32, 32, 4, 2), (64, 32, 16, 8, 2), (64, 16, 16, 8, 1),
+    ],
+}  # fmt: skip
+_QUERIES = {
+    "sm_80": [(128, 64, 32, 8, 2), (128, 64, 16, 8, 2), (128, 32, 16, 8, 2)],
+    "sm_90": [(128, 64, 32, 8, 2), (128, 64, 64, 8, 2), (128, 32, 32, 8, 2)],
+}
+_GATE = [(64, 0, 0, 8, 1), (32, 0, 0, 8, 1), (32, 0, 0, 4, 1), (16, 0, 0, 8, 1), (16, 0, 0, 4, 1)]
+_DELTA = [(128, 0, 0, 4, 1), (64, 0, 0, 4, 1), (64, 0, 0, 8, 1)]
+
+
+def candidates(kernel: str, arch: str) -> list[Config]:
+    """In the order in which they are tried."""
+    family = "sm_90" if arch in ("sm_90", "sm_100") else "sm_80"
+    sizes = {
+        "forward": _FORWARD[family],
+        "queries": _QUERIES[family] + _BACKWARD[family],
+        "keys": _BACKWARD[family],
+        "reference_keys": _BACKWARD[family],
+        "gate_backward": _GATE,
+        "delta": _DELTA,
+    }[kernel]
+    return [Config(*size) for size in sizes]
+
+
+def choose(key: Key) -> tuple[Config | None, list[str]]:
+    """The first candidate without a violation, and what was wrong with those before it."""
+    arch, kernel, itemsize, head_dim = key
+    rejected = []
+    for candidate in candidates(kernel, arch):
+        compiled = list(_compiled(key, candidate))
+        wrong = [w for c in compiled for w in violations(c)]
+        if not wrong:
+            words = " / ".join(_words(c) for c in compiled)
+            before = f"; {len(rejected)} larger candidates rejected" if rejected else ""
+            how = f"compiled with triton {triton.__version__}, not timed: {words}{before}"
+            return Config(**{**candidate.__dict__, "how": how}), rejected
+        size = (candidate.block_m, candidate.block_n, candidate.block_r, candidate.num_warps)
+        rejected.append(f"{size}, {candidate.num_stages} stages: {wrong[0]}")
+    return None, rejected
+
+
+def _compiled(key: Key, candidate: Config) -> Iterator[Compiled]:
+    """With all extras first: it is the one that spills."""
+    arch, kernel, itemsize, head_dim = key
+    with configs.trying(key, candidate):
+        for extras in sorted(shipped.EXTRAS[kernel], reverse=True):
+            made = shipped.kernel_variants(kernel, arch, DTYPES[itemsize], head_dim, extras=extras)
+            for variant in made:
+                compiled = compile_variant(variant)
+                yield compiled
+                if violations(compiled):
+                    return
+
+
+def _words(compiled: Compiled) -> str:
+    words = f"{compiled.registers} registers, {compiled.shared} bytes shared"
+    if compiled.arch in ("sm_80", "sm_90") and compiled.main_loop:
+        phase = our_row(compiled).get("eff_phase")
+        words += f", model's phase {phase}"
+    return words
+
+
+@click.command()
+@click.option("--arch", "archs", multiple=True, type=click.Choice(ARCHS), default=ARCHS)
+@click.option("--kernel", "kernels", multiple=True, type=click.Choice(KERNELS), default=KERNELS)
+@click.option("--head-dim", "head_dims", multiple=True, type=int, default=HEAD_DIMS)
+@click.option("--itemsize", "itemsizes", multiple=True, type=int, default=tuple(DTYPES))
+def main(
+    archs: tuple[str, ...],
+    kernels: tuple[str, ...],
+    head_dims: tuple[int, ...],
+    itemsizes: tuple[int, ...],
+) -> None:
+    """Choose entries of the table; those not named here stay as they are."""
+    for head_dim in head_dims:
+        for arch in archs:
+            for itemsize in itemsizes:
+                for kernel in kernels:
+                    key = (arch, kernel, itemsize, head_dim)
+                    found, rejected = choose(key)
+                    click.echo(f"{key}: {found or 'NONE'}")
+                    for line in rejected:
+                        click.echo(f"    rejected {line}")
+                    if found is not None:
+                        _keep(key, found)
+
+
+def _keep(key: Key, found: Config) -> None:
+    """Read, extend and replace the table, which another process may have extended meanwhile."""
+    configs.table.cache_clear()
+    entries = dict(configs.table()) | {key: found}
+    note = "python -m benchmarks.static.choose; compiled, not timed"
+    text = json.dumps({"made_by": note, "entries": configs.entries_of(entries)}, indent=1)
+    with atomic_path(configs.TABLE, overwrite=True) as part:
+        part.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
