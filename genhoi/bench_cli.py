@@ -55,18 +55,28 @@ _FEWEST_ROUNDS = 1
     help="Time nothing: compile the Triton kernels and bound them by their instructions.",
 )
 @click.option(
+    "--tune",
+    is_flag=True,
+    help="Time this GPU's backends at --shapes, and remember which is the fastest.",
+)
+@click.option(
     "--out", default="genhoi-bench", show_default=True, type=PATH, help="Folder for the results."
 )
 def bench(**options: Any) -> None:
     """Time the op beside its peers, and say how far both are from what the machine allows.
 
     Appends to results.csv, and draws ratios.png, roofline.png and sweeps.png. With --static, needs
-    no GPU, takes only --out, and writes static.csv and static.png instead.
+    no GPU, takes only --out, and writes static.csv and static.png instead. With --tune, takes only
+    --shapes, --dtype and --device, and writes choices.json in the cache folder ($GENHOI_CACHE, or
+    the platform's), which decides what later calls without a backend's name run on.
     """
     with plain_errors():
         import_suite()
         if options["static"]:
             _bench_static(options["out"])
+            return
+        if options["tune"]:
+            _tune(options["shapes"], options["dtypes"], options["device"])
             return
         from benchmarks.runner import Budget
         from benchmarks.suites import DEFAULT_SUITES, Selection, select
@@ -120,6 +130,37 @@ def _bench_static(out: Path) -> None:
         click.echo(f"{'Picture' if path.suffix == '.png' else 'Rows'}: {path}")
     if not report.is_complete:
         sys.exit(130)
+
+
+def _tune(shapes: tuple[str, ...], dtypes: tuple[str, ...], device_name: str | None) -> None:
+    """Measure, and write the user's table of choices.
+
+    Raises:
+        ValueError: no such shape, dtype or device, or no GPU.
+    """
+    from benchmarks.shapes import SHAPES
+    from benchmarks.suites import Selection, select
+    from benchmarks.tune import Question, gpu_backends, tune
+    from genhoi_kernels import choices
+
+    device = _device(device_name)
+    if device.type != "cuda":
+        raise ValueError("--tune: on a CPU there is nothing to choose between, wanted a GPU")
+    selection = Selection(device, torch.get_num_threads(), shapes, None, dtypes)
+    select((), selection)  # refuses unknown dtypes
+    names = gpu_backends()
+    if len(names) < 2:
+        usable = names[0] if names else "none"
+        click.echo(f"Nothing to choose between: of the GPU backends {usable} is usable.")
+        return
+    questions = [
+        Question(shape, dtype, training, device)
+        for dtype in selection.given_dtypes()
+        for shape in selection.given_or(list(SHAPES.values()))
+        for training in (False, True)
+    ]
+    found = tune(questions, names, say=click.echo)
+    click.echo(f"Choices: {choices.table_path()} ({len(found)} measured)")
 
 
 def _device(name: str | None) -> torch.device:

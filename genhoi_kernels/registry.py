@@ -2,18 +2,24 @@
 
 A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION``, ``unavailable()`` (None,
 or why it cannot run in this installation), ``supports(call)`` (None, or why it refuses this call)
-and the functions of ``backends.eager``.
+and the functions of ``backends.eager``. In which order several able ones are tried on a GPU is in
+``choices``.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from . import choices
 from .backends import cpu, eager, flash, triton
 from .call import AttentionCall, RopeCall
 
-# In the order in which backend=None tries them.
+# In the order in which backend=None tries them, unless an entry of ``choices`` fits the call.
 _BACKENDS: dict[str, Any] = {"cpu": cpu, "triton": triton, "flash": flash, "eager": eager}
 
 
@@ -27,7 +33,7 @@ class BackendStatus:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Every backend of this installation, in the order in which they are tried."""
+    """Every backend of this installation, in the order in which they are tried by default."""
     statuses = []
     for name, backend in _BACKENDS.items():
         problem = backend.unavailable()
@@ -53,12 +59,38 @@ def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
 
 
 def explain(call: AttentionCall | RopeCall) -> dict[str, str | None]:
-    """What ``supports`` says of every backend."""
-    return {name: supports(name, call) for name in _BACKENDS}
+    """What ``supports`` says of every backend, in the order in which this call tries them."""
+    return {name: supports(name, call) for name in order(call)}
+
+
+def order(call: AttentionCall | RopeCall) -> tuple[str, ...]:
+    """Every backend's name, in the order in which they are tried for this call."""
+    first: tuple[str, ...] = ()
+    if isinstance(call, AttentionCall) and call.device.type == "cuda":
+        first = tuple(n for n in choices.first_tried(question(call)) if n in _BACKENDS)
+    return (*first, *(name for name in _BACKENDS if name not in first))
+
+
+def question(call: AttentionCall) -> choices.Question:
+    """What the choice for a call on a GPU depends on."""
+    return choices.Question(
+        arch=triton.architecture(call.device),
+        device=_device_name(call.device),
+        dtype=str(call.dtype).removeprefix("torch."),
+        head_dim=call.head_dim,
+        rows=call.rows,
+        training=call.needs_grad,
+        flash=flash.generation(call),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
 
 
 def pick(call: AttentionCall | RopeCall, name: str | None) -> Any:
-    """The backend module for a call: the named one, or the first that supports it.
+    """The backend module for a call: the named one, or the first in ``order`` that supports it.
 
     Raises:
         ValueError: the named backend does not exist or refuses the call; the message says why.
@@ -68,4 +100,8 @@ def pick(call: AttentionCall | RopeCall, name: str | None) -> Any:
         if reason is not None:
             raise ValueError(f"backend: {name!r} cannot take this call: {reason}")
         return _BACKENDS[name]
-    return next(_BACKENDS[n] for n, reason in explain(call).items() if reason is None)
+    return _BACKENDS[next(_able(call))]
+
+
+def _able(call: AttentionCall | RopeCall) -> Iterator[str]:
+    return (name for name in order(call) if supports(name, call) is None)

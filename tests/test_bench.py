@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import importlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from benchmarks import checks, limits, report, runner, timing
+import genhoi_kernels as gk
+from benchmarks import checks, limits, report, runner, timing, tune
 from benchmarks.bare_attention import build_attention
 from benchmarks.case import Case, Contender, Direction, Truth, Workload
 from benchmarks.machine import describe_machine
 from benchmarks.peers import PEERS, STRONGEST
 from benchmarks.shapes import SHAPES, Shape, merge_equal, reduce_shape, sweep_shapes
 from benchmarks.timing import Sample, Timings, interleave, is_contended, ratio
-from genhoi import cli
+from genhoi import bench_cli, cli
+from genhoi_kernels import choices, registry
 
 CPU = torch.device("cpu")
 FEW_PEERS = ("--peers", "sdpa", "--peers", STRONGEST, "--peers", "sage")
@@ -158,6 +162,121 @@ def test_without_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib, "import_module", missing)
     result = bench(tmp_path)
     assert result.exit_code == 1 and "checkout of the repository" in result.output
+
+
+# ---------------------------------------------------------------------------------------- tuning
+
+
+def found(name: str, training: bool, **seconds: float) -> tune.Found:
+    question = tune.Question(SHAPES[name], torch.bfloat16, training, torch.device("cuda"))
+    return tune.Found(question, seconds, {})
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A GPU with flash-attn 3, as far as choices are concerned; where the user's table will be."""
+
+    def question(call: Any) -> choices.Question:
+        dtype = str(call.dtype).removeprefix("torch.")
+        return choices.Question(
+            "sm_90", "H100", dtype, call.head_dim, call.rows, call.needs_grad, 3
+        )
+
+    monkeypatch.setattr(registry, "question", question)
+    monkeypatch.setenv("GENHOI_CACHE", str(tmp_path / "cache"))
+    choices.user_table.cache_clear()
+    yield choices.table_path()
+    choices.user_table.cache_clear()
+
+
+def test_tuning_writes_what_was_measured(a_gpu: Path) -> None:
+    answers = {
+        ("headline-4096", False): {"triton": 1.0, "flash": 2.0},
+        ("wan1.3b-480p", False): {"triton": 3.0, "flash": 2.0},
+        ("wan14b-480p", False): {"triton": 1.0, "flash": 2.0},
+        ("wan14b-480p", True): {"flash": 2.0},
+    }
+
+    def measure(question: tune.Question, names: Sequence[str]) -> tune.Found:
+        assert list(names) == ["triton", "flash"]
+        return found(question.shape.name, question.training, **answers[
+            question.shape.name, question.training
+        ])  # fmt: skip
+
+    questions = [
+        tune.Question(SHAPES[name], torch.bfloat16, training, torch.device("cuda"))
+        for name, training in answers
+    ]
+    said: list[str] = []
+    new = tune.tune(questions, ["triton", "flash"], measure=measure, say=said.append)
+    assert said[1] == "wan1.3b-480p, bfloat16, inference: flash 2e+03 ms, triton 3e+03 ms"
+    assert choices.read_table(a_gpu.read_text()) == tuple(new) == choices.user_table()
+
+    # Shapes of one length count alike: 1 x 3 < 2 x 2. Between two lengths: the geometric mean.
+    short, long, trained = new
+    middle = math.isqrt(4096 * 32760)
+    assert (short.rows, short.order) == ((0, middle), ("triton", "flash"))
+    assert (long.rows, long.order) == ((middle + 1, None), ("triton", "flash"))
+    assert (trained.rows, trained.order, trained.training) == ((0, None), ("flash",), True)
+    assert {x.basis for x in new} == {"measured"} and {x.device for x in new} == {"H100"}
+    assert "torch" in long.how and "wan1.3b-480p: flash 2e+03 ms" in long.how
+
+    # Measured again: replaced where it is about the same, kept where not.
+    answers["wan14b-480p", True] = {"triton": 1.0, "flash": 2.0}
+    again = tune.tune(questions[3:], ["triton", "flash"], measure=measure)
+    assert choices.user_table() == (*again, short, long) and again[0].order[0] == "triton"
+
+
+def test_nothing_measured_is_nothing_written_about(a_gpu: Path) -> None:
+    assert tune.choose([found("tiny", False)]) == []
+
+
+def test_what_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real measurement, on the CPU: one backend refuses, one is wrong."""
+    monkeypatch.setattr(timing, "is_contended", lambda *_: False)
+    monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+    monkeypatch.setattr(tune, "SECONDS", 0.1)
+    monkeypatch.setattr(gk, "supports", lambda name, call: "no" if name == "flash" else None)
+    names = [b.name for b in gk.backends() if b.usable and b.name in ("cpu", "eager")]
+    question = tune.Question(SHAPES["tiny"], torch.float32, True, CPU)
+    for good in (True, False):
+        monkeypatch.setattr(checks, "compare", lambda c, good=good: SimpleNamespace(good=good))
+        answer = tune.measure(question, [*names[:1], "flash"])
+        assert answer.refusals.pop("flash") == "no"
+        assert (len(answer.seconds), len(answer.refusals)) == ((1, 0) if good else (0, 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_tuning_needs_a_gpu(tmp_path: Path, a_gpu: Path) -> None:
+    result = bench(tmp_path, "--tune")
+    assert result.exit_code == 1 and "--tune: on a CPU there is nothing to choose" in result.output
+    assert not a_gpu.exists()
+
+
+def test_the_tuning_command(tmp_path: Path, a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_cli, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton"])
+    result = bench(tmp_path, "--tune")
+    assert result.exit_code == 0 and "backends triton is usable" in result.output
+    assert not a_gpu.exists()
+
+    monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton", "flash"])
+    asked: list[tune.Question] = []
+
+    def stand_in(questions: Sequence[tune.Question], names: Any, *, say: Any) -> list[Any]:
+        asked.extend(questions)
+        say("measured")
+        return []
+
+    monkeypatch.setattr(tune, "tune", stand_in)
+    result = bench(tmp_path, "--tune", "--shapes", "tiny", "--dtype", "float16")
+    assert result.exit_code == 0 and f"Choices: {a_gpu} (0 measured)" in result.output
+    assert [(q.shape.name, q.dtype, q.training) for q in asked] == [
+        ("tiny", torch.float16, False), ("tiny", torch.float16, True)
+    ]  # fmt: skip
+    result = bench(tmp_path, "--tune", "--dtype", "int8")
+    assert result.exit_code == 1 and "--dtype: got 'int8'" in result.output
 
 
 # --------------------------------------------------------------------------------------- numbers

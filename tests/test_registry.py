@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import genhoi_kernels as gk
-from genhoi_kernels import native, registry
+from genhoi_kernels import choices, native, registry
+from genhoi_kernels.backends import flash, triton
+from genhoi_kernels.choices import Choice, Question
 
 USABLE = [status.name for status in gk.backends() if status.usable]
 
@@ -44,7 +51,9 @@ def test_cpu_refuses_in_words(change: dict, words: str) -> None:
     assert words in (gk.supports("cpu", call) or "")
     with pytest.raises(ValueError, match=f"backend: 'cpu' cannot take this call: .*{words}"):
         registry.pick(call, "cpu")
-    assert registry.pick(call, None) is registry.pick(call, "eager")
+    # Triton's interpreter, where it is on, takes more head dims.
+    taken = [name for name in ("triton", "eager") if gk.supports(name, call) is None]
+    assert registry.pick(call, None) is registry.pick(call, taken[0])
 
 
 @pytest.mark.native
@@ -76,8 +85,196 @@ def test_explain_takes_the_arguments_of_the_op() -> None:
 
 def test_an_unknown_backend_lists_the_known() -> None:
     q = torch.zeros(1, 4, 2, 16)
-    with pytest.raises(ValueError, match=r"backend: got 'cuda9', wanted one of cpu, eager"):
+    with pytest.raises(
+        ValueError, match=r"backend: got 'cuda9', wanted one of cpu, triton, flash, eager"
+    ):
         gk.reference_attention(q, q, q, backend="cuda9")
+
+
+# ------------------------------------------------------------------------ choices between able ones
+
+H100 = Question("sm_90", "H100", "bfloat16", 128, 32760, False, 3)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the user's table is to be, in a folder that is not there yet."""
+    monkeypatch.setenv("GENHOI_CACHE", str(tmp_path / "new" / "cache"))
+    choices.user_table.cache_clear()
+    yield choices.table_path()
+    choices.user_table.cache_clear()
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, question: Question, refusing: str = "") -> None:
+    """Calls of CUDA tensors are about ``question``; Triton and flash take them, but one."""
+    monkeypatch.setattr(registry, "question", lambda call: question)
+    for backend, name in ((triton, "triton"), (flash, "flash")):
+        monkeypatch.setattr(backend, "unavailable", lambda: None)
+        reason = "not today" if name == refusing else None
+        monkeypatch.setattr(backend, "supports", lambda call, reason=reason: reason)
+
+
+def gpu_call() -> gk.AttentionCall:
+    return attention_call(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128)
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({}, ("flash", "triton")),
+        ({"training": True}, ("flash", "triton")),
+        ({"arch": "sm_80", "flash": 2}, ("flash", "triton")),
+        # What the model says nothing about: the registry's own order.
+        ({"flash": 2}, ()),
+        ({"flash": 4}, ()),
+        ({"flash": None}, ()),
+        ({"arch": "sm_100"}, ()),
+        ({"dtype": "float32"}, ()),
+        ({"head_dim": 64}, ()),
+        ({"rows": 4095}, ()),
+    ],
+)
+def test_built_in_choices(cache: Path, change: dict, first: tuple[str, ...]) -> None:
+    assert choices.first_tried(dataclasses.replace(H100, **change)) == first
+
+
+def test_every_built_in_choice_says_what_it_rests_on() -> None:
+    for choice in choices.TABLE:
+        assert choice.basis in ("measured", "modelled") and len(choice.how) > 40
+        assert set(choice.order) <= {*registry.backend_names(), "cuda"}
+        assert choice.basis == "modelled" or choice.device
+
+
+def test_a_gpu_call_goes_where_the_table_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, H100)
+    assert registry.pick(gpu_call(), None) is flash
+    assert list(registry.explain(gpu_call())) == ["flash", "triton", "cpu", "eager"]
+    assert registry.pick(gpu_call(), "triton") is triton
+    on_a_gpu(monkeypatch, dataclasses.replace(H100, rows=100))
+    assert registry.pick(gpu_call(), None) is triton
+    on_a_gpu(monkeypatch, H100, refusing="flash")
+    assert registry.pick(gpu_call(), None) is triton
+
+
+def test_a_cpu_call_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(question: Question) -> tuple[str, ...]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(choices, "first_tried", never)
+    assert registry.order(attention_call()) == registry.backend_names()
+    rope_call = gk.RopeCall(torch.device("cuda"), torch.float32, 16)
+    assert registry.order(rope_call) == registry.backend_names()
+
+
+MEASURED = Choice(
+    "sm_90", ("bfloat16",), (128,), (5000, 40000), False, ("triton", "flash"), "measured",
+    "on a clock", (3,), "H100",
+)  # fmt: skip
+
+
+def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices.write_table([MEASURED], cache)
+    assert list(cache.parent.iterdir()) == [cache], "no temporary file is left"
+    assert choices.user_table() == (MEASURED,)
+    on_a_gpu(monkeypatch, H100)
+    assert registry.pick(gpu_call(), None) is triton
+    # It holds for that GPU, length and FlashAttention only.
+    for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}, {"training": True}):
+        assert choices.find(dataclasses.replace(H100, **change)) in choices.TABLE
+    assert choices.find(dataclasses.replace(H100, flash=None)) is None
+    without = dataclasses.replace(MEASURED, flash=(0,))
+    assert without.fits(dataclasses.replace(H100, flash=None)) and not without.fits(H100)
+
+
+def test_unknown_names_in_a_table_are_passed_over(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of a version with more backends."""
+    choices.write_table([dataclasses.replace(MEASURED, order=("hip", "flash"))], cache)
+    on_a_gpu(monkeypatch, H100)
+    assert registry.order(gpu_call()) == ("flash", "cpu", "triton", "eager")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"format": 2, "choices": []}',
+        '{"format": 1}',
+        '{"format": 1, "choices": [{"arch": "sm_90"}]}',
+        '{"format": 1, "choices": [7]}',
+    ],
+)
+def test_a_malformed_table_is_named_and_left_alone(cache: Path, text: str) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(text)
+    with pytest.warns(UserWarning, match="choices.json: not a table of choices"):
+        assert choices.first_tried(H100) == ("flash", "triton")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choices.first_tried(H100) == ("flash", "triton"), "it warns once"
+    assert cache.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rows", [1]), ("rows", ["a", None]), ("order", "flash"), ("flash", 3), ("dtypes", "b")],
+)
+def test_a_malformed_entry(cache: Path, field: str, value: object) -> None:
+    choices.write_table([MEASURED], cache)
+    data = json.loads(cache.read_text())
+    data["choices"][0][field] = value
+    with pytest.raises(ValueError, match="unpack" if value == [1] else field):
+        choices.read_table(json.dumps(data))
+
+
+def test_a_table_is_written_whole_or_not_at_all(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices.write_table([MEASURED], cache)
+    before = cache.read_text()
+
+    def full(*paths: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(choices.os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        choices.write_table([], cache)
+    assert cache.read_text() == before and list(cache.parent.iterdir()) == [cache]
+
+
+def test_measuring_anew_replaces_what_is_about_the_same(cache: Path) -> None:
+    other = dataclasses.replace(MEASURED, head_dims=(64,))
+    new = dataclasses.replace(MEASURED, rows=(0, None), order=("flash", "triton"))
+    assert choices.updated([MEASURED, other], [new]) == [new, other]
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "wanted"),
+    [
+        ("linux", "XDG_CACHE_HOME", "genhoi"),
+        ("linux", None, ".cache/genhoi"),
+        ("darwin", None, "Library/Caches/genhoi"),
+        ("win32", "LOCALAPPDATA", "genhoi"),
+        ("win32", None, "AppData/Local/genhoi"),
+    ],
+)
+def test_cache_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    variable: str | None,
+    wanted: str,
+) -> None:
+    for name in ("GENHOI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(choices.sys, "platform", platform)
+    monkeypatch.setattr(choices.Path, "home", classmethod(lambda cls: tmp_path))
+    if variable is not None:
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert choices.cache_folder() == tmp_path / wanted
 
 
 def test_importing_the_ops_needs_nothing_but_torch() -> None:

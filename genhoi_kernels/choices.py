@@ -1,0 +1,216 @@
+"""Which of several able GPU backends to try first: a table, and the user's own where it was tuned.
+
+An entry says what it rests on. "modelled": on counts of compiled instructions (``genhoi bench
+--static``) and arithmetic, never on a clock; of those there are only the ones that the model bears
+out. "measured": on times, by ``genhoi bench --tune``, on the GPU that the entry names. The first
+entry that fits decides, the user's before the built-in ones; where none fits, the registry's order
+stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Of the user's table; another number is not read."""
+
+_FILE = "choices.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a choice depends on.
+
+    arch: as ``backends.triton.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
+    rows: N; 0 fits no entry that bounds it from below. flash: generation of the FlashAttention
+    that would take the call, or None.
+    """
+
+    arch: str
+    device: str
+    dtype: str
+    head_dim: int
+    rows: int
+    training: bool
+    flash: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An entry: for which calls, and in which order to try backends.
+
+    arch, dtypes, head_dims, training: what the call has to have. rows: first and last N, None
+    without an end. flash: generations of FlashAttention for which it holds, 0 for none, () for
+    all: what was measured without it says nothing once it is installed. device: the GPU it was
+    measured on, "" for any of this arch. basis: "modelled" or "measured". how: in words.
+    """
+
+    arch: str
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    rows: tuple[int, int | None]
+    training: bool
+    order: tuple[str, ...]
+    basis: str
+    how: str
+    flash: tuple[int, ...] = ()
+    device: str = ""
+
+    def fits(self, question: Question) -> bool:
+        """Whether it is about such a call."""
+        first, last = self.rows
+        return (
+            question.arch == self.arch
+            and question.dtype in self.dtypes
+            and question.head_dim in self.head_dims
+            and first <= question.rows <= (question.rows if last is None else last)
+            and question.training == self.training
+            and (not self.flash or (question.flash or 0) in self.flash)
+            and self.device in ("", question.device)
+        )
+
+
+_HALF = ("bfloat16", "float16")
+_ROWS = (4096, None)
+_FORWARD = (
+    "bound of the main loop's instructions at head dim 128: {flash} of the tensor cores' peak for "
+    "FlashAttention-{generation}, {triton} for the Triton kernel; below 4096 rows the few more "
+    "launches could cost what that gains"
+)
+_BACKWARD = (
+    "FlashAttention's backward takes five matrix products, the Triton kernels' seven; forward: "
+)
+
+
+def _flash_first(arch: str, generation: int, training: bool, *, flash: str, triton: str) -> Choice:
+    how = _FORWARD.format(flash=flash, triton=triton, generation=generation)
+    return Choice(
+        arch, _HALF, (128,), _ROWS, training, ("flash", "triton"), "modelled",
+        (_BACKWARD if training else "") + how, (generation,),
+    )  # fmt: skip
+
+
+TABLE: tuple[Choice, ...] = tuple(
+    _flash_first(arch, generation, training, flash=flash, triton=triton)
+    for arch, generation, flash, triton in (
+        ("sm_80", 2, "79 %", "47 %"),
+        ("sm_90", 3, "66 %", "49 %"),
+    )
+    for training in (False, True)
+)
+
+
+def first_tried(question: Question) -> tuple[str, ...]:
+    """Names of backends to try before the others; () if no entry fits."""
+    found = find(question)
+    return () if found is None else found.order
+
+
+def find(question: Question) -> Choice | None:
+    """The entry that decides, or None."""
+    return next((c for c in (*user_table(), *TABLE) if c.fits(question)), None)
+
+
+def cache_folder() -> Path:
+    """Where the user's table lies: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
+    if os.environ.get("GENHOI_CACHE"):
+        return Path(os.environ["GENHOI_CACHE"])
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "genhoi"
+
+
+def table_path() -> Path:
+    """The user's table; it need not exist."""
+    return cache_folder() / _FILE
+
+
+@functools.lru_cache(maxsize=1)
+def user_table() -> tuple[Choice, ...]:
+    """The user's table, read once; warns of a file that can't be used, and goes on without."""
+    path = table_path()
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        warnings.warn(
+            f"{path}: not readable ({error}); the built-in choices are used", stacklevel=2
+        )
+        return ()
+    try:
+        return read_table(text)
+    except (ValueError, TypeError, KeyError) as error:
+        warnings.warn(
+            f"{path}: not a table of choices ({error}); the built-in choices are used; write it "
+            f"anew with `genhoi bench --tune`, or delete it",
+            stacklevel=2,
+        )
+        return ()
+
+
+def read_table(text: str) -> tuple[Choice, ...]:
+    """Entries of a table as ``write_table`` writes it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"wanted an object with format {FORMAT}")
+    return tuple(_entry(entry) for entry in data["choices"])
+
+
+def _entry(data: dict[str, Any]) -> Choice:
+    names = {field.name for field in fields(Choice)}
+    if not isinstance(data, dict) or set(data) != names:
+        raise ValueError(f"wanted entries with {', '.join(sorted(names))}")
+    for name in ("dtypes", "head_dims", "rows", "order", "flash"):
+        if not isinstance(data[name], list):
+            raise ValueError(f"{name}: got {data[name]!r}, wanted a list")
+    first, last = data["rows"]
+    if not isinstance(first, int) or not (last is None or isinstance(last, int)):
+        raise ValueError(f"rows: got {data['rows']!r}, wanted two integers, or one and null")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Choice(**values)
+
+
+def write_table(choices: Iterable[Choice], path: Path) -> None:
+    """Write a table, whole or not at all; folders are made."""
+    entries = [asdict(choice) for choice in choices]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, "choices": entries}, indent=1) + "\n"
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    user_table.cache_clear()
+
+
+def updated(old: Sequence[Choice], new: Sequence[Choice]) -> list[Choice]:
+    """New entries, then the old ones that are about other calls."""
+
+    def about(choice: Choice) -> tuple[Any, ...]:
+        return choice.device, choice.arch, choice.dtypes, choice.head_dims, choice.training
+
+    measured = {about(choice) for choice in new}
+    return [*new, *(choice for choice in old if about(choice) not in measured)]
