@@ -93,7 +93,7 @@ def test_an_unknown_backend_lists_the_known() -> None:
 
 # ------------------------------------------------------------------------ choices between able ones
 
-H100 = Question("sm_90", "H100", "bfloat16", 128, 32760, False, 3)
+H100 = Question("sm_90", "H100", "bfloat16", 128, 32760, True, 3)
 
 
 @pytest.fixture
@@ -122,9 +122,11 @@ def gpu_call() -> gk.AttentionCall:
     ("change", "first"),
     [
         ({}, ("flash", "triton")),
-        ({"training": True}, ("flash", "triton")),
+        ({"dtype": "float16"}, ("flash", "triton")),
         ({"arch": "sm_80", "flash": 2}, ("flash", "triton")),
+        ({"arch": "sm_80", "flash": 2, "training": False}, ("flash", "triton")),
         # What the model says nothing about: the registry's own order.
+        ({"training": False}, ()),
         ({"flash": 2}, ()),
         ({"flash": 4}, ()),
         ({"flash": None}, ()),
@@ -167,7 +169,7 @@ def test_a_cpu_call_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MEASURED = Choice(
-    "sm_90", ("bfloat16",), (128,), (5000, 40000), False, ("triton", "flash"), "measured",
+    "sm_90", ("bfloat16",), (128,), (5000, 40000), True, ("triton", "flash"), "measured",
     "on a clock", (3,), "H100",
 )  # fmt: skip
 
@@ -179,9 +181,10 @@ def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatc
     on_a_gpu(monkeypatch, H100)
     assert registry.pick(gpu_call(), None) is triton
     # It holds for that GPU, length and FlashAttention only.
-    for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}, {"training": True}):
+    for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}):
         assert choices.find(dataclasses.replace(H100, **change)) in choices.TABLE
-    assert choices.find(dataclasses.replace(H100, flash=None)) is None
+    for change in ({"flash": None}, {"training": False}):
+        assert choices.find(dataclasses.replace(H100, **change)) is None
     without = dataclasses.replace(MEASURED, flash=(0,))
     assert without.fits(dataclasses.replace(H100, flash=None)) and not without.fits(H100)
 

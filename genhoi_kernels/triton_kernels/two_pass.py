@@ -1,4 +1,4 @@
-"""Attention in two passes of an installed FlashAttention: docs/op.md, "Two passes".
+"""Attention in two passes of an installed FlashAttention: docs/op.md, "The flash backend".
 
 One call goes over the video's keys with all rows, one more per reference with the rows that see
 any. A call without a row or a key is left out. Where samples share the references, the gathered
