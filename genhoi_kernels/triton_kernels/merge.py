@@ -1,4 +1,4 @@
-"""Two attentions over different keys become one: docs/op.md, "The flash backend"; and the flow gate after.
+"""Attentions over different keys become one, and the flow gate: docs/op.md, "The flash backend".
 
 With O_s, L_s the output and log-sum-exp over the keys of part s, and b_s a reference's bias:
 
