@@ -16,11 +16,11 @@ INTERPRETS = importlib.util.find_spec("triton") is not None and not torch.cuda.i
 if INTERPRETS:
     os.environ["TRITON_INTERPRET"] = "1"
 
-import interpreter
-from cases import backend_params
-from hypothesis import Phase, settings
+import interpreter  # noqa: E402
+from cases import backend_params  # noqa: E402
+from hypothesis import Phase, settings  # noqa: E402
 
-import genhoi_kernels
+import genhoi_kernels  # noqa: E402
 
 if INTERPRETS:
     interpreter.mend()
@@ -75,3 +75,11 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}; name one in GENHOI_SHARED")
     return path
+
+
+if not os.environ.get("EMULATED_GPU"):  # else tests/emugpu's plugin has it
+
+    @pytest.fixture
+    def launches() -> None:
+        """Launches of a test's kernels."""
+        pytest.skip("only the emulated GPU records launches")
