@@ -90,8 +90,9 @@ def _no_autocast(device: torch.device) -> torch.autocast:
 # The fields of AttentionArguments, as the operators' schemas spell them.
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, Tensor? ref_bias, "
-    "Tensor[] gate, Tensor[] mask_gate, SymInt[] ref_lengths, SymInt[] rope, float[] rope_floats, SymInt[] ref_rope, "
-    "float[] ref_rope_floats, str gate_mode, float scale, bool needs_grad, str? backend"
+    "Tensor[] gate, Tensor[] mask_gate, SymInt[] ref_lengths, SymInt[] rope, float[] rope_floats, "
+    "SymInt[] ref_rope, float[] ref_rope_floats, str gate_mode, float scale, bool needs_grad, "
+    "str? backend"
 )
 
 

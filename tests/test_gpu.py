@@ -1,8 +1,8 @@
 """The GPU kernels on `cuda` tensors, against the oracle: on hardware, or on the emulated GPU.
 
-`make test-gpu-emulated` runs this file on emulated sm_80 and sm_90 (tests/emugpu), where each launch
-takes its real path and its PTX is executed with checks for races, for memory that nobody wrote and
-for what is out of bounds. The larger files (test_attention.py, ...) hold the same kernels against the
+`make test-gpu-emulated` runs this file on emulated sm_80 and sm_90 (tests/emugpu): each launch
+takes its real path, and its PTX is executed with checks for races, for memory that nobody wrote and for
+what is out of bounds. The larger files (test_attention.py, ...) hold the same kernels against the
 same oracle on many more cases: on hardware, or in Triton's interpreter.
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import test_norm_rope as norm_rope_tests
 import torch
 from cases import (
     Case,
@@ -19,7 +20,6 @@ from cases import (
     run_with,
     skip_unless_supported,
 )
-from test_norm_rope import ROPES, test_norm_rope_budget
 from tiny_wan import inputs, lively_adapter, reference, some_tokens, tiny_wan
 
 import genhoi_kernels
@@ -55,11 +55,13 @@ def test_budget(case: Case, dtype: torch.dtype) -> None:
     check_budget(case, "triton")
 
 
-@pytest.mark.parametrize("rotation", [ROPES[1], ROPES[5], ROPES[7]], ids=["D24", "D128", "heads"])
+@pytest.mark.parametrize(
+    "rotation", [norm_rope_tests.ROPES[i] for i in (1, 5, 7)], ids=["D24", "D128", "heads"]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 def test_norm_rope(rotation: Any, dtype: torch.dtype) -> None:
     """The prologue, forward and backward, within the error budget."""
-    test_norm_rope_budget("triton", rotation, dtype, True, strided=True)
+    norm_rope_tests.test_norm_rope_budget("triton", rotation, dtype, True, strided=True)
 
 
 def call(case: Case, *, grad: bool) -> dict[str, Any]:

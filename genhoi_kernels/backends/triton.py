@@ -14,7 +14,7 @@ from ..reference import AttentionResult
 from ..rope import Rope
 
 DESCRIPTION = "Triton kernels for NVIDIA (sm_80 and later) and AMD GPUs; float32, bfloat16, float16"
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 128
 MINIMUM_VERSION = (3, 6)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +46,7 @@ def unavailable() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """GPU tensors of 16 or 32 bits, head dims up to 256."""
+    """GPU tensors of 16 or 32 bits, head dims up to 128."""
     wanted = "cpu" if interpreting() else "cuda"
     if call.device.type != wanted:
         why = " (TRITON_INTERPRET is set)" if interpreting() else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +15,8 @@ from ..call import AttentionCall, AttentionGrads, AttentionTensors
 from ..gate import GateWeights
 from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
-from . import backward, forward, gate_backward
-from .configs import Config, config
+from . import autotune, backward, forward, gate_backward
+from .configs import Config, config, key_of
 from .launch import Launch, ceil_div, host_integers, power_of_two, strides
 from .rotate import rotated
 
@@ -25,11 +27,23 @@ GATE_PROGRAMS = 256
 def attention(call: AttentionCall, t: AttentionTensors, *, arch: str) -> AttentionResult:
     """The op's forward pass; one launch where q, k and k_ref come rotated."""
     t = with_rotation(call, t)
+
+    def launch() -> Launch:
+        return forward_launch(call, t, *empty_result(call, t, arch=arch), arch=arch)
+
+    _tune("forward", t, launch, arch=arch)
     result, sums = empty_result(call, t, arch=arch)
     forward_launch(call, t, result, sums, arch=arch).run()
     if call.gate_mode == "sum":
         result = result._replace(gate_sum=sums.sum(-1))
     return result
+
+
+def _tune(kernel: str, t: AttentionTensors, launch: Callable[[], Launch], *, arch: str) -> None:
+    """Where autotuning is asked for, before the kernel's first large call."""
+    if autotune.enabled() and t.q.device.type == "cuda" and t.q.shape[1] >= autotune.MINIMUM_ROWS:
+        key = key_of(arch, kernel, t.q.element_size(), power_of_two(t.q.shape[-1]))
+        autotune.tune(key, launch)
 
 
 def with_rotation(call: AttentionCall, t: AttentionTensors) -> AttentionTensors:
@@ -49,15 +63,15 @@ def empty_result(
     batch, rows, heads, head_dim = t.q.shape
     cut = config(arch, "forward", t.q.element_size(), power_of_two(head_dim))
     keep = call.gate_mode == "token" and call.needs_grad
-    wide = dict(dtype=torch.float32)
+    wide = torch.float32
     tiles = ceil_div(rows, cut.block_m) if call.gate_mode == "sum" else 0
     result = AttentionResult(
         out=t.q.new_empty(t.q.shape),
-        lse=t.q.new_empty((batch, heads, rows), **wide),
-        gate_sum=t.q.new_zeros((batch, heads), **wide),
+        lse=t.q.new_empty((batch, heads, rows), dtype=wide),
+        gate_sum=t.q.new_zeros((batch, heads), dtype=wide),
         ungated=t.q.new_empty(t.q.shape if keep else (0,)),
     )
-    return result, t.q.new_empty((batch, heads, tiles), **wide)
+    return result, t.q.new_empty((batch, heads, tiles), dtype=wide)
 
 
 def forward_launch(
@@ -165,8 +179,11 @@ def attention_backward(
     dO, delta, dgate = through_gate(call, t, o, dout, grads, arch=arch)
     dq = t.q.new_empty(t.q.shape)
     dk, dv = t.k.new_empty(t.k.shape), t.v.new_empty(t.v.shape)
-    queries_launch(call, turned, dO, lse, delta, dq, arch=arch).run()
-    keys_launch(call, turned, dO, lse, delta, dk, dv, arch=arch).run()
+    queries = partial(queries_launch, call, turned, dO, lse, delta, dq, arch=arch)
+    keys = partial(keys_launch, call, turned, dO, lse, delta, dk, dv, arch=arch)
+    for kernel, launch in (("queries", queries), ("keys", keys)):
+        _tune(kernel, turned, launch, arch=arch)
+        launch().run()
     dk_ref, dv_ref, dbias = _reference_gradients(call, turned, dO, lse, delta, arch=arch)
     return AttentionTensors(
         q=rotated(dq, call.rope, inverse=True),
@@ -223,7 +240,7 @@ class GateSums(NamedTuple):
     fc2_bias: Tensor
 
     def gradients(self, gate: GateWeights) -> GateWeights:
-        """With n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
+        """n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
         du_x, db1, dw2, db2 = (x.sum(0) for x in self)
         gamma, beta, W1 = (w.float() for w in (gate.norm_weight, gate.norm_bias, gate.fc1_weight))
         found = GateWeights(
@@ -278,8 +295,8 @@ def gate_launch(
         kernel=gate_backward.gate_backward,
         grid=(parts,),
         arguments=dict(
-            dout=dout, o=o, dlse=grads.lse, dgate_sum=dgate_sum, **_gate(gate), dO_out=dO, delta=delta,
-            du_x=sums.du_x, dfc1_bias=sums.fc1_bias, dfc2_weight=sums.fc2_weight,
+            dout=dout, o=o, dlse=grads.lse, dgate_sum=dgate_sum, **_gate(gate), dO_out=dO,
+            delta=delta, du_x=sums.du_x, dfc1_bias=sums.fc1_bias, dfc2_weight=sums.fc2_weight,
             dfc2_bias=sums.fc2_bias,
             H=heads, N=rows, tiles=tiles, tiles_each=ceil_div(tiles, max(parts, 1)),
         ),
@@ -352,7 +369,8 @@ def keys_launch(
             **_scale(call),
         ),
         constants=dict(
-            SAMPLES=1, REFERENCES=False, MASK=False, BIAS=False, **_keys_constants(call, t, cut, arch)
+            SAMPLES=1, REFERENCES=False, MASK=False, BIAS=False,
+            **_keys_constants(call, t, cut, arch),
         ),
         config=cut,
     )  # fmt: skip
@@ -423,8 +441,8 @@ def _reference_gradients(
     if t.k_ref is None or t.v_ref is None:
         return None, None, None
     if not has_references(t) or 0 in t.q.shape:
-        nothing = [torch.zeros_like(x) for x in (t.k_ref, t.v_ref)]
-        return *nothing, None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
+        no_bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
+        return torch.zeros_like(t.k_ref), torch.zeros_like(t.v_ref), no_bias
     dk_ref, dv_ref = t.k_ref.new_empty(t.k_ref.shape), t.v_ref.new_empty(t.v_ref.shape)
     cut = config(arch, "reference_keys", t.q.element_size(), power_of_two(t.q.shape[-1]))
     blocks = _blocks(call.ref_lengths, cut.block_n)

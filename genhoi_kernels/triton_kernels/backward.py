@@ -1,8 +1,8 @@
 """Attention backward: docs/op.md, "Backward". Two kernels, no atomics.
 
     P = exp(S - L);  dP = dO V^T;  dS = P (dP - delta)
-    dV = P^T dO;  dK = scale dS^T Q;  dbias = sum dS       (gradient_of_keys: one program a key block)
-    dQ = scale dS K                                        (gradient_of_queries: one a query tile)
+    dV = P^T dO;  dK = scale dS^T Q;  dbias = sum dS    (gradient_of_keys: one program a key block)
+    dQ = scale dS K                                     (gradient_of_queries: one a query tile)
 
 Queries and keys come rotated, and so do their gradients leave.
 """
@@ -214,7 +214,7 @@ def gradient_of_queries(
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dQ of BLOCK_M rows of one head, over the same keys in the same order as the forward kernel."""
+    """dQ of BLOCK_M rows of one head, over the same keys in the same order as forward."""
     start, b, h = tl.program_id(0) * BLOCK_M, tl.program_id(1) // H, tl.program_id(1) % H
     row, sample = start + tl.arange(0, BLOCK_M), N.to(tl.int64) * H * D
     q = load_tile(head_of(Q, b, h, q_b, q_h), start, N, q_n, True, BLOCK_M, D, BLOCK_D)

@@ -1,8 +1,8 @@
 """Block sizes, warps and pipeline stages, per GPU architecture, kernel, dtype and head dim.
 
-The table is configs.json. `python -m benchmarks.static.choose` makes it: it goes through candidates in
-an order of preference and takes the first that compiles without spilling a register, within the
-shared memory there is. Nothing in it was timed; an entry says so in ``how``. What a user's own GPU
+The table is configs.json. `python -m benchmarks.static.choose` makes it: it goes through candidates
+(candidates.py) in an order of preference and takes the first that compiles without spilling a
+register, within the shared memory there is. Nothing in it was timed; an entry says so in ``how``. What a user's own GPU
 does best is measured where GENHOI_AUTOTUNE=1 (autotune.py).
 """
 
@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ARCHS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 """Architectures with entries of their own."""
 
 KERNELS = ("forward", "queries", "keys", "reference_keys", "gate_backward", "delta")
-HEAD_DIMS = (32, 64, 128, 256)
+HEAD_DIMS = (32, 64, 128)
 """Head dims with entries of their own, powers of two; others are padded to the next."""
 
 TABLE = Path(__file__).with_name("configs.json")
@@ -59,20 +60,30 @@ Key = tuple[str, str, int, int]
 """Architecture, kernel, bytes of a value, head dim."""
 
 _trying: dict[Key, Config] = {}
+_measured: dict[Key, Config] = {}
 
 
 def config(arch: str, kernel: str, itemsize: int, block_d: int) -> Config:
-    """The table's entry; one of a like architecture, or cautious sizes, where it has none."""
-    head_dim = max(block_d, HEAD_DIMS[0])
-    key = (_LIKE.get(arch, arch), kernel, itemsize, head_dim)
-    return _trying.get(key) or table().get(key) or cautious(arch, head_dim)
+    """What was measured here, the table's entry, or else cautious sizes."""
+    key = key_of(arch, kernel, itemsize, block_d)
+    found = _trying.get(key) or _measured.get(key) or table().get(key)
+    return found or cautious(arch, key[-1])
+
+
+def key_of(arch: str, kernel: str, itemsize: int, block_d: int) -> Key:
+    """Where the table has the entry: some architectures share theirs."""
+    return _LIKE.get(arch, arch), kernel, itemsize, max(block_d, HEAD_DIMS[0])
+
+
+def adopt(found: dict[Key, Config]) -> None:
+    """Take measured entries before the table's, in this process."""
+    _measured.update(found)
 
 
 def cautious(arch: str, head_dim: int) -> Config:
-    """What fits everywhere; also what the interpreter runs, whose tests shall see several blocks."""
-    block = 64 if head_dim <= 128 else 32
+    """What fits everywhere; also for the interpreter, whose tests shall see several blocks."""
     how = "heuristic: small enough for any GPU" if arch != "interpreter" else "for the interpreter"
-    return Config(64, block // 2, 16, 4, 1, how)
+    return Config(64, 32, 16, 8 if head_dim >= 128 else 4, 1, how)
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,10 +91,14 @@ def table() -> dict[Key, Config]:
     """configs.json."""
     if not TABLE.exists():
         return {}
-    entries = json.loads(TABLE.read_text())["entries"]
+    return parse_entries(json.loads(TABLE.read_text()))
+
+
+def parse_entries(data: dict[str, Any]) -> dict[Key, Config]:
+    """The inverse of ``entries_of``, for a file's whole content."""
     return {
         (e["arch"], e["kernel"], e["itemsize"], e["head_dim"]): Config(**e["config"])
-        for e in entries
+        for e in data["entries"]
     }
 
 

@@ -1,7 +1,7 @@
 """The flow gate inside a kernel: docs/op.md, "Flow gate" and "Backward".
 
-o ``[BLOCK_M, BLOCK_D]`` are attention rows in float32, columns from D on zero. Weights are padded the
-same way when they are loaded: columns from D on, and hidden units from D // 2 on, are zero.
+o ``[BLOCK_M, BLOCK_D]`` are attention rows in float32, columns from D on zero. Weights are padded
+the same way when they are loaded: columns from D on, and hidden units from D // 2 on, are zero.
 """
 
 import triton

@@ -30,7 +30,7 @@ class Launch:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start the kernel on the current stream of its tensors' device; nothing if it has no program."""
+        """Start the kernel on its tensors' device and stream; nothing if the grid is empty."""
         if 0 in self.grid:
             return
         device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
@@ -58,7 +58,7 @@ def power_of_two(n: int, *, at_least: int = 16) -> int:
 
 
 def strides(name: str, x: Tensor | None) -> dict[str, int]:
-    """Strides of ``[B or 1, tokens, H, D]`` as a kernel's arguments; a batch of 1 is shown again."""
+    """Strides of ``[B or 1, tokens, H, D]`` as a kernel's arguments; a batch of 1 repeats."""
     if x is None:
         return {f"{name}_b": 0, f"{name}_n": 0, f"{name}_h": 0}
     batch = 0 if x.shape[0] == 1 else x.stride(0)
@@ -67,6 +67,6 @@ def strides(name: str, x: Tensor | None) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=64)
 def host_integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """A few integers in the device's memory, copied there once: a launch never waits for the host."""
+    """A few integers in the device's memory, copied once: no launch waits for the host."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.int32).to(device)

@@ -1,7 +1,7 @@
 """RMS norm over all heads, and rotation: docs/op.md, "Rotation" and "Backward".
 
-One program holds whole tokens, H D values each, in registers: memory is read once and written once. The
-rotation alone (NORM off) is the same kernel, its inverse (INVERSE) the same with the other sign.
+One program holds whole tokens, H D values each, in registers: memory is read once and written once.
+The rotation alone (NORM off) is the same kernel, its inverse (INVERSE) has the other sign.
 
 A token's angles are those of its place (frame, row, column) on three axes; a head's D / 2 pairs
 belong to the frame's, the row's and the column's angles in turn. For reference tokens the frame is
@@ -47,7 +47,7 @@ def angles(
 
 @triton.jit
 def load_pairs(x, offset, inside):
-    """Values ``[TOKENS, BLOCK]`` in float32, as the halves of complex ones ``[TOKENS, BLOCK / 2]``."""
+    """Values ``[TOKENS, BLOCK]`` in float32, as halves of complex ones ``[TOKENS, BLOCK / 2]``."""
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     return tl.split(tl.reshape(value, (value.shape[0], value.shape[1] // 2, 2)))
 

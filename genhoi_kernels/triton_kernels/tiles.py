@@ -1,8 +1,8 @@
 """What attention kernels share: loading rows of a head, which rows see what, 64-bit offsets.
 
 Tensors are ``[B, tokens, H, D]`` with any strides but the last. Tiles are ``[rows, BLOCK_D]`` with
-BLOCK_D the next power of two of D; columns from D on are zero. Offsets of a tile's start are 64-bit,
-those inside a tile 32-bit.
+BLOCK_D the next power of two of D; columns from D on are zero. Offsets of a tile's start are
+64-bit, those inside a tile 32-bit.
 """
 
 import triton

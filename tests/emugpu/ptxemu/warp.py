@@ -145,16 +145,16 @@ def stmatrix_words(
 ) -> None:
     """stmatrix: write 8x8 matrices, row i at the address lane i gives."""
     count = len(regs)
-    rows = addr.reshape(-1, 32)[:, : count * 8]
+    rows = addr.reshape(-1, 32)[:, : count * 8].reshape(-1)
     lanes = (batch.lanes if active is None else active).reshape(-1, 32)[:, : count * 8]
-    indices = batch.shared_index(pc, lanes.reshape(-1), rows.reshape(-1), 16, write=True).reshape(
-        -1, count, 8
-    )
     w = np.stack([np.asarray(x).reshape(-1, 8, 4) for x in regs], 1)  # (nwarps, count, 8, 4)
     if transposed:
         h = np.ascontiguousarray(np.ascontiguousarray(w).view(u2).transpose(0, 1, 3, 2))
         w = h.view(u4)
-    batch.shared.views[4][(indices >> 2)[..., None] + np.arange(4)] = w
+    words = w.reshape(-1, 4)
+    values = [words[:, j] for j in range(4)]
+    indices = batch.shared_index(pc, lanes.reshape(-1), rows, 16, write=True, values=values)
+    batch.shared.views[4][(indices >> 2)[:, None] + np.arange(4)] = words
 
 
 # wmma: the fragment layout is unspecified by the ISA; element e lives in thread e//k, slot e%k.

@@ -1,0 +1,119 @@
+"""Opt-in: GENHOI_AUTOTUNE=1 times the candidates of a kernel on the GPU at hand, once.
+
+The first large call of a kind (architecture, kernel, size of a value, head dim) tries every
+candidate on its own tensors and keeps the fastest, here and in a file of the user's cache folder that
+later processes read. A kernel may be run again and again for it: none reads what it writes. A candidate
+that doesn't compile, or asks for more than the GPU has, is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from .. import choices
+from .candidates import candidates
+from .configs import Config, Key, adopt, entries_of, parse_entries, trying
+from .launch import Launch
+
+FILE = "triton-configs.json"
+MINIMUM_ROWS = 1024
+"""Smaller calls say nothing of a configuration, and are not timed."""
+
+_tuned: set[Key] = set()
+
+
+def enabled() -> bool:
+    """GENHOI_AUTOTUNE=1 is set; read at every call."""
+    return os.environ.get("GENHOI_AUTOTUNE", "0") == "1"
+
+
+def tune(key: Key, make: Callable[[], Launch]) -> None:
+    """See to it that a kernel's configuration is a measured one, for all later calls of its kind.
+
+    make: the call's launch, with the configuration that the tables give when it is called.
+    """
+    if key in _tuned:
+        return
+    path = table_path()
+    known = read(path).get(key)
+    if known is None:
+
+        def launch(candidate: Config) -> Launch:
+            with trying(key, candidate):
+                return make()
+
+        known = fastest(candidates(key[1], key[0]), launch)
+        if known is not None:
+            write(path, {key: known})
+    _tuned.add(key)
+    if known is not None:
+        adopt({key: known})
+
+
+def table_path() -> Path:
+    """The file of found configurations: they hold for the GPUs of one name and one Triton."""
+    import triton
+
+    name = torch.cuda.get_device_name().replace(" ", "-")
+    return choices.cache_folder() / f"{name}-triton-{triton.__version__}-{FILE}"
+
+
+def read(path: Path) -> dict[Key, Config]:
+    """What was found before; nothing, and a warning that names the file, if it is malformed."""
+    if not path.exists():
+        return {}
+    try:
+        return parse_entries(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"{path} is malformed and ignored: {error}", stacklevel=2)
+        return {}
+
+
+def write(path: Path, found: dict[Key, Config]) -> None:
+    """Add to what is there; the file is replaced whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = entries_of(read(path) | found)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump({"made_by": "GENHOI_AUTOTUNE=1", "entries": entries}, file, indent=1)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def fastest(
+    candidates: Sequence[Config],
+    launch: Callable[[Config], Launch],
+    *,
+    time: Callable[[Launch], float] | None = None,
+) -> Config | None:
+    """The candidate whose launch takes least time (milliseconds); None if none of them runs."""
+    clock = _milliseconds if time is None else time
+    best: tuple[float, Config] | None = None
+    for candidate in candidates:
+        try:
+            taken = clock(launch(candidate))
+        except Exception as error:  # compilers and drivers raise whatever they like
+            warnings.warn(f"autotuning: {candidate} left out: {error}", stacklevel=2)
+            continue
+        if best is None or taken < best[0]:
+            best = taken, candidate
+    if best is None:
+        return None
+    how = f"measured: {best[0]:.3g} ms, the fastest of {len(candidates)} candidates"
+    return Config(**{**best[1].__dict__, "how": how})
+
+
+def _milliseconds(launch: Launch) -> float:
+    from triton.testing import do_bench
+
+    return float(do_bench(launch.run, return_mode="median"))
