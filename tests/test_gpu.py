@@ -1,9 +1,9 @@
 """The GPU kernels on `cuda` tensors, against the oracle: on hardware, or on the emulated GPU.
 
 `make test-gpu-emulated` runs this file on emulated sm_80 and sm_90 (tests/emugpu): each launch
-takes its real path, and its PTX is executed with checks for races, for memory that nobody wrote and for
-what is out of bounds. The larger files (test_attention.py, ...) hold the same kernels against the
-same oracle on many more cases: on hardware, or in Triton's interpreter.
+takes its real path, and its PTX is executed with checks for races, for memory that nobody wrote
+and for what is out of bounds. The larger files (test_attention.py and others) hold the same
+kernels against the same oracle on many more cases: on hardware, or in Triton's interpreter.
 """
 
 import dataclasses

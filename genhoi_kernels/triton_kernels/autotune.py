@@ -1,9 +1,9 @@
 """Opt-in: GENHOI_AUTOTUNE=1 times the candidates of a kernel on the GPU at hand, once.
 
 The first large call of a kind (architecture, kernel, size of a value, head dim) tries every
-candidate on its own tensors and keeps the fastest, here and in a file of the user's cache folder that
-later processes read. A kernel may be run again and again for it: none reads what it writes. A candidate
-that doesn't compile, or asks for more than the GPU has, is left out.
+candidate on its own tensors and keeps the fastest, here and in a file of the user's cache folder
+that later processes read. A kernel may be run again and again for it: none reads what it writes.
+A candidate that doesn't compile, or asks for more than the GPU has, is left out.
 """
 
 from __future__ import annotations

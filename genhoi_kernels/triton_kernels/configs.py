@@ -1,9 +1,9 @@
 """Block sizes, warps and pipeline stages, per GPU architecture, kernel, dtype and head dim.
 
-The table is configs.json. `python -m benchmarks.static.choose` makes it: it goes through candidates
-(candidates.py) in an order of preference and takes the first that compiles without spilling a
-register, within the shared memory there is. Nothing in it was timed; an entry says so in ``how``. What a user's own GPU
-does best is measured where GENHOI_AUTOTUNE=1 (autotune.py).
+The table is configs.json. `python -m benchmarks.static.choose` makes it: it goes through
+candidates (candidates.py) in an order of preference and takes the first that compiles without
+spilling a register, within the shared memory there is. Nothing in it was timed; an entry says so
+in ``how``. What a user's own GPU does best is measured where GENHOI_AUTOTUNE=1 (autotune.py).
 """
 
 from __future__ import annotations
