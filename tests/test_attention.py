@@ -152,11 +152,11 @@ def test_row_without_any_key(backend: str) -> None:
 
 # 260 rows: tiles where every row sees the references, tiles where none does, and mixed ones.
 MIXED = Case(
-    rows=260, heads=2, dim=24, lengths=(9, 100, 5), gate="token", batch=2,
+    rows=260, heads=1, dim=24, lengths=(9, 100, 5), gate="token", batch=2,
     bias=(0.3, -0.2, 0.7),
 )  # fmt: skip
 ROPED = Case(
-    grid=(5, 4, 13), heads=2, dim=24, refs=((3, 3), (10, 10), (1, 5)), gate="token", batch=2,
+    grid=(5, 4, 13), heads=1, dim=24, refs=((3, 3), (10, 10), (1, 5)), gate="token", batch=2,
     bias=(0.3, -0.2, 0.7),
 )  # fmt: skip
 
@@ -172,8 +172,12 @@ def mixed_mask(case: Case) -> Tensor:
 
 
 @pytest.mark.parametrize("case", [MIXED, ROPED], ids=["rotated already", "rope"])
-@pytest.mark.parametrize("poison", [float("nan"), INF, -INF])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(
+    ("dtype", "poison"),
+    [(torch.float32, float("nan")), (torch.float32, -INF), (torch.bfloat16, float("nan")),
+     (torch.bfloat16, INF), (torch.float16, float("nan"))],
+    ids=lambda value: str(value).removeprefix("torch."),
+)  # fmt: skip
 def test_unseen_references_change_nothing(
     backend: str, dtype: torch.dtype, poison: float, case: Case
 ) -> None:

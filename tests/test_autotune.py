@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from genhoi_kernels.triton_kernels import autotune, configs  # noqa: E402
-from genhoi_kernels.triton_kernels.candidates import candidates  # noqa: E402
-from genhoi_kernels.triton_kernels.configs import ARCHS, HEAD_DIMS, KERNELS, Config  # noqa: E402
+from genhoi_kernels.triton_kernels import autotune, configs
+from genhoi_kernels.triton_kernels.candidates import candidates
+from genhoi_kernels.triton_kernels.configs import ARCHS, HEAD_DIMS, KERNELS, Config
 
 KEY = ("sm_80", "forward", 2, 64)
 

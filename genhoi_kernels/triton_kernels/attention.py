@@ -42,7 +42,7 @@ def attention(call: AttentionCall, t: AttentionTensors, *, arch: str) -> Attenti
 def _tune(kernel: str, t: AttentionTensors, launch: Callable[[], Launch], *, arch: str) -> None:
     """Where autotuning is asked for, before the kernel's first large call."""
     if autotune.enabled() and t.q.device.type == "cuda" and t.q.shape[1] >= autotune.MINIMUM_ROWS:
-        key = key_of(arch, kernel, t.q.element_size(), power_of_two(t.q.shape[-1]))
+        key = key_of(arch, kernel, t.q.element_size(), t.q.shape[-1])
         autotune.tune(key, launch)
 
 
@@ -61,7 +61,7 @@ def empty_result(
 ) -> tuple[AttentionResult, Tensor]:
     """What the forward kernel writes to, and the gate's sums of each tile ``[B, H, tiles]``."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "forward", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "forward", t.q.element_size(), head_dim)
     keep = call.gate_mode == "token" and call.needs_grad
     wide = torch.float32
     tiles = ceil_div(rows, cut.block_m) if call.gate_mode == "sum" else 0
@@ -79,7 +79,7 @@ def forward_launch(
 ) -> Launch:
     """Of forward.attention_forward; q, k and k_ref rotated already."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "forward", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "forward", t.q.element_size(), head_dim)
     keep = call.gate_mode == "token" and call.needs_grad
     return Launch(
         kernel=forward.attention_forward,
@@ -212,7 +212,7 @@ def through_gate(
     if t.gate is None:
         delta_launch(o, dout, grads.lse, delta, arch=arch).run()
         return dout, delta, None
-    cut = config(arch, "gate_backward", o.element_size(), power_of_two(o.shape[-1]))
+    cut = config(arch, "gate_backward", o.element_size(), o.shape[-1])
     tiles = ceil_div(rows, cut.block_m) * batch * heads
     parts = min(tiles, GATE_PROGRAMS)
     sums = GateSums(
@@ -259,7 +259,7 @@ def delta_launch(
 ) -> Launch:
     """Of gate_backward.attention_delta."""
     batch, rows, heads, head_dim = o.shape
-    cut = config(arch, "delta", o.element_size(), power_of_two(head_dim))
+    cut = config(arch, "delta", o.element_size(), head_dim)
     return Launch(
         kernel=gate_backward.attention_delta,
         grid=(ceil_div(rows, cut.block_m), batch * heads),
@@ -285,7 +285,7 @@ def gate_launch(
 ) -> Launch:
     """Of gate_backward.gate_backward."""
     batch, rows, heads, head_dim = o.shape
-    cut = config(arch, "gate_backward", o.element_size(), power_of_two(head_dim))
+    cut = config(arch, "gate_backward", o.element_size(), head_dim)
     tiles, parts = ceil_div(rows, cut.block_m) * batch * heads, len(sums.fc2_bias)
     dgate_sum = None
     if call.gate_mode == "sum":
@@ -321,7 +321,7 @@ def queries_launch(
 ) -> Launch:
     """Of backward.gradient_of_queries."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "queries", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "queries", t.q.element_size(), head_dim)
     return Launch(
         kernel=backward.gradient_of_queries,
         grid=(ceil_div(rows, cut.block_m), batch * heads),
@@ -357,7 +357,7 @@ def keys_launch(
 ) -> Launch:
     """Of backward.gradient_of_keys, for the video's keys."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "keys", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "keys", t.q.element_size(), head_dim)
     nothing = ("bits", "tile_bits", "block_starts", "block_ends", "block_segments", "ref_bias")
     return Launch(
         kernel=backward.gradient_of_keys,
@@ -411,7 +411,7 @@ def reference_keys_launch(
     """Of backward.gradient_of_keys, for the references; dbias ``[B or 1, H, blocks]``."""
     assert t.k_ref is not None
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "reference_keys", t.q.element_size(), power_of_two(head_dim))
+    cut = config(arch, "reference_keys", t.q.element_size(), head_dim)
     blocks = _blocks(call.ref_lengths, cut.block_n)
     device, which = t.q.device, _which(call, t)
     starts, ends, segments = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
@@ -444,7 +444,7 @@ def _reference_gradients(
         no_bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
         return torch.zeros_like(t.k_ref), torch.zeros_like(t.v_ref), no_bias
     dk_ref, dv_ref = t.k_ref.new_empty(t.k_ref.shape), t.v_ref.new_empty(t.v_ref.shape)
-    cut = config(arch, "reference_keys", t.q.element_size(), power_of_two(t.q.shape[-1]))
+    cut = config(arch, "reference_keys", t.q.element_size(), t.q.shape[-1])
     blocks = _blocks(call.ref_lengths, cut.block_n)
     sums = None
     if t.ref_bias is not None:

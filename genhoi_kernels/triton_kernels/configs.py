@@ -20,8 +20,8 @@ ARCHS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 """Architectures with entries of their own."""
 
 KERNELS = ("forward", "queries", "keys", "reference_keys", "gate_backward", "delta")
-HEAD_DIMS = (32, 64, 128)
-"""Head dims with entries of their own, powers of two; others are padded to the next."""
+HEAD_DIMS = (32, 64, 96, 128)
+"""Head dims with entries of their own; others take the next one's."""
 
 TABLE = Path(__file__).with_name("configs.json")
 
@@ -63,16 +63,17 @@ _trying: dict[Key, Config] = {}
 _measured: dict[Key, Config] = {}
 
 
-def config(arch: str, kernel: str, itemsize: int, block_d: int) -> Config:
+def config(arch: str, kernel: str, itemsize: int, head_dim: int) -> Config:
     """What was measured here, the table's entry, or else cautious sizes."""
-    key = key_of(arch, kernel, itemsize, block_d)
+    key = key_of(arch, kernel, itemsize, head_dim)
     found = _trying.get(key) or _measured.get(key) or table().get(key)
     return found or cautious(arch, key[-1])
 
 
-def key_of(arch: str, kernel: str, itemsize: int, block_d: int) -> Key:
+def key_of(arch: str, kernel: str, itemsize: int, head_dim: int) -> Key:
     """Where the table has the entry: some architectures share theirs."""
-    return _LIKE.get(arch, arch), kernel, itemsize, max(block_d, HEAD_DIMS[0])
+    next_one = next((d for d in HEAD_DIMS if d >= head_dim), head_dim)
+    return _LIKE.get(arch, arch), kernel, itemsize, next_one
 
 
 def adopt(found: dict[Key, Config]) -> None:
@@ -83,7 +84,8 @@ def adopt(found: dict[Key, Config]) -> None:
 def cautious(arch: str, head_dim: int) -> Config:
     """What fits everywhere; also for the interpreter, whose tests shall see several blocks."""
     how = "heuristic: small enough for any GPU" if arch != "interpreter" else "for the interpreter"
-    return Config(64, 32, 16, 8 if head_dim >= 128 else 4, 1, how)
+    keys = 64 if arch == "interpreter" else 32
+    return Config(64, keys, keys // 2, 8 if head_dim >= 128 else 4, 1, how)
 
 
 @functools.lru_cache(maxsize=1)
