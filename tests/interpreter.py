@@ -14,6 +14,7 @@ import torch
 def mend() -> None:
     """Replace the arithmetic of the interpreter's builder. Needs TRITON_INTERPRET=1 to matter."""
     import triton.language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def is_bfloat16(x: Any) -> bool:
@@ -67,3 +68,12 @@ def mend() -> None:
 
     builder.create_dot, builder.cast_impl = create_dot, cast_impl
     builder.binary_op, builder.unary_op = binary_op, unary_op
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        # Triton 3.6 makes a loop's bound of an array in a way that numpy 2.4 no longer allows.
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_tensor
