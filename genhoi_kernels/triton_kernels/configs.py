@@ -42,8 +42,8 @@ class Config:
     """How a kernel is cut up.
 
     block_m: query rows of a tile. block_n: keys of a block. block_r: keys of a block of references,
-    and of what whole blocks of video keys leave over. descriptors: K and V come through tensor
-    descriptors (TMA). how: how the entry was chosen.
+    and of what whole blocks of video keys leave over. how: how the entry was
+    chosen.
     """
 
     block_m: int
@@ -52,8 +52,6 @@ class Config:
     num_warps: int
     num_stages: int
     how: str = ""
-    descriptors: bool = False
-    warp_specialize: bool = False
 
 
 Key = tuple[str, str, int, int]
