@@ -63,9 +63,12 @@ for b in genhoi_kernels.backends():
 endef
 export BACKENDS
 
+# Processes that share the tests out among them: one for each core, no more than 8; 0 for none.
+WORKERS ?= auto --maxprocesses 8
+
 .PHONY: test
 test: $(READY) ## run every test this machine can run, then say which backends it has
-	@status=0; $(RUN) -m pytest -q $(PYTEST_ARGS) || status=$$?; \
+	@status=0; $(RUN) -m pytest -q -n $(WORKERS) $(PYTEST_ARGS) || status=$$?; \
 	$(RUN) -c "$$BACKENDS" || status=1; \
 	exit $$status
 

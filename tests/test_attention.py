@@ -275,7 +275,8 @@ def test_deterministic(backend: str, gate: str) -> None:
     skip_unless_supported(backend, case.call(backend))
     inputs = dataclasses.replace(make_case(case), mask=mixed_mask(case))
     wanted: Results | None = None
-    for count in (1, 2, 2, 5):
+    # One thread interprets Triton's kernels, whatever the number.
+    for count in (1, 2) if backend == "triton" else (1, 2, 2, 5):
         with threads(count):
             found = run(case, backend, case.dtype, inputs)
         wanted = wanted or found
@@ -285,10 +286,11 @@ def test_deterministic(backend: str, gate: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), INF])
 def test_nan_in_a_query_stays_in_its_row(backend: str, value: float) -> None:
-    skip_unless_supported(backend, MIXED.call(backend))
-    inputs = dataclasses.replace(make_case(MIXED), mask=mixed_mask(MIXED))
+    case = dataclasses.replace(MIXED, heads=2)
+    skip_unless_supported(backend, case.call(backend))
+    inputs = dataclasses.replace(make_case(case), mask=mixed_mask(case))
     device = device_of(backend)
-    args = arguments(MIXED, inputs, MIXED.dtype, device)
+    args = arguments(case, inputs, case.dtype, device)
     clean = run_with(args, inputs.upstream, backend)
     with torch.no_grad():
         args["q"][1, 130, 1, 3] = value
@@ -307,7 +309,7 @@ def test_nan_in_a_query_stays_in_its_row(backend: str, value: float) -> None:
 @pytest.mark.parametrize("name", ["k", "v", "k_ref", "v_ref"])
 def test_nan_in_a_key_that_is_seen_shows(backend: str, name: str) -> None:
     """As in scaled_dot_product_attention: nothing is quietly dropped."""
-    case = dataclasses.replace(MIXED, gate=None, bias=None)
+    case = dataclasses.replace(MIXED, gate=None, bias=None, heads=2)
     skip_unless_supported(backend, case.call(backend))
     args = arguments(case, make_case(case), case.dtype, device_of(backend))
     with torch.no_grad():

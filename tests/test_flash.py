@@ -137,7 +137,7 @@ CASES = [
       for mask_batch in (1, 3) for ref_batch in (1, 3)),
     # Rotation.
     Case(grid=(3, 4, 5), refs=((3, 3), (2, 4)), dim=64, mask="random", gate="token", batch=2),
-    Case(grid=(2, 3, 3), refs=((2, 2),), dim=256, heads=1, gate="sequence"),
+    Case(grid=(2, 3, 3), refs=((2, 2),), dim=128, heads=1, gate="sequence"),
     Case(grid=(5, 4, 6), refs=((2, 3), (5, 1)), ref_rope=False, mask="random"),
     # Strides.
     *(Case(grid=(2, 5, 6), batch=2, heads=3, refs=((2, 3),), mask="random", layout=layout)

@@ -16,7 +16,6 @@ from ..rope import Rope
 from . import triton
 
 DESCRIPTION = "installed FlashAttention 2, 3 or 4, merged by Triton kernels; bfloat16, float16"
-MAX_HEAD_DIM = 256
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _INSTALL = (
@@ -36,14 +35,14 @@ def unavailable() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """16-bit GPU tensors, head dims that 8 divides up to 256, positive scales."""
+    """16-bit GPU tensors, head dims that 8 divides up to 128, positive scales."""
     problem = triton.supports(call)
     if problem is not None or isinstance(call, RopeCall):
         return problem
     if call.dtype not in _DTYPES:
         return f"it takes {', '.join(str(d) for d in _DTYPES)}, not {call.dtype}"
-    if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
-        return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
+    if call.head_dim % 8:
+        return f"head dim {call.head_dim} is not a multiple of 8"
     if not call.scale > 0:
         return f"it takes positive scales, not {call.scale}"
     reasons = list(_refusals(call).values())
