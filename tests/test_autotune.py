@@ -94,7 +94,7 @@ def test_a_malformed_file_is_named_and_ignored(tmp_path: Path) -> None:
 
 def test_write_adds_to_what_is_there(tmp_path: Path) -> None:
     path, other = tmp_path / "x.json", ("sm_90", "keys", 2, 64)
-    autotune.write(path, {KEY: Config(64, 32, 16, 4, 2, "a")})
-    autotune.write(path, {other: Config(64, 64, 16, 8, 2, "b")})
+    autotune.write(path, {KEY: Config(64, 32, 16, 4, 2, how="a")})
+    autotune.write(path, {other: Config(64, 64, 16, 8, 2, how="b")})
     assert set(autotune.read(path)) == {KEY, other}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -42,8 +42,7 @@ def choose(key: Key) -> tuple[Config | None, list[str]]:
             before = f"; {len(rejected)} larger candidates rejected" if rejected else ""
             how = f"compiled with triton {triton.__version__}, not timed: {words}{before}"
             return Config(**{**candidate.__dict__, "how": how}), rejected
-        size = (candidate.block_m, candidate.block_n, candidate.block_r, candidate.num_warps)
-        rejected.append(f"{size}, {candidate.num_stages} stages: {wrong[0]}")
+        rejected.append(f"{candidate}: {wrong[0]}")
     return None, rejected
 
 

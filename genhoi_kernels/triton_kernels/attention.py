@@ -17,7 +17,15 @@ from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
 from . import autotune, backward, forward, gate_backward
 from .configs import Config, config, key_of
-from .launch import Launch, ceil_div, host_integers, power_of_two, strides
+from .launch import (
+    Launch,
+    ceil_div,
+    descriptor,
+    has_descriptor,
+    host_integers,
+    power_of_two,
+    strides,
+)
 from .rotate import rotated
 
 GATE_PROGRAMS = 256
@@ -85,16 +93,16 @@ def forward_launch(
         kernel=forward.attention_forward,
         grid=(ceil_div(rows, cut.block_m), batch * heads),
         arguments=dict(
-            Q=t.q, K=t.k, V=t.v, **_references(call, t), **_gate(t.gate), out=result.out,
-            ungated=result.ungated if keep else None, lse=result.lse,
+            Q=t.q, K=t.k, V=t.v, **_described(cut, t), **_references(call, t), **_gate(t.gate),
+            out=result.out, ungated=result.ungated if keep else None, lse=result.lse,
             gate_sums=sums if call.gate_mode == "sum" else None,
             **_strides(t), H=heads, N=rows, NK=t.k.shape[1], R=len(call.ref_lengths),
             factor=abs(call.scale) * math.log2(math.e),
         ),
         constants=dict(
-            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_F=power_of_two(head_dim // 2),
-            BLOCK_M=cut.block_m, BLOCK_N=cut.block_n, BLOCK_R=cut.block_r, **_which(call, t),
-            GATE=call.gate_mode, KEEP_UNGATED=keep, NEGATIVE=call.scale < 0,
+            D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_M=cut.block_m, BLOCK_N=cut.block_n,
+            BLOCK_R=cut.block_r, BLOCK_F=cut.block_f or power_of_two(head_dim // 2),
+            **_which(call, t), GATE=call.gate_mode, KEEP_UNGATED=keep, NEGATIVE=call.scale < 0,
             PRECISION=precision(arch, call.dtype),
         ),
         config=cut,
@@ -111,6 +119,16 @@ def precision(arch: str, dtype: torch.dtype, *, three_products: bool = True) -> 
 def has_references(t: AttentionTensors) -> bool:
     """There is a reference token."""
     return t.k_ref is not None and t.k_ref.shape[1] > 0
+
+
+def _described(cut: Config, t: AttentionTensors) -> dict[str, Any]:
+    """Descriptors of the video's keys and values, if the configuration asks for them."""
+    block = (cut.block_n, power_of_two(t.k.shape[3]))
+    usable = cut.descriptors and has_descriptor(t.k) and has_descriptor(t.v)
+    return {
+        "K_blocks": descriptor(t.k, block) if usable else None,
+        "V_blocks": descriptor(t.v, block) if usable else None,
+    }
 
 
 def _which(call: AttentionCall, t: AttentionTensors) -> dict[str, bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .configs import Config
 
 # (block_m, block_n, block_r, warps, stages), the most wanted first. Large tiles read K and V less
@@ -9,8 +11,8 @@ from .configs import Config
 _FORWARD = {
     "sm_80": [
         (128, 64, 16, 8, 3), (128, 64, 64, 8, 3), (128, 64, 32, 8, 2), (128, 64, 16, 8, 2),
-        (128, 32, 16, 8, 3), (128, 32, 32, 8, 2), (64, 32, 16, 4, 2), (64, 16, 16, 4, 2),
-        (64, 16, 16, 8, 2), (64, 16, 16, 8, 1),
+        (128, 32, 64, 8, 2), (128, 32, 16, 8, 3), (128, 32, 32, 8, 2), (64, 32, 16, 4, 2),
+        (64, 16, 16, 4, 2), (64, 16, 16, 8, 2), (64, 16, 16, 8, 1),
     ],
     "sm_90": [
         (128, 128, 64, 8, 2), (128, 128, 32, 8, 2), (128, 64, 32, 8, 3), (128, 64, 64, 8, 2),
@@ -34,6 +36,11 @@ _QUERIES = {
 }
 _GATE = [(64, 0, 0, 8, 1), (32, 0, 0, 8, 1), (32, 0, 0, 4, 1), (16, 0, 0, 8, 1), (16, 0, 0, 4, 1)]
 _DELTA = [(128, 0, 0, 4, 1), (64, 0, 0, 4, 1), (64, 0, 0, 8, 1)]
+# Of the forward kernel: how keys are copied, and how registers are spared in the flow gate.
+_FORMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sm_80": ({}, {"block_f": 32}, {"block_f": 16}),
+    "sm_90": ({"descriptors": True}, {}, {"descriptors": True, "block_f": 32}, {"block_f": 32}),
+}
 
 
 def candidates(kernel: str, arch: str) -> list[Config]:
@@ -47,4 +54,5 @@ def candidates(kernel: str, arch: str) -> list[Config]:
         "gate_backward": _GATE,
         "delta": _DELTA,
     }[kernel]
-    return [Config(*size) for size in sizes]
+    forms = _FORMS[family] if kernel == "forward" else ({},)
+    return [Config(*size, **form) for size in sizes for form in forms]

@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class Config:
     """How a kernel is cut up.
 
     block_m: query rows of a tile. block_n: keys of a block. block_r: keys of a block of references,
-    and of what whole blocks of video keys leave over. how: how the entry was
-    chosen.
+    and of what whole blocks of video keys leave over. descriptors: whole blocks of video keys are
+    copied by tensor descriptors (TMA), where the tensors allow it. block_f: hidden units of the
+    flow gate at once; 0: all of them. how: how the entry was chosen.
     """
 
     block_m: int
@@ -51,8 +52,12 @@ class Config:
     block_r: int
     num_warps: int
     num_stages: int
+    descriptors: bool = False
+    block_f: int = 0
     how: str = ""
 
+
+_DEFAULTS = {field.name: field.default for field in fields(Config)}
 
 Key = tuple[str, str, int, int]
 """Architecture, kernel, bytes of a value, head dim."""
@@ -83,7 +88,7 @@ def cautious(arch: str, head_dim: int) -> Config:
     """What fits everywhere; also for the interpreter, whose tests shall see several blocks."""
     how = "heuristic: small enough for any GPU" if arch != "interpreter" else "for the interpreter"
     keys = 64 if arch == "interpreter" else 32
-    return Config(64, keys, keys // 2, 8 if head_dim >= 128 else 4, 1, how)
+    return Config(64, keys, keys // 2, 8 if head_dim >= 128 else 4, 1, how=how)
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,8 +109,12 @@ def parse_entries(data: dict[str, Any]) -> dict[Key, Config]:
 
 def entries_of(found: dict[Key, Config]) -> list[dict[str, object]]:
     """What ``table`` reads, sorted."""
+
+    def written(cut: Config) -> dict[str, Any]:
+        return {name: value for name, value in asdict(cut).items() if value != _DEFAULTS.get(name)}
+
     return [
-        {"arch": arch, "kernel": kernel, "itemsize": size, "head_dim": dim, "config": asdict(cut)}
+        {"arch": arch, "kernel": kernel, "itemsize": size, "head_dim": dim, "config": written(cut)}
         for (arch, kernel, size, dim), cut in sorted(found.items())
     ]
 

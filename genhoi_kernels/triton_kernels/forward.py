@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .gate import gate_logits, sigmoid
-from .tiles import flags_of_tile, head_of, load_tile, store_tile
+from .tiles import flags_of_tile, head_of, load_block, load_tile, store_tile
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
@@ -52,6 +52,8 @@ def attention_forward(
     Q,
     K,
     V,
+    K_blocks,
+    V_blocks,
     K_ref,
     V_ref,
     bits,
@@ -106,6 +108,7 @@ def attention_forward(
 ):
     """out, lse and what else is asked for; ``factor`` is |scale| log2 e, NEGATIVE the scale's sign.
 
+    K_blocks, V_blocks: descriptors of K and V ``[B, H, Nk, D]``, or None (tiles.py, load_block).
     segments ``[R + 1]``: where each reference starts and ends among the reference tokens.
     gate_sums ``[B, H, tiles]``: the sum of each tile's gate logits (GATE "sum").
     """
@@ -122,8 +125,8 @@ def attention_forward(
     K, V = head_of(K, b, h, k_b, k_h), head_of(V, b, h, v_b, v_h)
     whole = NK // BLOCK_N * BLOCK_N
     for j in range(0, whole, BLOCK_N):
-        k = load_tile(K, j, NK, k_n, False, BLOCK_N, D, BLOCK_D)
-        v = load_tile(V, j, NK, v_n, False, BLOCK_N, D, BLOCK_D)
+        k = load_block(K, K_blocks, b, h, j, k_n, BLOCK_N, D, BLOCK_D)
+        v = load_block(V, V_blocks, b, h, j, v_n, BLOCK_N, D, BLOCK_D)
         m, l, acc = softmax_step(
             q, k, v, BLOCK_N, 0.0, m, l, acc, factor, False, BLOCK_N, PRECISION
         )

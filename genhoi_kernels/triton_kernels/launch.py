@@ -65,6 +65,26 @@ def strides(name: str, x: Tensor | None) -> dict[str, int]:
     return {f"{name}_b": batch, f"{name}_n": x.stride(1), f"{name}_h": x.stride(2)}
 
 
+_TMA_ALIGNMENT = 16  # bytes, of a tensor's start and of its strides
+
+
+def has_descriptor(x: Tensor) -> bool:
+    """Whether a tensor descriptor can describe x ``[B, tokens, H, D]``."""
+    steps = (x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1)
+    aligned = x.is_meta or x.data_ptr() % _TMA_ALIGNMENT == 0
+    return x.numel() > 0 and aligned and all(s > 0 and s % _TMA_ALIGNMENT == 0 for s in steps)
+
+
+def descriptor(x: Tensor, block: tuple[int, int]) -> Any:
+    """Triton's tensor descriptor of x as ``[B, H, tokens, D]``, its blocks of one head."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    by_head = x.transpose(1, 2)
+    # The stride of a dimension of size 1 may be anything, and matters to nobody but the driver.
+    steps = [by_head.stride(i) if by_head.shape[i] > 1 else _TMA_ALIGNMENT for i in range(3)]
+    return TensorDescriptor(x, list(by_head.shape), [*steps, 1], [1, 1, *block])
+
+
 @functools.lru_cache(maxsize=64)
 def host_integers(values: Sequence[int], device: torch.device) -> Tensor:
     """A few integers in the device's memory, copied once: no launch waits for the host."""

@@ -77,7 +77,7 @@ def gate_launch(
 def _config(head_dim: int) -> Config:
     block_d = power_of_two(head_dim)
     warps = min(max(block_d // 16, 4), 16)  # as few as hold a tile in registers
-    return Config(BLOCK_M, block_d, 0, warps, 1, _WHY)
+    return Config(BLOCK_M, block_d, 0, warps, 1, how=_WHY)
 
 
 def gated_result(

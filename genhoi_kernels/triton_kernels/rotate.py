@@ -107,7 +107,7 @@ def _config(block: int) -> Config:
     """16 values a thread: 16-byte accesses, and registers for both halves of the pairs."""
     warps = max(4096, block) // 512
     how = "16 values a thread, in whole tokens; bandwidth-bound, nothing to tune"
-    return Config(_tokens(block), block, 0, min(warps, 16), 1, how)
+    return Config(_tokens(block), block, 0, min(warps, 16), 1, how=how)
 
 
 def rotated(x: Tensor, rope: Rope | None, *, inverse: bool = False) -> Tensor:

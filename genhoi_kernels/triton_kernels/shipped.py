@@ -186,6 +186,8 @@ def _variant(
 def _type(value: Any) -> str:
     if isinstance(value, Tensor):
         return "*" + _POINTERS[value.dtype]
+    if hasattr(value, "block_shape"):  # a tensor descriptor
+        return f"tensordesc<{_POINTERS[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"

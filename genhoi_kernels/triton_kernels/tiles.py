@@ -42,6 +42,28 @@ def load_tile(
 
 
 @triton.jit
+def load_block(
+    head,
+    descriptor,
+    b,
+    h,
+    start,
+    stride,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rows start .. start + BLOCK of one head, all of which there are.
+
+    descriptor: of the whole tensor as ``[B, H, tokens, D]``, None where there is none.
+    """
+    if descriptor is None:
+        return load_tile(head, start, 0, stride, False, BLOCK, D, BLOCK_D)
+    else:
+        return tl.reshape(descriptor.load([b, h, start, 0]), (BLOCK, BLOCK_D))
+
+
+@triton.jit
 def store_tile(
     head, x, start, rows, stride, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
