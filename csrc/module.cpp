@@ -10,6 +10,7 @@
 
 #include "cpu/binding.h"
 #include "cpu/dispatch.h"
+#include "cuda/binding.h"
 
 namespace {
 
@@ -60,5 +61,7 @@ PYBIND11_MODULE(_C, m) {
       "The one in use; GENHOI_CPU_ISA names another. RuntimeError if that one is not usable.");
   m.def("peak_flops", &peak_flops,
         "Operations a second of the arithmetic units on torch's threads, measured now.");
+  m.def("open_cuda_library", &genhoi::cuda::open_library,
+        "Opens the CUDA kernels' library at a path; RuntimeError with the loader's words.");
   m.def("cpu_features", &cpu_features, "CPU features that matter here.");
 }

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/binding.h"
+#include "cuda/binding.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
   m.def(
@@ -20,6 +21,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
   m.def(
       "cpu_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor[] rope, "
       "bool frame_is_head, float eps) -> Tensor[]");
+  m.def(
+      "cuda_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, "
+      "Tensor? bits, Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, Tensor[] gate, "
+      "int gate_mode, float scale, bool keep_ungated) -> Tensor[]");
+  m.def(
+      "cuda_attention_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor? grad_lse, "
+      "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, "
+      "Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, float scale) -> Tensor[]");
+  m.def(
+      "cuda_norm_rope_forward(Tensor x, Tensor? weight, Tensor cosines, Tensor sines, "
+      "Tensor places, int row_table, int col_table, bool frame_is_head, float eps, "
+      "bool inverse) -> Tensor");
+  m.def(
+      "cuda_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor cosines, "
+      "Tensor sines, Tensor places, int row_table, int col_table, bool frame_is_head, "
+      "float eps) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {
@@ -27,4 +44,11 @@ STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {
   m.impl("cpu_attention_backward", TORCH_BOX(&genhoi::cpu::attention_backward_op));
   m.impl("cpu_norm_rope_forward", TORCH_BOX(&genhoi::cpu::norm_rope_forward_op));
   m.impl("cpu_norm_rope_backward", TORCH_BOX(&genhoi::cpu::norm_rope_backward_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CUDA, m) {
+  m.impl("cuda_attention_forward", TORCH_BOX(&genhoi::cuda::attention_forward_op));
+  m.impl("cuda_attention_backward", TORCH_BOX(&genhoi::cuda::attention_backward_op));
+  m.impl("cuda_norm_rope_forward", TORCH_BOX(&genhoi::cuda::norm_rope_forward_op));
+  m.impl("cuda_norm_rope_backward", TORCH_BOX(&genhoi::cuda::norm_rope_backward_op));
 }

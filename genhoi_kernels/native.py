@@ -34,6 +34,22 @@ def _load() -> tuple[ModuleType | None, str]:
 module, missing_reason = _load()
 
 
+def _find_cuda() -> tuple[Path | None, str]:
+    """The library of the CUDA kernels, or None and the reason."""
+    if module is None:
+        return None, missing_reason
+    library = Path(__file__).with_name("libgenhoi_cuda.so")
+    if library.exists():
+        return library, ""
+    note = Path(__file__).with_name("_cuda_missing.txt")
+    if note.exists():
+        return None, note.read_text().strip()
+    return None, "the CUDA library was not built; install with nvcc: pip install ."
+
+
+cuda_library, cuda_missing_reason = _find_cuda()
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

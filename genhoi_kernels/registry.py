@@ -16,11 +16,17 @@ from typing import Any
 import torch
 
 from . import choices
-from .backends import cpu, eager, flash, triton
+from .backends import cpu, cuda, eager, flash, triton
 from .call import AttentionCall, RopeCall
 
 # In the order in which backend=None tries them, unless an entry of ``choices`` fits the call.
-_BACKENDS: dict[str, Any] = {"cpu": cpu, "triton": triton, "flash": flash, "eager": eager}
+_BACKENDS: dict[str, Any] = {
+    "cpu": cpu,
+    "triton": triton,
+    "flash": flash,
+    "cuda": cuda,
+    "eager": eager,
+}
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,92 @@ struct GenhoiPlan {
 // Rows of a tile of genhoi_attention_forward: gate_sums has ceil(N / rows) columns.
 #define GENHOI_FORWARD_ROWS 128
 
+// What a launcher's error means.
+const char* genhoi_error_string(int error);
+
 int genhoi_attention_forward(const struct GenhoiForward* call, void* stream);
 int genhoi_attention_forward_plan(const struct GenhoiForward* call, struct GenhoiPlan* plan);
+
+// What backward is given besides, and what it writes. out, dout: the attention before the gate and
+// its gradient, [B, N, H, D]; out is read by genhoi_attention_delta only, which writes delta. lse,
+// dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the shapes of q, k, v, k_ref
+// and v_ref. Tokens start at multiples of 16 bytes, and their strides are multiples of 8 values.
+struct GenhoiBackward {
+  struct GenhoiAttention in;
+  struct GenhoiTokens out, dout;
+  const float *lse, *dlse;
+  float* delta;
+  void *dq, *dk, *dv;
+  int32_t ref_batch;      // 1: all samples share the references, whose gradients are sums over them
+  void *dk_ref, *dv_ref;  // null without references
+  float* dref_bias;       // [R], or null
+  float* bias_parts;      // scratch [ref_batch, H, GENHOI_BIAS_PARTS(M, R)], with dref_bias
+};
+
+// Keys of a block, none of which holds keys of two references; at most so many blocks hold them all.
+#define GENHOI_BACKWARD_KEYS 128
+#define GENHOI_BIAS_PARTS(tokens, references) ((tokens) / GENHOI_BACKWARD_KEYS + (references))
+
+enum GenhoiBackwardKernel {
+  GENHOI_DELTA = 0,
+  GENHOI_GRADIENT_OF_QUERIES = 1,
+  GENHOI_GRADIENT_OF_KEYS = 2,
+  GENHOI_GRADIENT_OF_REFERENCES = 3,
+  GENHOI_GRADIENT_OF_BIAS = 4,
+};
+
+// delta = dout . out - dlse; then the gradients of everything, from delta.
+int genhoi_attention_delta(const struct GenhoiBackward* call, void* stream);
+int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
+// `kernel`: a GenhoiBackwardKernel. One that has nothing to do has a grid of 0.
+int genhoi_attention_backward_plan(const struct GenhoiBackward* call, int kernel,
+                                   struct GenhoiPlan* plan);
+
+// Tokens of genhoi_norm_rope_* may also be float32.
+enum { GENHOI_FLOAT32 = 2 };
+
+// Angles of a rotation on three axes. A head's D / 2 pairs belong to the frame's, the row's and the
+// column's angles in turn: D / 6 to the row's and the column's each, the others to the frame's.
+struct GenhoiAngles {
+  const float *cosines, *sines;  // the axes' tables [positions, pairs], one after another
+  const int32_t* places;         // [tokens, 3]: frame, row and column of each token
+  int32_t row_table, col_table;  // where the row's and the column's tables start, in values
+  int32_t frame_is_head;         // the head's number in the frame's place, for references
+};
+
+// RMS norm over all heads and rotation of x: y = R (x weight / sqrt(mean(x^2) + eps)). heads *
+// head_dim is a multiple of 8, of at most GENHOI_NORM_ROPE_VALUES; head_dim is even. Fastest with
+// head dims that 8 divides, and data and strides of multiples of 16 bytes.
+struct GenhoiNormRope {
+  int32_t dtype;  // of x and y: GenhoiDtype or GENHOI_FLOAT32
+  int32_t batch, tokens, heads, head_dim;
+  float eps;
+  struct GenhoiTokens x;
+  const float* weight;  // [heads, head_dim], or null: rotation alone
+  struct GenhoiAngles angles;
+  int32_t inverse;  // rotates back
+  void* y;          // [batch, tokens, heads, head_dim], contiguous, at a multiple of 16 bytes
+};
+
+// Gradients, with grad that of y. Of `in`, y and inverse are not read, and there is a weight.
+struct GenhoiNormRopeBackward {
+  struct GenhoiNormRope in;
+  struct GenhoiTokens grad;
+  void* grad_x;        // as y
+  float* grad_weight;  // [heads, head_dim]
+  float* partials;     // [GENHOI_NORM_ROPE_PARTS, heads, head_dim], at a multiple of 16 bytes
+};
+
+#define GENHOI_NORM_ROPE_VALUES 12288
+#define GENHOI_NORM_ROPE_PARTS 512
+
+// A plan's grid has a 0 where there is nothing to do. That of backward is its first launch; its
+// second adds up the partial sums.
+int genhoi_norm_rope_forward(const struct GenhoiNormRope* call, void* stream);
+int genhoi_norm_rope_forward_plan(const struct GenhoiNormRope* call, struct GenhoiPlan* plan);
+int genhoi_norm_rope_backward(const struct GenhoiNormRopeBackward* call, void* stream);
+int genhoi_norm_rope_backward_plan(const struct GenhoiNormRopeBackward* call,
+                                   struct GenhoiPlan* plan);
 
 #ifdef __cplusplus
 }

@@ -23,21 +23,45 @@ struct Tile {
   }
 };
 
-// One lane's addresses for ldmatrix: rows from lane % 16, 16 values (two chunks) at a time, the
-// first for lanes below 16. Rows 16 further on are 16 * kRowBytes bytes further on.
+// One lane's addresses for ldmatrix: its row, and one of two chunks; 16 values at a time. Rows 16
+// further on are 16 * kRowBytes bytes further on. Tiles start at multiples of 256 bytes.
 template <int DIM>
 struct LaneTile {
-  uint32_t row_start;
-  uint32_t swizzled;  // bytes
+  uint32_t start;
 
-  __device__ __forceinline__ LaneTile(uint32_t tile, int row, int half)
-      : row_start(tile + row * Tile<DIM>::kRowBytes),
-        swizzled((half ^ Tile<DIM>::swizzle(row)) * 16) {}
+  __device__ __forceinline__ LaneTile(uint32_t tile, int row, int chunk)
+      : start(Tile<DIM>::address(tile, row, chunk)) {}
 
-  // Columns 16 step .. 16 step + 16.
-  __device__ __forceinline__ uint32_t columns(int step) const {
-    if (DIM == 96) return row_start + (swizzled ^ ((step & 1) * 32)) + (step >> 1) * 64;
-    return row_start + (swizzled ^ (step * 32));
+  // For the left operand, rows from `first` on; or, transposed, a right one of rows as its inner
+  // dimension. Matrices: rows 0-7 and 8-15 of the first chunk, then of the second.
+  static __device__ __forceinline__ LaneTile left(uint32_t tile, int first = 0) {
+    const int lane = threadIdx.x % 32;
+    return LaneTile(tile, first + lane % 16, lane / 16);
+  }
+
+  // For the right operand, rows as its columns. Matrices: both chunks of rows 0-7, then of 8-15, so
+  // that a product's two registers are neighbours.
+  static __device__ __forceinline__ LaneTile right(uint32_t tile) {
+    const int lane = threadIdx.x % 32;
+    return LaneTile(tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  }
+
+  // The same, but for all the compiler knows another for each `use`: else it computes addresses of
+  // all columns before a loop, or keeps them from one use to the next, in registers that are not
+  // there.
+  __device__ __forceinline__ LaneTile fresh(int use) const {
+    LaneTile copy = *this;
+    asm("" : "+r"(copy.start) : "r"(use));
+    return copy;
+  }
+
+  // Columns 16 step .. 16 step + 16: chunks 2 step further, before they change places. They change
+  // within 128 bytes (64 of 192), which rows start at multiples of: an exclusive or finds them.
+  __device__ __forceinline__ uint32_t columns(int step) const { return further(2 * step); }
+
+  __device__ __forceinline__ uint32_t further(int chunks) const {
+    if (DIM != 96) return start ^ (chunks * 16);
+    return (start ^ (chunks % 4 * 16)) + chunks / 4 * 64;
   }
 };
 
@@ -51,40 +75,29 @@ struct TileCopy {
   static constexpr int kChunks = DIM / kChunk / kThreadsOfRow;
   static_assert(kPasses * kRowsAtOnce == ROWS && kRowsAtOnce % 8 == 0);
 
-  int row, chunk;
+  int row, column;  // this thread's first
+  uint32_t offset;  // in the tile
 
   __device__ __forceinline__ explicit TileCopy(int thread)
-      : row(thread / kThreadsOfRow), chunk(thread % kThreadsOfRow) {}
+      : row(thread / kThreadsOfRow),
+        column(thread % kThreadsOfRow * kChunk),
+        offset(Tile<DIM>::address(0, row, thread % kThreadsOfRow)) {}
 
-  // from: the tile's first row. All rows are there.
-  template <class Value>
-  __device__ __forceinline__ void whole(uint32_t tile, const Value* from, int64_t stride,
-                                        int dim) const {
-    const Value* mine = from + row * stride + chunk * kChunk;
-#pragma unroll
-    for (int pass = 0; pass < kPasses; pass++) {
-#pragma unroll
-      for (int c = 0; c < kChunks; c++) {
-        const int at = chunk + c * kThreadsOfRow;
-        const uint32_t to = Tile<DIM>::address(tile, row, at) +
-                            pass * kRowsAtOnce * Tile<DIM>::kRowBytes;
-        copy_async(to, mine + c * kThreadsOfRow * kChunk, at * kChunk < dim);
-      }
-      mine += kRowsAtOnce * stride;
-    }
-  }
-
-  template <class Value>
-  __device__ __forceinline__ void part(uint32_t tile, const Value* from, int64_t stride, int dim,
+  // from: the first row, of which only `rows` are there if CHECK. It is the same for all threads,
+  // and what a thread adds to it has 32 bits: one register where a pointer would take two.
+  template <bool CHECK, class Value>
+  __device__ __forceinline__ void copy(uint32_t tile, const Value* from, int64_t stride, int dim,
                                        int rows) const {
+    const uint32_t mine = row * static_cast<uint32_t>(stride) + column;
 #pragma unroll
     for (int pass = 0; pass < kPasses; pass++) {
 #pragma unroll
       for (int c = 0; c < kChunks; c++) {
-        const int at = chunk + c * kThreadsOfRow, r = row + pass * kRowsAtOnce;
-        const bool there = r < rows && at * kChunk < dim;
-        const Value* source = there ? from + r * stride + at * kChunk : from;
-        copy_async(Tile<DIM>::address(tile, r, at), source, there);
+        const int further = c * kThreadsOfRow;  // chunks; whole groups of those that change places
+        const bool there =
+            column + further * kChunk < dim && (!CHECK || row + pass * kRowsAtOnce < rows);
+        copy_async(tile + offset + pass * kRowsAtOnce * Tile<DIM>::kRowBytes + further * 16,
+                   from + pass * kRowsAtOnce * stride + mine + further * kChunk, there);
       }
     }
   }

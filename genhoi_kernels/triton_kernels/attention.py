@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..call import AttentionCall, AttentionGrads, AttentionTensors
+from ..device_constants import host_integers, segments
 from ..gate import GateWeights
 from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
@@ -22,7 +23,6 @@ from .launch import (
     ceil_div,
     descriptor,
     has_descriptor,
-    host_integers,
     power_of_two,
     strides,
 )
@@ -143,14 +143,11 @@ def _which(call: AttentionCall, t: AttentionTensors) -> dict[str, bool]:
 def _references(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
     """What describes the references to a kernel that goes through all of them."""
     which = _which(call, t)
-    ends = [0]
-    for length in call.ref_lengths:
-        ends.append(ends[-1] + length)
     return dict(
         K_ref=t.k_ref if which["REFERENCES"] else None,
         V_ref=t.v_ref if which["REFERENCES"] else None,
         **_mask(t, there=which["MASK"]),
-        segments=host_integers(tuple(ends), t.q.device) if which["REFERENCES"] else None,
+        segments=segments(call.ref_lengths, t.q.device) if which["REFERENCES"] else None,
         ref_bias=t.ref_bias if which["BIAS"] else None,
     )
 
@@ -432,7 +429,7 @@ def reference_keys_launch(
     cut = config(arch, "reference_keys", t.q.element_size(), head_dim)
     blocks = _blocks(call.ref_lengths, cut.block_n)
     device, which = t.q.device, _which(call, t)
-    starts, ends, segments = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
+    starts, ends, of_block = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
     ref_batch = t.k_ref.shape[0]
     return Launch(
         kernel=backward.gradient_of_keys,
@@ -440,7 +437,7 @@ def reference_keys_launch(
         arguments=dict(
             Q=t.q, K=t.k_ref, V=t.v_ref, dO=dO, lse=lse, delta=delta, dK=dk_ref, dV=dv_ref,
             **_mask(t, there=which["MASK"]),
-            block_starts=starts, block_ends=ends, block_segments=segments,
+            block_starts=starts, block_ends=ends, block_segments=of_block,
             ref_bias=t.ref_bias if which["BIAS"] else None, dbias=dbias, **strides("q", t.q),
             **strides("k", t.k_ref), **strides("v", t.v_ref), **_mask_strides(t), H=heads, N=rows,
             NK=t.k_ref.shape[1], **_scale(call),

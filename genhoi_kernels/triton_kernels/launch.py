@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +82,3 @@ def descriptor(x: Tensor, block: tuple[int, int]) -> Any:
     # The stride of a dimension of size 1 may be anything, and matters to nobody but the driver.
     steps = [by_head.stride(i) if by_head.shape[i] > 1 else _TMA_ALIGNMENT for i in range(3)]
     return TensorDescriptor(x, list(by_head.shape), [*steps, 1], [1, 1, *block])
-
-
-@functools.lru_cache(maxsize=64)
-def host_integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """A few integers in the device's memory, copied once: no launch waits for the host."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.int32).to(device)

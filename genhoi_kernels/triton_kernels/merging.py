@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..call import AttentionCall, AttentionTensors
+from ..device_constants import host_integers
 from ..reference import AttentionResult
 from . import merge
 from .attention import precision
 from .configs import Config
-from .launch import Launch, ceil_div, host_integers, power_of_two
+from .launch import Launch, ceil_div, power_of_two
 
 BLOCK_M = 64
 _WHY = "one pass over memory, nothing to reuse; nothing was tuned"

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..rope import HeadSlidingRope, Rope, token_places
+from ..device_constants import angles
+from ..rope import HeadSlidingRope, Rope
 from . import norm_rope
 from .configs import Config
 from .launch import Launch, ceil_div, power_of_two
 
 PROGRAMS = 512
 """Parts into which the tokens are cut for the gradient of a norm's weight."""
-
-
-class Angles(NamedTuple):
-    """The tables of norm_rope.py's docstring."""
-
-    cosines: Tensor
-    sines: Tensor
-    places: Tensor
-    row_table: int
-    col_table: int
-
-
-@functools.lru_cache(maxsize=32)
-def angles(rope: Rope, tokens: int, device: torch.device) -> Angles:
-    """Tables of a rotation in the device's memory, made once."""
-    tables = rope.tables(device=device, dtype=torch.float32)
-    flat = [table.reshape(-1, 2) for table in tables]
-    with torch.inference_mode(False), torch.no_grad():
-        both = torch.cat(flat)
-        return Angles(
-            both[:, 0].contiguous(),
-            both[:, 1].contiguous(),
-            token_places(rope, tokens, device),
-            len(flat[0]),
-            len(flat[0]) + len(flat[1]),
-        )
 
 
 def forward_launch(

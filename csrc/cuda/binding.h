@@ -1,0 +1,47 @@
+// The CUDA kernels' operators as torch calls them, and the library that holds the kernels.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace genhoi::cuda {
+
+using Tensor = torch::stable::Tensor;
+
+// Opens the library of launch.h. It needs CUDA's runtime library, which a CUDA build of torch has
+// loaded already. Throws std::runtime_error with the loader's words; a second call does nothing.
+void open_library(const std::string& path);
+
+// out, lse, gate_sums of each tile of rows, ungated (empty unless kept). What is wrong with an
+// argument is found before, in Python.
+std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::optional<Tensor> k_ref,
+                                         std::optional<Tensor> v_ref, std::optional<Tensor> bits,
+                                         std::optional<Tensor> tile_bits,
+                                         std::optional<Tensor> segments,
+                                         std::optional<Tensor> ref_bias, std::vector<Tensor> gate,
+                                         int64_t gate_mode, double scale, bool keep_ungated);
+
+// Gradients of q, k, v and, where they are there, of k_ref, v_ref and ref_bias.
+std::vector<Tensor> attention_backward_op(Tensor grad_out, Tensor out, Tensor lse,
+                                          std::optional<Tensor> grad_lse, Tensor q, Tensor k,
+                                          Tensor v, std::optional<Tensor> k_ref,
+                                          std::optional<Tensor> v_ref, std::optional<Tensor> bits,
+                                          std::optional<Tensor> tile_bits,
+                                          std::optional<Tensor> segments,
+                                          std::optional<Tensor> ref_bias, double scale);
+
+// x [B, N, H, D]; cosines, sines and places as in GenhoiAngles.
+Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, Tensor cosines, Tensor sines,
+                            Tensor places, int64_t row_table, int64_t col_table, bool frame_is_head,
+                            double eps, bool inverse);
+
+// Gradients of x and weight.
+std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight, Tensor cosines,
+                                          Tensor sines, Tensor places, int64_t row_table,
+                                          int64_t col_table, bool frame_is_head, double eps);
+
+}  // namespace genhoi::cuda
