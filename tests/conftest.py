@@ -83,3 +83,8 @@ if not os.environ.get("EMULATED_GPU"):  # else tests/emugpu's plugin has it
     def launches() -> None:
         """Launches of a test's kernels."""
         pytest.skip("only the emulated GPU records launches")
+
+    @pytest.fixture
+    def warp_schedule() -> None:
+        """The order in which warps run."""
+        pytest.skip("only the emulated GPU lets warps run in an order of one's choice")

@@ -21,13 +21,13 @@ from cases import (
     skip_unless_supported,
 )
 
-import genhoi_kernels
 from genhoi_kernels import reference_attention
+from genhoi_kernels.backends import cuda
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.emulated(racecheck="raise", initcheck="raise")]
 
-if (reason := genhoi_kernels.backends()[3].reason) and not genhoi_kernels.backends()[3].usable:
-    pytest.skip(f"cuda: {reason}", allow_module_level=True)
+if (problem := cuda.unavailable()) is not None:
+    pytest.skip(f"cuda: {problem}", allow_module_level=True)
 
 HALVES = (torch.bfloat16, torch.float16)
 INF = float("inf")
@@ -70,3 +70,61 @@ def test_forward(case: Case, dtype: torch.dtype) -> None:
     for name, x in found.items():
         t, e = exact[name].cpu(), eager[name].cpu()
         assert_within_budget(x.double().cpu(), e, t, dtype, name=name)
+
+
+def plain_arguments(case: Case) -> dict[str, Any]:
+    """Arguments that want no gradient."""
+    args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
+    return {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in args.items()}
+
+
+@pytest.mark.parametrize("rows", [1, 128, 300])
+@pytest.mark.parametrize("dim", [32, 96, 128])
+def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> None:
+    """128 rows of a head to a block of four warps; keys, values and queries in shared memory."""
+    case = Case(dtype=torch.float16, batch=2, rows=rows, dim=dim, heads=3, lengths=(7,), mask="all",
+                mask_gate=True)  # fmt: skip
+    given = plain_arguments(case)
+    launches.clear()
+    reference_attention(**given, backend="cuda")
+    (launch,) = launches
+    assert "attention_forward" in launch["kernel"]
+    assert launch["grid"] == (-(-rows // 128), 3, 2) and launch["block"] == (128, 1, 1)
+    assert launch["smem"] == (128 + 2 * 64) * {32: 64}.get(dim, dim) * 2
+
+
+def test_every_schedule_of_warps(warp_schedule: str) -> None:
+    """No result depends on which warp runs first."""
+    case = Case(dtype=torch.float16, rows=200, keys=150, dim=64, lengths=(70,), mask="random")
+    given = plain_arguments(case)
+    out, lse = reference_attention(**given, backend="cuda")
+    exact = forward(case, make_case(case), "eager", torch.float64)
+    eager = forward(case, make_case(case), "eager", case.dtype)
+    for name, x in (("out", out), ("lse", lse)):
+        t, e = exact[name].cpu(), eager[name].cpu()
+        assert_within_budget(x.double().cpu(), e, t, case.dtype, name=f"{name}, {warp_schedule}")
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_unseen_rows_keep_their_bits(dim: int) -> None:
+    """In tiles with rows that see the reference, NaN in it: as without any reference."""
+    case = Case(dtype=torch.bfloat16, rows=150, dim=dim, lengths=(33,), mask="random")
+    given = plain_arguments(case)
+    given["k_ref"][:, ::2], given["v_ref"][:, 1::2] = float("nan"), INF
+    out, lse = reference_attention(**given, backend="cuda")
+    q, k, v = given["q"], given["k"], given["v"]
+    alone, alone_lse = reference_attention(q, k, v, return_lse=True, backend="cuda")
+    unseen = ~given["mask"][0]
+    assert 0 < unseen.sum() < 150
+    assert torch.equal(out[:, unseen], alone[:, unseen])
+    assert torch.equal(lse[..., unseen], alone_lse[..., unseen])
+    assert out[:, ~unseen].isnan().all()
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    q = torch.zeros(1, 4, 1, 64, device="cuda")
+    with pytest.raises(ValueError, match="not torch.float32"):
+        reference_attention(q, q, q, backend="cuda")
+    q = q.half()[..., :20].contiguous()
+    with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):
+        reference_attention(q, q, q, backend="cuda")

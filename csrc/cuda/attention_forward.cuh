@@ -38,11 +38,12 @@ __device__ __forceinline__ uint32_t rows_that_see(const GenhoiAttention& in, int
   return seen;
 }
 
-// Which references some row of the tile sees.
-__device__ __forceinline__ uint32_t flags_of_tile(const GenhoiAttention& in, int b, int start) {
-  if (in.bits == nullptr) return ~0u;
+// Whether some row of the tile sees reference `segment`.
+__device__ __forceinline__ bool tile_sees(const GenhoiAttention& in, int b, int start,
+                                          int segment) {
+  if (in.bits == nullptr) return true;
   const int32_t* flags = in.tile_bits + b * in.tile_bits_batch + start / 64;
-  return flags[0] | (start + 64 < in.rows ? flags[1] : 0);
+  return (flags[0] | (start + 64 < in.rows ? flags[1] : 0)) >> segment & 1;
 }
 
 // What whole blocks of video keys leave over, and the references.
@@ -51,8 +52,7 @@ __device__ __forceinline__ void attend_rest(RowState<DIM>& rows, const LaneTile<
                                             uint32_t k_tile, float factor,
                                             const GenhoiAttention& in, int b, int h, int start) {
   using Value = typename Half::Value;
-  const uint32_t flags = in.ref_tokens > 0 ? flags_of_tile(in, b, start) : 0;
-  for (int segment = -1; segment < (flags == 0 ? 0 : in.references); segment++) {
+  for (int segment = -1; segment < (in.ref_tokens > 0 ? in.references : 0); segment++) {
     KeyRange<Value> range{};
     int first = in.keys / kKeys * kKeys;
     if (segment < 0) {
@@ -64,7 +64,7 @@ __device__ __forceinline__ void attend_rest(RowState<DIM>& rows, const LaneTile<
                0.0f,
                15};
     } else {
-      if ((flags >> segment & 1) == 0) continue;
+      if (!tile_sees(in, b, start, segment)) continue;
       first = in.segments[segment];
       const float bias = in.ref_bias == nullptr ? 0.0f : in.ref_bias[segment] * kLog2e;
       range = {head_of<Value>(in.k_ref, b, h),

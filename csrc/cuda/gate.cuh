@@ -18,9 +18,10 @@ __device__ __forceinline__ float sigmoid(float x) {
   return reciprocal_fast(1.0f + exp2_fast(-1.4426950408889634f * x));
 }
 
-// Mean of each row, and 1 / std.
+// Of each row 1 / std and -mean / std. LN as o scale + shift, not as (o - mean) scale: the compiler
+// would keep every difference from the variance, in registers that are not there.
 template <int DIM>
-__device__ __forceinline__ void statistics(float (&mean)[2][2], float (&rstd)[2][2],
+__device__ __forceinline__ void statistics(float (&scale)[2][2], float (&shift)[2][2],
                                            const float (&o)[2][DIM / 8][4], int dim) {
   const float inverse = reciprocal_fast(dim);
 #pragma unroll
@@ -30,15 +31,14 @@ __device__ __forceinline__ void statistics(float (&mean)[2][2], float (&rstd)[2]
       float sum = 0.0f, squares = 0.0f;
 #pragma unroll
       for (int n = 0; n < DIM / 8; n++) sum += o[i][n][2 * r] + o[i][n][2 * r + 1];
-      mean[i][r] = row_sum(sum) * inverse;
+      const float mean = row_sum(sum) * inverse;
 #pragma unroll
       for (int n = 0; n < DIM / 8; n++) {
-        const float a = o[i][n][2 * r] - mean[i][r], b = o[i][n][2 * r + 1] - mean[i][r];
+        const float a = o[i][n][2 * r] - mean, b = o[i][n][2 * r + 1] - mean;
         if (n * 8 < dim) squares += a * a + b * b;
       }
-      rstd[i][r] = rsqrtf(row_sum(squares) * inverse + kGateNormEps);
-      // Unknown to the compiler, which else keeps every difference for normalise.
-      asm volatile("" : "+f"(mean[i][r]));
+      scale[i][r] = rsqrtf(row_sum(squares) * inverse + kGateNormEps);
+      shift[i][r] = -mean * scale[i][r];
     }
   }
 }
@@ -57,8 +57,8 @@ __device__ __forceinline__ void stage_norm(uint32_t norm, const GenhoiGate& gate
 template <class Half, int DIM>
 __device__ __forceinline__ void normalise(uint32_t rows_tile, uint32_t norm,
                                           const float (&o)[2][DIM / 8][4], int dim) {
-  float mean[2][2], rstd[2][2];
-  statistics<DIM>(mean, rstd, o, dim);
+  float scale[2][2], shift[2][2];
+  statistics<DIM>(scale, shift, o, dim);
   const RowWriter<DIM> writer(rows_tile, 1);
 #pragma unroll
   for (int n = 0; n < DIM / 8; n++) {
@@ -68,8 +68,8 @@ __device__ __forceinline__ void normalise(uint32_t rows_tile, uint32_t norm,
     for (int c = 0; c < 4; c++) {
       const int i = c / 2, r = c % 2;
       writer.put(i, r, n,
-                 Half::pack(fmaf((o[i][n][2 * r] - mean[i][r]) * rstd[i][r], w[0], w[1]),
-                            fmaf((o[i][n][2 * r + 1] - mean[i][r]) * rstd[i][r], w[2], w[3])));
+                 Half::pack(fmaf(fmaf(o[i][n][2 * r], scale[i][r], shift[i][r]), w[0], w[1]),
+                            fmaf(fmaf(o[i][n][2 * r + 1], scale[i][r], shift[i][r]), w[2], w[3])));
     }
   }
 }

@@ -88,7 +88,9 @@ struct TileCopy {
   template <bool CHECK, class Value>
   __device__ __forceinline__ void copy(uint32_t tile, const Value* from, int64_t stride, int dim,
                                        int rows) const {
-    const uint32_t mine = row * static_cast<uint32_t>(stride) + column;
+    uint32_t index = row * static_cast<uint32_t>(stride) + column;
+    asm("" : "+r"(index) : "r"(rows));
+    const Value* mine = from + index;
 #pragma unroll
     for (int pass = 0; pass < kPasses; pass++) {
 #pragma unroll
@@ -97,8 +99,9 @@ struct TileCopy {
         const bool there =
             column + further * kChunk < dim && (!CHECK || row + pass * kRowsAtOnce < rows);
         copy_async(tile + offset + pass * kRowsAtOnce * Tile<DIM>::kRowBytes + further * 16,
-                   from + pass * kRowsAtOnce * stride + mine + further * kChunk, there);
+                   mine + further * kChunk, there);
       }
+      mine += kRowsAtOnce * stride;
     }
   }
 };
