@@ -86,7 +86,7 @@ def test_explain_takes_the_arguments_of_the_op() -> None:
 def test_an_unknown_backend_lists_the_known() -> None:
     q = torch.zeros(1, 4, 2, 16)
     with pytest.raises(
-        ValueError, match=r"backend: got 'cuda9', wanted one of cpu, triton, flash, eager"
+        ValueError, match=r"backend: got 'cuda9', wanted one of cpu, triton, flash, cuda, eager"
     ):
         gk.reference_attention(q, q, q, backend="cuda9")
 
@@ -124,7 +124,12 @@ def gpu_call() -> gk.AttentionCall:
         ({}, ("flash", "triton")),
         ({"dtype": "float16"}, ("flash", "triton")),
         ({"arch": "sm_80", "flash": 2}, ("flash", "triton")),
-        ({"arch": "sm_80", "flash": 2, "training": False}, ("flash", "triton")),
+        ({"arch": "sm_80", "flash": 2, "training": False}, ("cuda", "flash", "triton")),
+        ({"arch": "sm_80", "flash": None, "training": False}, ("cuda", "flash", "triton")),
+        (
+            {"arch": "sm_80", "flash": None, "training": False, "rows": 9},
+            ("cuda", "flash", "triton"),
+        ),
         # What the model says nothing about: the registry's own order.
         ({"training": False}, ()),
         ({"flash": 2}, ()),
@@ -150,7 +155,7 @@ def test_every_built_in_choice_says_what_it_rests_on() -> None:
 def test_a_gpu_call_goes_where_the_table_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, H100)
     assert registry.pick(gpu_call(), None) is flash
-    assert list(registry.explain(gpu_call())) == ["flash", "triton", "cpu", "eager"]
+    assert list(registry.explain(gpu_call())) == ["flash", "triton", "cpu", "cuda", "eager"]
     assert registry.pick(gpu_call(), "triton") is triton
     on_a_gpu(monkeypatch, dataclasses.replace(H100, rows=100))
     assert registry.pick(gpu_call(), None) is triton
@@ -195,7 +200,7 @@ def test_unknown_names_in_a_table_are_passed_over(
     """A table of a version with more backends."""
     choices.write_table([dataclasses.replace(MEASURED, order=("hip", "flash"))], cache)
     on_a_gpu(monkeypatch, H100)
-    assert registry.order(gpu_call()) == ("flash", "cpu", "triton", "eager")
+    assert registry.order(gpu_call()) == ("flash", "cpu", "triton", "cuda", "eager")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def unavailable() -> str | None:
     if native.cuda_library is None:
         return native.cuda_missing_reason
     if not torch.cuda.is_available():
-        return "no GPU"
+        return "no GPU: torch.cuda.is_available() is false"
     return _open()
 
 
