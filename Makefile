@@ -48,7 +48,7 @@ $(READY): setup.py pyproject.toml $(CPP) | $(RUN)
 	@echo "Installing $(TORCH) and this package into $(VENV)"
 	@$(PIP_INSTALL) '$(TORCH)'
 	@$(PIP_INSTALL) -e '.[demo,test]'
-	@if [ -f genhoi_kernels/_C_missing.txt ]; then cat genhoi_kernels/_C_missing.txt; fi
+	@for f in genhoi_kernels/_*_missing.txt; do if [ -f $$f ]; then cat $$f; fi; done
 	@touch $@
 
 $(READY_DEV): pyproject.toml | $(READY)
@@ -120,11 +120,14 @@ $(READY_TRITON): | $(READY)
 gpu-compile: $(READY_TRITON) ## compile every shipped Triton kernel for each GPU: results/gpu-compile/
 	@$(RUN) -m benchmarks.static.compile_table $(GPU_COMPILE_ARGS)
 
+NVCC := $(or $(CUDACXX),$(CUDA_HOME),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+
 # The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tests/emugpu).
 # It needs a CUDA build of torch, in an environment of its own.
 CUDA_TORCH ?= torch==2.14.1
 EMULATED_ARCHS ?= 80 90
-EMULATED_TESTS ?= tests/test_gpu.py
+EMULATED_TESTS ?= tests/test_gpu.py tests/test_cuda.py tests/test_cuda_backward.py \
+	tests/test_cuda_norm_rope.py
 VENV_CUDA := .venv-cuda
 RUN_CUDA := $(VENV_CUDA)/bin/python
 READY_CUDA := $(VENV_CUDA)/.ready
@@ -150,8 +153,16 @@ $(READY_CUDA): pyproject.toml | $(RUN)
 
 EMULATED := PYTHONPATH=tests $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
+# The kernels' library, for one GPU and in PTX, which is what the emulator runs.
+CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
+
+$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) setup.py | $(READY_DEV)
+	@echo "Compiling the CUDA kernels"
+	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
+		$(RUN) setup.py --quiet build_ext --inplace >/dev/null
+
 .PHONY: test-gpu-emulated
-test-gpu-emulated: $(READY_CUDA) ## run the GPU tests on emulated GPUs (no hardware)
+test-gpu-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## run the GPU tests on emulated GPUs (no hardware)
 	@status=0; \
 	for arch in $(EMULATED_ARCHS); do \
 		echo "The project's GPU tests on an emulated GPU, sm_$$arch (not hardware)"; \
@@ -171,6 +182,38 @@ test-emulator: $(READY_CUDA) ## validate the emulated GPU itself
 	done; \
 	exit $$status
 
+# A wheel for others has all kernels that this machine has the compilers for, whatever its torch.
+GENHOI_BUILD_CPU ?= 1
+GENHOI_BUILD_CUDA ?= $(if $(NVCC),1,0)
+
+.PHONY: wheel
+wheel: $(READY) ## build a wheel, with the CUDA kernels where nvcc is: dist/
+	@rm -f dist/*.whl
+	@GENHOI_BUILD_CPU=$(GENHOI_BUILD_CPU) GENHOI_BUILD_CUDA=$(GENHOI_BUILD_CUDA) \
+		$(RUN) -m pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -w dist .
+	@ls dist/*.whl
+
+# One environment for each torch, kept: the wheel is what is installed anew.
+CHECKED := build/wheel-check
+CHECKED_PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+$(CHECKED)/%/.ready: | $(RUN)
+	@echo "Installing $(TORCH_OF_$*) into $(@D)"
+	@$(RUN) -m venv $(@D)
+	@$(@D)/bin/python $(CHECKED_PIP) '$(TORCH_OF_$*)' numpy
+	@touch $@
+
+TORCH_OF_cpu := $(TORCH)
+TORCH_OF_cuda := $(CUDA_TORCH)
+
+.PHONY: cuda-build-check
+cuda-build-check: wheel $(CHECKED)/cpu/.ready $(CHECKED)/cuda/.ready ## install the wheel beside a CPU and a CUDA build of torch
+	@for torch in cpu cuda; do \
+		python=$(CURDIR)/$(CHECKED)/$$torch/bin/python; \
+		$$python $(CHECKED_PIP) --no-deps --force-reinstall dist/*.whl; \
+		(cd $(CHECKED)/$$torch; $$python -P $(CURDIR)/tests/native/check_wheel.py $(CURDIR)/csrc/cuda/launch.h); \
+	done
+
 .PHONY: lint
 lint: $(READY_DEV) ## check formatting, style and types
 	@$(VENV)/bin/ruff check .
@@ -187,5 +230,5 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 .PHONY: clean
 clean: ## remove builds, caches and results; keep the environment
 	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f genhoi_kernels/_C*.so genhoi_kernels/_C_missing.txt $(READY) $(READY_DEV) $(READY_TRITON) $(READY_CUDA)
+	@rm -f genhoi_kernels/*.so genhoi_kernels/_*_missing.txt $(READY) $(READY_DEV) $(READY_TRITON) $(READY_CUDA)
 	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +

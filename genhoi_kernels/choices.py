@@ -102,8 +102,8 @@ def _words(arch: str) -> str:
 
 def _flash_first(arch: str, generation: int, *, training: bool) -> Choice:
     how = (
-        f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}. Below 4096 rows "
-        f"the few more launches could cost what that gains"
+        f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}. Below "
+        f"4096 rows the few more launches could cost what that gains"
     )
     order, half = ("flash", "triton"), ("bfloat16", "float16")
     return Choice(arch, half, (128,), (4096, None), training, order, "modelled", how, (generation,))

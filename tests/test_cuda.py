@@ -123,7 +123,7 @@ def test_unseen_rows_keep_their_bits(dim: int) -> None:
 
 def test_what_it_cannot_do_is_refused() -> None:
     q = torch.zeros(1, 4, 1, 64, device="cuda")
-    with pytest.raises(ValueError, match="not torch.float32"):
+    with pytest.raises(ValueError, match=r"not torch\.float32"):
         reference_attention(q, q, q, backend="cuda")
     q = q.half()[..., :20].contiguous()
     with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):

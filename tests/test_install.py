@@ -1,4 +1,7 @@
-"""Building the package where its C++ extension cannot be built: it installs, and says why."""
+"""Building the package where its C++ extension cannot be built: it installs, and says why.
+
+The CUDA library's own build is in test_cuda_build.py.
+"""
 
 import os
 import re
@@ -15,7 +18,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 REASON_FILE = "genhoi_kernels/_C_missing.txt"
-OPTIONS = ["GENHOI_BUILD_CPU", "CXX", "CXXFLAGS", "LDFLAGS", "PYTHONPATH"]
+CUDA_REASON_FILE = "genhoi_kernels/_cuda_missing.txt"
+OPTIONS = [
+    *["GENHOI_BUILD_CPU", "GENHOI_BUILD_CUDA", "CXX", "CXXFLAGS", "LDFLAGS", "PYTHONPATH"],
+    *["CUDACXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"],
+]
 
 REPORT = """
 import genhoi_kernels
@@ -59,7 +66,7 @@ def tree(tmp_path: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, copy)
-    leftovers = shutil.ignore_patterns("*.so", "_C_missing.txt", "__pycache__")
+    leftovers = shutil.ignore_patterns("*.so", "_*_missing.txt", "__pycache__")
     for name in ("csrc", "genhoi_kernels", "genhoi"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
@@ -99,10 +106,15 @@ def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         sentence = archive.read(REASON_FILE).decode().strip()
+        cuda_sentence = archive.read(CUDA_REASON_FILE).decode().strip()
         archive.extractall(site)
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
     assert re.fullmatch(r"The C\+\+ extension was not built: [^\n]+\.", sentence)
     assert reason in sentence
+    assert cuda_sentence == (
+        "The CUDA library was not built: "
+        "it is called through the C++ extension, which was not built."
+    )
 
     # -S: an editable installation of this package would offer its own extension.
     paths = os.pathsep.join([str(site), *sys.path])

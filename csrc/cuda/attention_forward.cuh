@@ -42,6 +42,7 @@ __device__ __forceinline__ uint32_t rows_that_see(const GenhoiAttention& in, int
 __device__ __forceinline__ bool tile_sees(const GenhoiAttention& in, int b, int start,
                                           int segment) {
   if (in.bits == nullptr) return true;
+  asm("" : "+r"(start) : "r"(segment));  // else the address is kept from before the loop
   const int32_t* flags = in.tile_bits + b * in.tile_bits_batch + start / 64;
   return (flags[0] | (start + 64 < in.rows ? flags[1] : 0)) >> segment & 1;
 }

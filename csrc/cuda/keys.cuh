@@ -235,7 +235,7 @@ __device__ __forceinline__ void attend(RowState<DIM>& rows, const LaneTile<DIM>&
     copy.template copy<CHECK>(k_tile, range.k, range.k_stride, next_dim, left - kKeys);
     copies_commit();
     softmax<CHECK>(scores, rescale, rows, factor, left, range.bias, range.seen);
-    multiply_values<Half, CHECK>(rows, scores, rescale, v.fresh(left), range.seen);
+    multiply_values<Half, CHECK>(rows, scores, rescale, v, range.seen);
   }
 }
 

@@ -74,8 +74,8 @@ int genhoi_attention_forward_plan(const struct GenhoiForward* call, struct Genho
 
 // What backward is given besides, and what it writes. out, dout: the attention before the gate and
 // its gradient, [B, N, H, D]; out is read by genhoi_attention_delta only, which writes delta. lse,
-// dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the shapes of q, k, v, k_ref
-// and v_ref. Tokens start at multiples of 16 bytes, and their strides are multiples of 8 values.
+// dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the shapes of q, k, v,
+// k_ref and v_ref. Tokens start at multiples of 16 bytes, as do their strides.
 struct GenhoiBackward {
   struct GenhoiAttention in;
   struct GenhoiTokens out, dout;
@@ -88,7 +88,7 @@ struct GenhoiBackward {
   float* bias_parts;      // scratch [ref_batch, H, GENHOI_BIAS_PARTS(M, R)], with dref_bias
 };
 
-// Keys of a block, none of which holds keys of two references; at most so many blocks hold them all.
+// Keys of a block, none of which has keys of two references; so many blocks at most have them all.
 #define GENHOI_BACKWARD_KEYS 128
 #define GENHOI_BIAS_PARTS(tokens, references) ((tokens) / GENHOI_BACKWARD_KEYS + (references))
 
@@ -106,6 +106,26 @@ int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
 // `kernel`: a GenhoiBackwardKernel. One that has nothing to do has a grid of 0.
 int genhoi_attention_backward_plan(const struct GenhoiBackward* call, int kernel,
                                    struct GenhoiPlan* plan);
+
+// Backward through the flow gate. Of `in`, dtype, batch, heads, head_dim, rows, gate_mode and gate
+// are read. Writes dO to grad, [B, N, H, D] and contiguous, and delta [B, H, N]; and sums over the
+// rows of each of `parts` = plan.grid[0] blocks, which the caller adds up:
+// du_x [parts, D / 2, D], dfc1_bias and dfc2_weight [parts, D / 2], dfc2_bias [parts]. With
+// x = (o - mean) / std and S the sum of du_x = du x^T: dW1 = S gamma + db1 beta^T (gamma for each
+// column), dgamma = the columns' sums of W1 S (number by number), dbeta = W1^T db1.
+struct GenhoiGateBackward {
+  struct GenhoiAttention in;
+  struct GenhoiTokens out, dout;  // out: before the gate
+  const float* dlse;              // [B, H, N], or null
+  const float* dgate_sum;         // [B, H], with GENHOI_GATE_SUM
+  void* grad;
+  float *delta, *du_x, *dfc1_bias, *dfc2_weight, *dfc2_bias;
+};
+
+#define GENHOI_GATE_PARTS 256  // at most
+
+int genhoi_gate_backward(const struct GenhoiGateBackward* call, void* stream);
+int genhoi_gate_backward_plan(const struct GenhoiGateBackward* call, struct GenhoiPlan* plan);
 
 // Tokens of genhoi_norm_rope_* may also be float32.
 enum { GENHOI_FLOAT32 = 2 };

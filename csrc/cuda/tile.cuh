@@ -89,7 +89,9 @@ struct TileCopy {
   __device__ __forceinline__ void copy(uint32_t tile, const Value* from, int64_t stride, int dim,
                                        int rows) const {
     uint32_t index = row * static_cast<uint32_t>(stride) + column;
-    asm("" : "+r"(index) : "r"(rows));
+    // Else 64-bit sums with parts of `from` are kept from before a loop; for smaller head dims,
+    // which have the registers, that is as well.
+    if (DIM == 128) asm("" : "+r"(index) : "r"(rows));
     const Value* mine = from + index;
 #pragma unroll
     for (int pass = 0; pass < kPasses; pass++) {
