@@ -25,8 +25,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
       "cuda_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, "
       "Tensor? bits, Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, Tensor[] gate, "
       "int gate_mode, float scale, bool keep_ungated) -> Tensor[]");
+  m.def("cuda_attention_delta(Tensor grad_out, Tensor out, Tensor? grad_lse) -> Tensor");
   m.def(
-      "cuda_attention_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor? grad_lse, "
+      "cuda_gate_backward(Tensor grad_out, Tensor out, Tensor? grad_lse, Tensor? grad_gate_sum, "
+      "Tensor[] gate, int gate_mode) -> Tensor[]");
+  m.def(
+      "cuda_attention_backward(Tensor grad, Tensor lse, Tensor delta, "
       "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, "
       "Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, float scale) -> Tensor[]");
   m.def(
@@ -48,6 +52,8 @@ STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CUDA, m) {
   m.impl("cuda_attention_forward", TORCH_BOX(&genhoi::cuda::attention_forward_op));
+  m.impl("cuda_attention_delta", TORCH_BOX(&genhoi::cuda::attention_delta_op));
+  m.impl("cuda_gate_backward", TORCH_BOX(&genhoi::cuda::gate_backward_op));
   m.impl("cuda_attention_backward", TORCH_BOX(&genhoi::cuda::attention_backward_op));
   m.impl("cuda_norm_rope_forward", TORCH_BOX(&genhoi::cuda::norm_rope_forward_op));
   m.impl("cuda_norm_rope_backward", TORCH_BOX(&genhoi::cuda::norm_rope_backward_op));

@@ -33,3 +33,26 @@ def gate_shapes(head_dim: int) -> dict[str, tuple[int, ...]]:
         "fc2_weight": (1, half),
         "fc2_bias": (1,),
     }
+
+
+class GateSums(NamedTuple):
+    """Sums over rows that give the gradients of the gate's weights: ``[parts, ...]`` each."""
+
+    du_x: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+
+    def gradients(self, gate: GateWeights) -> GateWeights:
+        """n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
+        du_x, db1, dw2, db2 = (x.sum(0) for x in self)
+        gamma, beta, W1 = (w.float() for w in (gate.norm_weight, gate.norm_bias, gate.fc1_weight))
+        found = GateWeights(
+            norm_weight=(W1 * du_x).sum(0),
+            norm_bias=(W1 * db1[:, None]).sum(0),
+            fc1_weight=du_x * gamma + db1[:, None] * beta,
+            fc1_bias=db1,
+            fc2_weight=dw2,
+            fc2_bias=db2,
+        )
+        return GateWeights(*(g.to(w.dtype) for g, w in zip(found, gate, strict=True)))

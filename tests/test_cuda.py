@@ -16,8 +16,11 @@ from cases import (
     Results,
     arguments,
     assert_within_budget,
+    check_budget,
     device_of,
     make_case,
+    run,
+    run_with,
     skip_unless_supported,
 )
 
@@ -70,6 +73,34 @@ def test_forward(case: Case, dtype: torch.dtype) -> None:
     for name, x in found.items():
         t, e = exact[name].cpu(), eager[name].cpu()
         assert_within_budget(x.double().cpu(), e, t, dtype, name=name)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_budget(case: Case, dtype: torch.dtype) -> None:
+    """out, lse, gate_sum and every gradient within the error budget."""
+    check_budget(dataclasses.replace(case, dtype=dtype), "cuda")
+
+
+def test_two_runs_are_the_same_bits() -> None:
+    case = Case(dtype=torch.bfloat16, rows=150, keys=131, dim=64, lengths=(33, 70), batch=2,
+                mask="random", bias=(0.1, 0.2), gate="token")  # fmt: skip
+    first, second = (run(case, "cuda", case.dtype) for _ in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_launches_of_a_backward_pass(launches: Any) -> None:
+    """Through the gate, then queries, video keys and reference keys."""
+    case = Case(dtype=torch.bfloat16, rows=70, dim=64, lengths=(20,), mask="random",
+                mask_gate=True, gate="token")  # fmt: skip
+    inputs = make_case(case)
+    args = arguments(case, inputs, case.dtype, device_of("cuda"))
+    launches.clear()
+    run_with(args, inputs.upstream, "cuda")
+    names = ["attention_forward", "gate_backward", "gradient_of_queries", "gradient_of_keys",
+             "gradient_of_keys"]  # fmt: skip
+    assert len(launches) == len(names)
+    assert all(name in x["kernel"] for name, x in zip(names, launches, strict=True))
 
 
 def plain_arguments(case: Case) -> dict[str, Any]:

@@ -158,8 +158,55 @@ std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::opti
   return {out, lse, gate_sums, ungated};
 }
 
-std::vector<Tensor> attention_backward_op(Tensor grad_out, Tensor out, Tensor lse,
-                                          std::optional<Tensor> grad_lse, Tensor q, Tensor k,
+Tensor attention_delta_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse) {
+  const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
+  GenhoiBackward call{};
+  call.in = attention_of(out, out, out, {}, {}, {}, {}, {}, {}, {}, GENHOI_GATE_NONE, 1.0);
+  call.out = tokens_of(out);
+  call.dout = tokens_of(grad_out);
+  call.dlse = data<const float>(grad_lse);
+  Tensor delta = empty(out, {out.size(0), out.size(2), out.size(1)}, ScalarType::Float);
+  call.delta = floats(delta);
+  const auto launch = function<decltype(genhoi_attention_delta)>("genhoi_attention_delta");
+  check(launch(&call, current_stream(out)), "attention_delta");
+  return delta;
+}
+
+std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse,
+                                     std::optional<Tensor> grad_gate_sum, std::vector<Tensor> gate,
+                                     int64_t gate_mode) {
+  const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
+  GenhoiGateBackward call{};
+  call.in = attention_of(out, out, out, {}, {}, {}, {}, {}, {}, gate, gate_mode, 1.0);
+  call.out = tokens_of(out);
+  call.dout = tokens_of(grad_out);
+  call.dlse = data<const float>(grad_lse);
+  call.dgate_sum = data<const float>(grad_gate_sum);
+  GenhoiPlan plan{};
+  const auto planner = function<decltype(genhoi_gate_backward_plan)>("genhoi_gate_backward_plan");
+  check(planner(&call, &plan), "gate_backward");
+  const int64_t parts = plan.grid[0], dim = out.size(3);
+  Tensor grad = empty_as(out);
+  std::vector<Tensor> found = {
+      grad,
+      empty(out, {out.size(0), out.size(2), out.size(1)}, ScalarType::Float),
+      empty(out, {parts, dim / 2, dim}, ScalarType::Float),
+      empty(out, {parts, dim / 2}, ScalarType::Float),
+      empty(out, {parts, 1, dim / 2}, ScalarType::Float),
+      empty(out, {parts, 1}, ScalarType::Float),
+  };
+  call.grad = grad.data_ptr();
+  call.delta = floats(found[1]);
+  call.du_x = floats(found[2]);
+  call.dfc1_bias = floats(found[3]);
+  call.dfc2_weight = floats(found[4]);
+  call.dfc2_bias = floats(found[5]);
+  const auto launch = function<decltype(genhoi_gate_backward)>("genhoi_gate_backward");
+  check(launch(&call, current_stream(out)), "gate_backward");
+  return found;
+}
+
+std::vector<Tensor> attention_backward_op(Tensor grad, Tensor lse, Tensor delta, Tensor q, Tensor k,
                                           Tensor v, std::optional<Tensor> k_ref,
                                           std::optional<Tensor> v_ref, std::optional<Tensor> bits,
                                           std::optional<Tensor> tile_bits,
@@ -169,11 +216,8 @@ std::vector<Tensor> attention_backward_op(Tensor grad_out, Tensor out, Tensor ls
   GenhoiBackward call{};
   call.in = attention_of(q, k, v, k_ref, v_ref, bits, tile_bits, segments, ref_bias, {},
                          GENHOI_GATE_NONE, scale);
-  call.out = tokens_of(out);
-  call.dout = tokens_of(grad_out);
+  call.dout = tokens_of(grad);
   call.lse = floats(lse);
-  call.dlse = data<const float>(grad_lse);
-  Tensor delta = empty(q, {q.size(0), q.size(2), q.size(1)}, ScalarType::Float);
   call.delta = floats(delta);
   std::vector<Tensor> grads = {empty_as(q), empty_as(k), empty_as(v)};
   call.dq = grads[0].data_ptr();
@@ -193,11 +237,8 @@ std::vector<Tensor> attention_backward_op(Tensor grad_out, Tensor out, Tensor ls
     call.dref_bias = floats(grads.back());
     call.bias_parts = floats(*parts);
   }
-  void* stream = current_stream(q);
-  const auto first = function<decltype(genhoi_attention_delta)>("genhoi_attention_delta");
-  check(first(&call, stream), "attention_delta");
-  const auto rest = function<decltype(genhoi_attention_backward)>("genhoi_attention_backward");
-  check(rest(&call, stream), "attention_backward");
+  const auto launch = function<decltype(genhoi_attention_backward)>("genhoi_attention_backward");
+  check(launch(&call, current_stream(q)), "attention_backward");
   return grads;
 }
 

@@ -25,9 +25,17 @@ std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::opti
                                          std::optional<Tensor> ref_bias, std::vector<Tensor> gate,
                                          int64_t gate_mode, double scale, bool keep_ungated);
 
+// dO . O - dL, [B, H, N], of what was not gated.
+Tensor attention_delta_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse);
+
+// Through the flow gate: dO, the same delta, and du_x, dfc1_bias, dfc2_weight and dfc2_bias of
+// GenhoiGateBackward. out: before the gate.
+std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse,
+                                     std::optional<Tensor> grad_gate_sum, std::vector<Tensor> gate,
+                                     int64_t gate_mode);
+
 // Gradients of q, k, v and, where they are there, of k_ref, v_ref and ref_bias.
-std::vector<Tensor> attention_backward_op(Tensor grad_out, Tensor out, Tensor lse,
-                                          std::optional<Tensor> grad_lse, Tensor q, Tensor k,
+std::vector<Tensor> attention_backward_op(Tensor grad, Tensor lse, Tensor delta, Tensor q, Tensor k,
                                           Tensor v, std::optional<Tensor> k_ref,
                                           std::optional<Tensor> v_ref, std::optional<Tensor> bits,
                                           std::optional<Tensor> tile_bits,

@@ -13,7 +13,8 @@
 extern "C" {
 #endif
 
-enum GenhoiDtype { GENHOI_BFLOAT16 = 0, GENHOI_FLOAT16 = 1 };
+// float32 is for genhoi_norm_rope_* only.
+enum GenhoiDtype { GENHOI_BFLOAT16 = 0, GENHOI_FLOAT16 = 1, GENHOI_FLOAT32 = 2 };
 enum GenhoiGateMode { GENHOI_GATE_NONE = 0, GENHOI_GATE_TOKEN = 1, GENHOI_GATE_SUM = 2 };
 
 // Tokens [batch, tokens, heads, head_dim]; strides in values. A batch stride of 0 repeats a sample.
@@ -100,7 +101,8 @@ enum GenhoiBackwardKernel {
   GENHOI_GRADIENT_OF_BIAS = 4,
 };
 
-// delta = dout . out - dlse; then the gradients of everything, from delta.
+// delta = dout . out - dlse; then the gradients of everything, from delta. Above head dim 64 blocks
+// take up to 161 KB of shared memory, which sm_80, sm_90 and sm_100 have; others refuse the launch.
 int genhoi_attention_delta(const struct GenhoiBackward* call, void* stream);
 int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
 // `kernel`: a GenhoiBackwardKernel. One that has nothing to do has a grid of 0.
@@ -127,9 +129,6 @@ struct GenhoiGateBackward {
 int genhoi_gate_backward(const struct GenhoiGateBackward* call, void* stream);
 int genhoi_gate_backward_plan(const struct GenhoiGateBackward* call, struct GenhoiPlan* plan);
 
-// Tokens of genhoi_norm_rope_* may also be float32.
-enum { GENHOI_FLOAT32 = 2 };
-
 // Angles of a rotation on three axes. A head's D / 2 pairs belong to the frame's, the row's and the
 // column's angles in turn: D / 6 to the row's and the column's each, the others to the frame's.
 struct GenhoiAngles {
@@ -143,7 +142,7 @@ struct GenhoiAngles {
 // head_dim is a multiple of 8, of at most GENHOI_NORM_ROPE_VALUES; head_dim is even. Fastest with
 // head dims that 8 divides, and data and strides of multiples of 16 bytes.
 struct GenhoiNormRope {
-  int32_t dtype;  // of x and y: GenhoiDtype or GENHOI_FLOAT32
+  int32_t dtype;  // GenhoiDtype of x and y
   int32_t batch, tokens, heads, head_dim;
   float eps;
   struct GenhoiTokens x;

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import native
 from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
 from ..device_constants import angles, segments
-from ..gate import GateWeights
+from ..gate import GateSums, GateWeights
 from ..mask_gate import tile_bits
 from ..reference import AttentionResult
 from ..rope import HeadSlidingRope, Rope
@@ -45,7 +45,7 @@ def _open() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """16-bit GPU tensors, head dims that 8 divides up to 128; no gradients through a flow gate."""
+    """16-bit GPU tensors, head dims that 8 divides up to 128."""
     if call.device.type != "cuda":
         return f"it runs on cuda tensors, not on {call.device.type}"
     if torch.cuda.get_device_capability(call.device)[0] < 8:
@@ -55,8 +55,6 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes {', '.join(str(d) for d in dtypes)}, not {call.dtype}"
     if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
         return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
-    if isinstance(call, AttentionCall) and call.needs_grad and call.gate_mode != "none":
-        return "it has no gradients through a flow gate yet"
     return None
 
 
@@ -77,12 +75,11 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> AttentionTensors:
-    """See csrc/cuda/attention_backward.cuh."""
+    """See csrc/cuda/attention_backward.cuh and gate_backward.cuh."""
     t = tensors
-    dout = torch.zeros_like(o) if grads.out is None else aligned(grads.out)
-    dlse = None if grads.lse is None else grads.lse.contiguous()
+    dO, delta, dgate = _through_gate(call, t.gate, aligned(o), grads)
     found = torch.ops.genhoi_kernels.cuda_attention_backward(
-        dout, aligned(o), lse, dlse, *_inputs(call, t), abs(call.scale)
+        dO, lse, delta, *_inputs(call, t), abs(call.scale)
     )
     dq, dk, dv = found[:3]
     dk_ref, dv_ref = found[3:5] if t.k_ref is not None else (None, None)
@@ -94,8 +91,25 @@ def attention_backward(
         v_ref=dv_ref,
         bits=None,
         ref_bias=None if t.ref_bias is None else found[5].to(t.ref_bias.dtype),
-        gate=None,
+        gate=dgate,
     )
+
+
+def _through_gate(
+    call: AttentionCall, gate: GateWeights | None, o: Tensor, grads: AttentionGrads
+) -> tuple[Tensor, Tensor, GateWeights | None]:
+    """dO, delta ``[B, H, N]`` and the gradients of the gate's weights."""
+    dout = torch.zeros_like(o) if grads.out is None else aligned(grads.out)
+    dlse = None if grads.lse is None else grads.lse.contiguous()
+    if gate is None:
+        return dout, torch.ops.genhoi_kernels.cuda_attention_delta(dout, o, dlse), None
+    sums = torch.zeros_like(o[:, 0, :, 0], dtype=torch.float32)
+    if grads.gate_sum is not None:
+        sums = grads.gate_sum.float().contiguous()
+    dO, delta, *parts = torch.ops.genhoi_kernels.cuda_gate_backward(
+        dout, o, dlse, sums, _gate(gate, o.dtype), _GATE_MODES[call.gate_mode]
+    )
+    return dO, delta, GateSums(*parts).gradients(gate)
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..call import AttentionCall, AttentionGrads, AttentionTensors
 from ..device_constants import host_integers, segments
-from ..gate import GateWeights
+from ..gate import GateSums, GateWeights
 from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
 from . import autotune, backward, forward, gate_backward
@@ -244,29 +244,6 @@ def through_gate(
     dO = o.new_empty(o.shape)
     gate_launch(call, t.gate, o, dout, grads, dO, delta, sums, arch=arch).run()
     return dO, delta, sums.gradients(t.gate)
-
-
-class GateSums(NamedTuple):
-    """Sums over rows that give the gradients of the gate's weights: ``[parts, ...]`` each."""
-
-    du_x: Tensor
-    fc1_bias: Tensor
-    fc2_weight: Tensor
-    fc2_bias: Tensor
-
-    def gradients(self, gate: GateWeights) -> GateWeights:
-        """n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
-        du_x, db1, dw2, db2 = (x.sum(0) for x in self)
-        gamma, beta, W1 = (w.float() for w in (gate.norm_weight, gate.norm_bias, gate.fc1_weight))
-        found = GateWeights(
-            norm_weight=(W1 * du_x).sum(0),
-            norm_bias=(W1 * db1[:, None]).sum(0),
-            fc1_weight=du_x * gamma + db1[:, None] * beta,
-            fc1_bias=db1,
-            fc2_weight=dw2,
-            fc2_bias=db2,
-        )
-        return GateWeights(*(g.to(w.dtype) for g, w in zip(found, gate, strict=True)))
 
 
 def delta_launch(

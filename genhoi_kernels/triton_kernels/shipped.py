@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..call import AttentionCall, AttentionGrads, AttentionTensors
-from ..gate import GateWeights, gate_shapes
+from ..gate import GateSums, GateWeights, gate_shapes
 from ..mask_gate import MaskGate
 from ..rope import HeadSlidingRope, VideoRope
 from . import attention, rotate
@@ -85,7 +85,7 @@ def kernel_variants(
         launch = attention.keys_launch(call, t, o, lse, lse, t.k, t.v, arch=arch)
     elif kernel == "gate_backward":
         assert t.gate is not None
-        sums = attention.GateSums(*(torch.empty(1, 1, device=META) for _ in range(4)))
+        sums = GateSums(*(torch.empty(1, 1, device=META) for _ in range(4)))
         launch = attention.gate_launch(call, t.gate, o, o, grads, o, lse, sums, arch=arch)
     else:
         launch = attention.delta_launch(o, o, grads.lse, lse, arch=arch)
