@@ -47,6 +47,9 @@ CASES = [
     Case(rows=3, keys=0, dim=128, lengths=(5,), mask="random", gate="sum"),
     Case(rows=65, keys=64, dim=24, lengths=(0, 17), scale=-0.3, layout="padded"),
     Case(rows=9, keys=0, lengths=(5, 7), bias=(-INF, -INF)),
+    Case(rows=0, keys=5, lengths=(3,), bias=(0.5,), gate="token", mask="random"),
+    Case(rows=50, keys=7, lengths=(0,), bias=(0.5,), gate="sum"),
+    Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), gate="token"),
 ]  # fmt: skip
 
 

@@ -123,7 +123,9 @@ def gpu_call() -> gk.AttentionCall:
     [
         ({}, ("flash", "triton")),
         ({"dtype": "float16"}, ("flash", "triton")),
-        ({"arch": "sm_80", "flash": 2}, ("flash", "triton")),
+        ({"arch": "sm_80", "flash": 2}, ("flash", "cuda", "triton")),
+        ({"arch": "sm_80", "flash": None}, ("cuda", "triton")),
+        ({"arch": "sm_80", "flash": 2, "rows": 9}, ("cuda", "triton")),
         ({"arch": "sm_80", "flash": 2, "training": False}, ("cuda", "flash", "triton")),
         ({"arch": "sm_80", "flash": None, "training": False}, ("cuda", "flash", "triton")),
         (

@@ -47,19 +47,25 @@ _HALVES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
 class Shape:
     """What the model has to know of a kernel.
 
-    queries, keys: of a tile. warps: of a block. products: matrix products of a tile. tiles: of 2
-    bytes times the head dim a row, in shared memory.
+    queries, keys: of a tile. warps: of a block, by head dim. products: matrix products of a tile.
+    shared: bytes of shared memory of a block, by head dim.
     """
 
     queries: int
     keys: int
-    warps: int
+    warps: dict[int, int]
     products: int
-    rows_in_shared: int
+    shared: dict[int, int]
 
 
+_FOUR = {64: 4, 96: 4, 128: 4}
 # The others have no loop of tensor-core instructions, or one that is no loop over tiles.
-KERNELS = {"attention_forward": Shape(128, 64, 4, 2, 256)}
+KERNELS = {
+    "attention_forward": Shape(128, 64, _FOUR, 2, {64: 32768, 96: 49152, 128: 65536}),
+    "gradient_of_queries": Shape(128, 32, _FOUR, 3, {64: 40960, 96: 61440, 128: 81920}),
+    "gradient_of_keys": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4,
+                              {64: 66560, 96: 132096, 128: 164864}),
+}  # fmt: skip
 
 
 def find_nvcc() -> str:
@@ -120,6 +126,8 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
             "spilled": int(stores) + int(loads),
         }
         shape = KERNELS.get(str(row["kernel"]))
+        if row["kernel"] == "gradient_of_keys" and "Lb1E" in name:
+            row["kernel"] = "gradient_of_keys, references"
         if shape is not None and dim is not None:
             row |= _loops(functions[name], arch, shape, int(dim[1]), int(registers))
         yield row
@@ -127,17 +135,17 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
 
 def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) -> Row:
     """Resident blocks, and the figures of the first loop, over whole blocks of video keys."""
-    shared = shape.rows_in_shared * dim * 2
+    shared, warps = shape.shared[dim], shape.warps[dim]
     found: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",
         "shared": shared,
-        "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, shape.warps),
+        "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, warps),
     }
     if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
         return found
     kernel = Kernel(
         arch=arch, tile=(shape.queries, shape.keys, dim), products=shape.products,
-        warps=shape.warps, usage=Usage(registers, None), shared=shared,
+        warps=warps, usage=Usage(registers, None), shared=shared,
     )  # fmt: skip
     first = model_loops(function, kernel)[0]  # type: ignore[arg-type]
     wanted = (

@@ -17,6 +17,8 @@ from ..rope import HeadSlidingRope, Rope
 
 DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128
+BACKWARD_SHARED = 164864
+"""Bytes of shared memory of a block of gradient_of_keys at head dim 128."""
 
 _HALVES = (torch.bfloat16, torch.float16)
 _GATE_MODES = {"none": 0, "token": 1, "sum": 2}  # GenhoiGateMode in csrc/cuda/launch.h
@@ -55,7 +57,20 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes {', '.join(str(d) for d in dtypes)}, not {call.dtype}"
     if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
         return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
+    if isinstance(call, AttentionCall) and call.needs_grad and call.head_dim > 64:
+        return _too_small(call.device)
     return None
+
+
+def _too_small(device: torch.device) -> str | None:
+    """Why head dims above 64 have no gradients on this GPU, or None."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability not in ((8, 6), (8, 9)) and capability[0] != 12:
+        return None
+    return (
+        f"gradients of head dims above 64 need up to {BACKWARD_SHARED} bytes of shared memory for "
+        f"a block, more than compute capability {capability[0]}.{capability[1]} has"
+    )
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
@@ -82,7 +97,7 @@ def attention_backward(
         dO, lse, delta, *_inputs(call, t), abs(call.scale)
     )
     dq, dk, dv = found[:3]
-    dk_ref, dv_ref = found[3:5] if t.k_ref is not None else (None, None)
+    dk_ref, dv_ref, dbias = _reference_gradients(t, found[3:])
     return AttentionTensors(
         q=apply(-dq if call.scale < 0 else dq, call.rope, inverse=True),
         k=apply(dk, call.rope, inverse=True),
@@ -90,9 +105,25 @@ def attention_backward(
         k_ref=None if dk_ref is None else apply(dk_ref, call.ref_rope, inverse=True),
         v_ref=dv_ref,
         bits=None,
-        ref_bias=None if t.ref_bias is None else found[5].to(t.ref_bias.dtype),
+        ref_bias=dbias,
         gate=dgate,
     )
+
+
+def _has_references(t: AttentionTensors) -> bool:
+    """There is a reference token."""
+    return t.k_ref is not None and t.k_ref.shape[1] > 0
+
+
+def _reference_gradients(
+    t: AttentionTensors, found: list[Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of k_ref, v_ref and ref_bias; zeros where there is no token that could have one."""
+    if not _has_references(t):
+        absent = (t.k_ref, t.v_ref, t.ref_bias)
+        dk_ref, dv_ref, dbias = (None if x is None else torch.zeros_like(x) for x in absent)
+        return dk_ref, dv_ref, dbias
+    return found[0], found[1], None if t.ref_bias is None else found[2].to(t.ref_bias.dtype)
 
 
 def _through_gate(
@@ -103,7 +134,7 @@ def _through_gate(
     dlse = None if grads.lse is None else grads.lse.contiguous()
     if gate is None:
         return dout, torch.ops.genhoi_kernels.cuda_attention_delta(dout, o, dlse), None
-    sums = torch.zeros_like(o[:, 0, :, 0], dtype=torch.float32)
+    sums = o.new_zeros((o.shape[0], o.shape[2]), dtype=torch.float32)
     if grads.gate_sum is not None:
         sums = grads.gate_sum.float().contiguous()
     dO, delta, *parts = torch.ops.genhoi_kernels.cuda_gate_backward(
@@ -129,14 +160,14 @@ def _rotated(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor, Tensor, 
 def _inputs(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor | None, ...]:
     """Up to ref_bias, as csrc/ops.cpp has them."""
     q, k, k_ref = _rotated(call, t)
-    there = k_ref is not None
+    there = _has_references(t)
     flags = None
     if t.bits is not None:
         flags = tile_bits(t.bits) if t.mask_gate is None else t.mask_gate.tile_bits
     return (
         aligned(q), aligned(k), aligned(t.v),
-        aligned(k_ref) if k_ref is not None else None,
-        aligned(t.v_ref) if t.v_ref is not None else None,
+        aligned(k_ref) if there and k_ref is not None else None,
+        aligned(t.v_ref) if there and t.v_ref is not None else None,
         t.bits.contiguous() if there and t.bits is not None else None,
         flags.contiguous() if there and flags is not None else None,
         segments(call.ref_lengths, q.device) if there else None,
