@@ -49,6 +49,8 @@ CASES = [
     Case(rows=9, keys=0, lengths=(5, 7), bias=(-INF, -INF)),
     Case(rows=0, keys=5, lengths=(3,), bias=(0.5,), gate="token", mask="random"),
     Case(rows=50, keys=7, lengths=(0,), bias=(0.5,), gate="sum"),
+    Case(rows=5, keys=0, lengths=(0,), gate="sum"),
+    Case(rows=130, keys=0, dim=128, gate="token"),
     Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), gate="token"),
 ]  # fmt: skip
 

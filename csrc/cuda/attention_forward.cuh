@@ -166,6 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const TileCopy<DIM, kQueries, kThreads> copy(threadIdx.x);
   const Value* first = head_of<Value>(in.q, b, h) + start * in.q.token;
   copy.template copy<true>(q_tile, first, in.q.token, in.head_dim, in.rows - start);
+  copies_commit();
   const auto q = LaneTile<DIM>::left(q_tile, threadIdx.x / 32 * kWarpRows);
 
   // The video's keys, then the references'.
