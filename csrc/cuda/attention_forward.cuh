@@ -8,34 +8,13 @@
 #include "gate.cuh"
 #include "keys.cuh"
 #include "launch.h"
+#include "rows.cuh"
 
 namespace genhoi::cuda {
-
-constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
 
 template <int DIM>
 constexpr uint32_t forward_shared_bytes() {
   return (kQueries + 2 * kKeys) * Tile<DIM>::kRowBytes;
-}
-
-// First row of one sample's head.
-template <class Value>
-__device__ __forceinline__ const Value* head_of(const GenhoiTokens& x, int b, int h) {
-  return static_cast<const Value*>(x.data) + b * x.batch + h * x.head;
-}
-
-// Bit 2 i + r: whether that row sees reference `segment`.
-__device__ __forceinline__ uint32_t rows_that_see(const GenhoiAttention& in, int b, int start,
-                                                  int segment) {
-  if (in.bits == nullptr) return 15;
-  uint32_t seen = 0;
-#pragma unroll
-  for (int at = 0; at < 4; at++) {
-    const int row = start + row_in_tile(at / 2, at % 2);
-    const int bits = row < in.rows ? in.bits[b * in.bits_batch + row] : 0;
-    seen |= (bits >> segment & 1) << at;
-  }
-  return seen;
 }
 
 // Whether some row of the tile sees reference `segment`.
@@ -67,7 +46,7 @@ __device__ __forceinline__ void attend_rest(RowState<DIM>& rows, const LaneTile<
     } else {
       if (!tile_sees(in, b, start, segment)) continue;
       first = in.segments[segment];
-      const float bias = in.ref_bias == nullptr ? 0.0f : in.ref_bias[segment] * kLog2e;
+      const float bias = bias_to_log2(in, segment);
       range = {head_of<Value>(in.k_ref, b, h),
                head_of<Value>(in.v_ref, b, h),
                in.k_ref.token,

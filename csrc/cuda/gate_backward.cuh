@@ -9,12 +9,12 @@
 //     dn = du W1;  dO = g dout + LN's gradient of dn
 //     sums: dlogit, dlogit GELU(u), du and du x^T
 //
-// Fragments as in attention_backward.cuh. TF32 products take 8 numbers of the inner dimension, of
+// Fragments as in gradient_of_keys.cuh. TF32 products take 8 numbers of the inner dimension, of
 // which lane l gives numbers l % 4 and l % 4 + 4: which are called so is free, if both operands
 // agree. Here they are columns 2 (l % 4) and the next, as lanes hold them anyway.
 #pragma once
 
-#include "attention_backward.cuh"
+#include "backward.cuh"
 #include "launch.h"
 #include "ptx.cuh"
 #include "tile.cuh"
@@ -56,12 +56,6 @@ struct GateSums {
 struct GateRows {
   float mean[2], rstd[2], gate[2], dlogit[2];
 };
-
-// Over the four lanes of a row.
-__device__ __forceinline__ float sum_of_row(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 
 // Loads what all tiles need.
 template <class Half, int DIM>
@@ -131,15 +125,15 @@ __device__ __forceinline__ void row_statistics(GateRows& rows, float (&dot)[2],
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     float squares = 0.0f;
-    rows.mean[r] = sum_of_row(sum[r]) * inverse;
-    dot[r] = sum_of_row(product[r]);
+    rows.mean[r] = row_sum(sum[r]) * inverse;
+    dot[r] = row_sum(product[r]);
 #pragma unroll
     for (int n = 0; n < DIM / 8; n++) {
       const float2 x = Half::unpack(o[n / 2][n % 2 * 2 + r]);
       const float first = x.x - rows.mean[r], second = x.y - rows.mean[r];
       if (n * 8 < dim) squares += fmaf(first, first, second * second);
     }
-    rows.rstd[r] = rsqrtf(fmaf(sum_of_row(squares), inverse, 1e-5f));
+    rows.rstd[r] = rsqrtf(fmaf(row_sum(squares), inverse, 1e-5f));
   }
 }
 
@@ -221,7 +215,7 @@ __device__ __forceinline__ void gate_of_rows(GateRows& rows, const float (&u)[DI
         const float x = u[at / 2][2 * r + at % 2] + weights.fc1_bias[unit];
         logit = fmaf(x * normal_cdf(x).x, weights.fc2_weight[unit], logit);
       }
-      logit = sum_of_row(logit) + call.in.gate.fc2_bias[0];
+      logit = row_sum(logit) + call.in.gate.fc2_bias[0];
       const float gate = reciprocal_fast(1.0f + exp2_fast(-1.4426950408889634f * logit));
       rows.gate[r] = gate;
       dlogit = dot[r] * gate * (1.0f - gate);
@@ -351,8 +345,8 @@ __device__ __forceinline__ void store_rows(const float (&dx)[DIM / 8][4], const 
       mean += dx[n][2 * r] + dx[n][2 * r + 1];
       along = fmaf(dx[n][2 * r], x.x, fmaf(dx[n][2 * r + 1], x.y, along));
     }
-    mean = sum_of_row(mean) * inverse;
-    along = sum_of_row(along) * inverse;
+    mean = row_sum(mean) * inverse;
+    along = row_sum(along) * inverse;
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
       uint32_t grad[4];
@@ -371,7 +365,7 @@ __device__ __forceinline__ void store_rows(const float (&dx)[DIM / 8][4], const 
         if (there) *reinterpret_cast<uint32_t*>(to + n * 8) = Half::pack(first, second);
       }
     }
-    delta = sum_of_row(delta);
+    delta = row_sum(delta);
     if (row < in.rows && threadIdx.x % 4 == 0) {
       const int64_t at = (static_cast<int64_t>(b) * in.heads + h) * in.rows + row;
       call.delta[at] = call.dlse == nullptr ? delta : delta - call.dlse[at];

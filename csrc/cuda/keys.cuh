@@ -1,31 +1,19 @@
 // Attention of one tile of queries to a range of keys: load, multiply, softmax, multiply.
 //
-// A warp has kWarpRows = 32 query rows, as two fragments i of 16. In a fragment lane l holds rows
-// l / 4 and l / 4 + 8 (halves r = 0, 1) and of every 8 columns two, from 2 (l % 4) on. With 32 rows
-// a warp multiplies each key it has read from shared memory twice: with 16, reading them would take
-// as long as multiplying.
+// With 32 rows (rows.cuh) a warp multiplies each key it has read from shared memory twice: with 16,
+// reading them would take as long as multiplying.
 #pragma once
 
 #include "ptx.cuh"
+#include "rows.cuh"
 #include "tile.cuh"
 
 namespace genhoi::cuda {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kWarpRows = 32;
 constexpr int kQueries = kWarps * kWarpRows;
 constexpr int kKeys = 64;
-
-// Keys and values of one head, one after another in memory.
-template <class Value>
-struct KeyRange {
-  const Value *k, *v;
-  int64_t k_stride, v_stride;
-  int count;
-  float bias;     // added to the logits, in units of log2 e
-  uint32_t seen;  // bit 2 i + r: whether that row sees them
-};
 
 // Softmax so far of a warp's rows: highest logit (in units of log2 e), sum of exp2 of the rest over
 // this lane's columns, and the sum of values.
@@ -51,11 +39,6 @@ struct RowState {
   }
 };
 
-// Row of fragment i, half r, counted from the tile's first.
-__device__ __forceinline__ int row_in_tile(int i, int r) {
-  return threadIdx.x / 32 * kWarpRows + i * 16 + r * 8 + threadIdx.x % 32 / 4;
-}
-
 // Writes fragments of a warp's rows to its rows of a tile: pairs of columns 8 n + 2 (l % 4).
 template <int DIM>
 struct RowWriter {
@@ -68,16 +51,6 @@ struct RowWriter {
     store_shared(first.further(n) + (i * 16 + r * 8) * Tile<DIM>::kRowBytes, pair);
   }
 };
-
-// Over the four lanes that hold a row.
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 
 // scores = Q K^T of 32 x 64.
 template <class Half, int DIM>

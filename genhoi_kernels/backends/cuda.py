@@ -90,7 +90,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> AttentionTensors:
-    """See csrc/cuda/attention_backward.cuh and gate_backward.cuh."""
+    """See csrc/cuda/gate_backward.cuh, gradient_of_queries.cuh and gradient_of_keys.cuh."""
     t = tensors
     dO, delta, dgate = _through_gate(call, t.gate, aligned(o), grads)
     found = torch.ops.genhoi_kernels.cuda_attention_backward(
