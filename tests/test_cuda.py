@@ -5,7 +5,9 @@ What they share with the other backends is in the tests that go through every ba
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -23,8 +25,10 @@ from cases import (
     run_with,
     skip_unless_supported,
 )
+from cuda_structs import Attention, Forward, Plan
 
-from genhoi_kernels import reference_attention
+from benchmarks.shapes import SHAPES
+from genhoi_kernels import native, reference_attention
 from genhoi_kernels.backends import cuda
 
 pytestmark = [pytest.mark.gpu, pytest.mark.emulated(racecheck="raise", initcheck="raise")]
@@ -164,3 +168,20 @@ def test_what_it_cannot_do_is_refused() -> None:
     q = q.half()[..., :20].contiguous()
     with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):
         reference_attention(q, q, q, backend="cuda")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_plans_of_named_shapes(name: str) -> None:
+    """What a real clip asks of the GPU: grid, block and shared memory."""
+    shape = SHAPES[name]
+    rows = math.prod(shape.grid)
+    library = ctypes.CDLL(str(native.cuda_library))
+    of = Attention(batch=1, heads=shape.heads, head_dim=shape.head_dim, rows=rows)
+    plan = Plan()
+    planner = library.genhoi_attention_forward_plan
+    assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) == 0
+    assert list(plan.grid) == [-(-rows // 128), shape.heads, 1]
+    assert plan.grid[1] <= 65535 and plan.block == 128
+    assert plan.shared == 256 * 2 * max(64, shape.head_dim)
+    of.head_dim = 136
+    assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) != 0
