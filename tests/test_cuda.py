@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.util
 import math
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -185,3 +188,50 @@ def test_plans_of_named_shapes(name: str) -> None:
     assert plan.shared == 256 * 2 * max(64, shape.head_dim)
     of.head_dim = 136
     assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) != 0
+
+
+def ways(addresses: np.ndarray, nbytes: int) -> int:
+    """Passes that a warp's access to shared memory takes: most words in one of the banks."""
+    banks = 128 // nbytes
+    worst = 0
+    for group in addresses.reshape(-1, banks):
+        words = np.unique(group // nbytes)
+        worst = max(worst, int(np.bincount(words % banks).max()))
+    return worst
+
+
+def test_ways() -> None:
+    lanes = np.arange(32)
+    assert ways(lanes * 4, 4) == 1 and ways(lanes * 0, 4) == 1
+    assert ways(lanes * 128, 4) == 32 and ways(lanes * 256, 16) == 8
+
+
+@pytest.mark.skipif(importlib.util.find_spec("emugpu") is None, reason="not on an emulated GPU")
+@pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward: no access to shared memory takes a second pass; backward: 3 % of 16 bytes do."""
+    from emugpu.ptxemu.accesses import MemoryAccess
+
+    counted: Counter[tuple[int, int]] = Counter()
+    original = MemoryAccess.shared_index
+
+    def counting(self: Any, pc: int, active: Any, a: Any, nbytes: int, *rest: Any, **named: Any):
+        if nbytes in (4, 16) and a.size and a.size % 32 == 0:
+            counted[nbytes, ways(a, nbytes)] += 1
+        return original(self, pc, active, a, nbytes, *rest, **named)
+
+    monkeypatch.setattr(MemoryAccess, "shared_index", counting)
+    case = Case(dtype=torch.bfloat16, rows=128, keys=192, dim=dim, heads=1, lengths=(64,),
+                mask="all", gate=None if grad else "token")  # fmt: skip
+    if grad:
+        run(case, "cuda", case.dtype)
+    else:
+        reference_attention(**plain_arguments(case), backend="cuda")
+    again = {key: count for key, count in counted.items() if key[1] > 1}
+    assert counted[16, 1] > 200
+    if grad:
+        wide = sum(count for (nbytes, _), count in again.items() if nbytes == 16)
+        assert wide <= 0.03 * counted[16, 1], again
+    else:
+        assert not again

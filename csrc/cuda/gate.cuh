@@ -48,8 +48,8 @@ template <int DIM>
 __device__ __forceinline__ void stage_norm(uint32_t norm, const GenhoiGate& gate, int dim) {
   const int at = threadIdx.x;
   if (at >= DIM) return;
-  store_shared(norm + at * 8, at < dim ? __float_as_uint(gate.norm_weight[at]) : 0);
-  store_shared(norm + at * 8 + 4, at < dim ? __float_as_uint(gate.norm_bias[at]) : 0);
+  store_shared(norm + at * 8, at < dim ? gate.norm_weight[at] : 0.0f,
+               at < dim ? gate.norm_bias[at] : 0.0f);
 }
 
 // LN(o) into the warp's own rows of `rows_tile`. In shared memory, as are LN's weights, because

@@ -15,6 +15,10 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
   asm volatile("st.volatile.shared.b32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared(uint32_t to, float first, float second) {
+  asm volatile("st.volatile.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(to), "f"(first), "f"(second)
+               : "memory");
+}
 __device__ __forceinline__ void load_shared(float (&x)[4], uint32_t from) {
   asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
