@@ -57,3 +57,19 @@ def test_it_is_by_head() -> None:
     assert made.shape == [1, 3, 5, 32]
     assert made.strides[1:] == [32, 96, 1]
     assert made.block_shape == [1, 1, 64, 32]
+
+
+def test_they_are_used_where_there_are_any() -> None:
+    """The budget above would hold without them, too."""
+    from genhoi_kernels.call import AttentionTensors
+    from genhoi_kernels.triton_kernels.attention import _described
+
+    x = torch.zeros(2, 64, 3, 32, dtype=HALF)
+    asked = Config(64, 64, 32, 4, 2, descriptors=True)
+
+    def used(k: torch.Tensor, cut: Config) -> bool:
+        return _described(cut, AttentionTensors(x, k, x, *[None] * 5))["K_blocks"] is not None
+
+    assert used(x, asked)
+    assert not used(x[:1].expand(2, -1, -1, -1), asked)
+    assert not used(x, dataclasses.replace(asked, descriptors=False))
