@@ -77,7 +77,7 @@ DEMO_EDIT := --steps 2 --prompt "a hand holds a cup" --keep-background
 
 .PHONY: demo
 demo: $(READY) ## edit a synthetic clip with the tiny, untrained base, and draw the figures for it
-	@$(RUN) -m genhoi.data.synthetic --out results/demo/clip --force
+	@$(RUN) -m genhoi.data.cup --out results/demo/clip --force
 	@$(VENV)/bin/genhoi inspect --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \
 		--object results/demo/clip/object.png --out results/demo --force
 	@$(VENV)/bin/genhoi edit --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \

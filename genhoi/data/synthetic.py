@@ -1,260 +1,310 @@
-"""A small hand-object clip made on the spot: no download, no dataset, the same pixels every time.
+"""Clips of a hand that holds an object, made from a seed, with exact masks: no download, no dataset.
 
-A drawn hand carries a photographed coffee cup through a photographed scene. Both photographs ship
-inside scikit-image (`skimage.data.coffee` and `skimage.data.astronaut`). The hand is drawn because
-no freely packaged photograph shows one. The clip is meant for demonstrations and tests, not for
-training.
+A photograph drifts and its light changes; before it an articulated hand moves an object with a
+texture of its own, whose picture is known. Training and test have no photograph, letter or object in
+common. scikit-image carries the photographs.
 
-    python -m genhoi.data.synthetic --out DIR
+    python -m genhoi.data.synthetic --out DIR --split test --index 3
 
-writes DIR/video.mp4, DIR/mask.mp4 and DIR/object.png.
+writes DIR/video.mp4, DIR/mask.mp4, DIR/object.png and DIR/object_mask.mp4.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import click
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from numpy.random import Generator
 from torch import Tensor
+from torch.nn import functional as F
 
-from genhoi.media import Clip, check_target, write_clip, write_image, write_mask
+from genhoi.data.hand import Hand, draw_capsules, make_hand
+from genhoi.data.sample import HOISample
+from genhoi.data.sprites import Split, background, sprite
+from genhoi.media import BACKGROUND, Clip, check_target, write_clip, write_image, write_mask
 
-__all__ = ["SyntheticClip", "make_hoi_clip", "write_hoi_clip"]
+__all__ = ["MaskKind", "SyntheticHOI", "write_sample"]
 
-Point = tuple[float, float]
+MaskKind = Literal["tight", "box", "mixed"]
 
-# Everything about the sprite is in pixels of the 600 x 400 coffee photograph.
-_CANVAS = (900, 900)
-_CUP_BOX = (155, 8, 425, 318)
-_CUP_CENTER: Point = (292.0, 165.0)
-_CUP_RIM = (173, 18, 409, 209)
-_CUP_BODY: tuple[Point, ...] = (
-    (173, 105), (176, 150), (184, 190), (196, 215), (216, 228), (204, 246), (197, 268), (196, 290),
-    (202, 303), (214, 307), (229, 303), (241, 290), (252, 276), (270, 282), (295, 284), (315, 280),
-    (329, 268), (343, 250), (368, 236), (385, 208), (398, 170), (408, 125),
-)  # fmt: skip
-_SKIN = (226, 172, 140)
-_SLEEVE = (52, 86, 128)
+_MASK_GROWTH = 2  # pixels that a tight mask is wider than hand and object
+_BOX_MARGIN = 4
+_OBJECT_PICTURE = 96
 
 
-@dataclass(frozen=True)
-class SyntheticClip:
-    """What `make_hoi_clip` makes.
+class SyntheticHOI:
+    """A set of such clips; see `HOIDataset`.
+
+    Sample i is a function of (split, seed, i) and the settings alone: the same on every machine up
+    to the last bit of a float, and independent of which samples were made before.
 
     Args:
-        clip: the video, uint8 [F, H, W, 3].
-        mask: bool [F, H, W], the cup and the hand that holds it.
-        object: uint8 [h, w, 4], the cup alone, cut out (the fourth channel is its opacity).
-    """
-
-    clip: Clip
-    mask: Tensor
-    object: Tensor
-
-
-def make_hoi_clip(
-    *, num_frames: int = 81, height: int = 272, width: int = 480, fps: float = 24
-) -> SyntheticClip:
-    """Make a clip of a hand that carries a cup in front of a slowly moving scene.
-
-    Args:
-        num_frames: length F. The model wants 1 + 4 n.
-        height: rows H in pixels, at least 32.
-        width: columns W in pixels, at least 32.
+        split: "train" or "test".
+        clips: how many.
+        frames: of each clip; the model wants 1 + 4 n.
+        size: (height, width) in pixels, at least 32.
+        mask: "tight" follows hand and object, "box" is a rectangle around both, "mixed" one of both
+            for each clip. The arm is never masked.
+        seed: another one gives other clips.
         fps: frames a second.
 
-    Returns:
-        The clip, its mask and the object's picture; the same for the same arguments.
-
     Raises:
-        ImportError: scikit-image is not installed.
-        ValueError: a size is too small.
+        ImportError: scikit-image is not installed (from `__getitem__`).
+        ValueError: a size, length or option is out of range.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames: got {num_frames}, want at least 1")
-    if min(height, width) < 32:
-        raise ValueError(f"size: got {width}x{height}, want at least 32x32")
-    sprite, region = _sprite()
-    scene = _photograph("astronaut")
-    frames, masks = [], []
-    for i in range(num_frames):
-        time = i / max(1, num_frames - 1)
-        place = _placement(time, (height, width))
-        frame = _background(scene, time, (height, width)).convert("RGBA")
-        frame.alpha_composite(_place(sprite, place, (height, width)))
-        frames.append(np.asarray(frame.convert("RGB")))
-        masks.append(np.asarray(_place(region, place, (height, width))) > 127)
-    return SyntheticClip(
-        clip=Clip(torch.from_numpy(np.stack(frames)), fps),
-        mask=torch.from_numpy(np.stack(masks)),
-        object=torch.from_numpy(np.array(_cup())),
-    )
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        clips: int,
+        frames: int = 49,
+        size: tuple[int, int] = (96, 96),
+        mask: MaskKind = "tight",
+        seed: int = 0,
+        fps: float = 24,
+    ) -> None:
+        if split not in get_args(Split):
+            raise ValueError(f"split: got {split!r}, wanted 'train' or 'test'")
+        if mask not in get_args(MaskKind):
+            raise ValueError(f"mask: got {mask!r}, wanted one of {get_args(MaskKind)}")
+        if clips < 0 or frames < 1:
+            raise ValueError(f"clips, frames: got {clips} and {frames}, wanted at least 0 and 1")
+        if min(size) < 32:
+            raise ValueError(f"size: got {size}, wanted at least (32, 32)")
+        self.split, self.clips, self.frames, self.size = split, clips, frames, size
+        self.mask, self.seed, self.fps = mask, seed, fps
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> HOISample:
+        if not 0 <= index < self.clips:
+            raise IndexError(f"index: got {index}, wanted 0 to {self.clips - 1}")
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
+        scene = _Scene(rng, self.split, self.frames, self.size)
+        frames, object_, hand = scene.draw()
+        mask = _dilate(object_ | hand, _MASK_GROWTH)
+        if self.mask == "box" or (self.mask == "mixed" and rng.random() < 0.5):
+            mask = _boxed(mask, _BOX_MARGIN)
+        return HOISample(
+            name=f"{self.split}-{self.seed}-{index:05}",
+            clip=Clip(frames, self.fps),
+            mask=mask,
+            object=scene.picture(),
+            object_mask=object_,
+            hand_mask=hand,
+            object_boxes=scene.boxes(),
+        )
+
+    def __iter__(self) -> Iterator[HOISample]:
+        return (self[i] for i in range(len(self)))
 
 
-def write_hoi_clip(folder: str | Path, made: SyntheticClip, *, overwrite: bool = False) -> Path:
-    """Write video.mp4, mask.mp4 and object.png into a folder, which is made if needed.
+# ---------------------------------------------------------------------------------------- the scene
+
+
+def _path(rng: Generator, frames: int, low: float, high: float) -> np.ndarray:
+    """[frames], smooth, from one random value to another with a swing on the way, within bounds."""
+    time = np.linspace(0, 1, frames)
+    start, end = rng.uniform(low, high, 2)
+    swing = 0.15 * (high - low) * np.sin(2 * np.pi * (rng.uniform(0.5, 1.5) * time + rng.random()))
+    return np.clip(start + (end - start) * (time - np.sin(2 * np.pi * time) / 8) + swing, low, high)
+
+
+@dataclass
+class _Pose:
+    """The object's place in every frame: [F] each; pixels, radians."""
+
+    x: Tensor
+    y: Tensor
+    half_width: Tensor
+    turn: Tensor
+    lean: Tensor  # [F, 2], of the perspective
+
+    def to_pixels(self, points: Tensor) -> Tensor:
+        """Points [K, F, n, 2] of the object's frame, in its half widths -> pixels."""
+        u, v = points.unbind(-1)
+        cos, sin, half = (
+            t[:, None] for t in (torch.cos(self.turn), torch.sin(self.turn), self.half_width)
+        )
+        x = self.x[:, None] + half * (cos * u - sin * v)
+        y = self.y[:, None] + half * (sin * u + cos * v)
+        return torch.stack([x, y], -1)
+
+    def to_object(self, x: Tensor, y: Tensor, aspect: float) -> Tensor:
+        """Pixel centres -> [F, H, W, 2], (u, v) from -1 to 1 over the sprite."""
+        dx, dy = x - self.x[:, None, None], y - self.y[:, None, None]
+        cos, sin = torch.cos(self.turn)[:, None, None], torch.sin(self.turn)[:, None, None]
+        half = self.half_width[:, None, None]
+        u, v = (cos * dx + sin * dy) / half, (cos * dy - sin * dx) / half
+        w = 1 + self.lean[:, 0, None, None] * u + self.lean[:, 1, None, None] * v
+        w = w.clamp(min=0.3)
+        return torch.stack([u / w, v / (w * aspect)], -1)
+
+
+class _Scene:
+    """Everything about one clip, drawn from its random numbers in a fixed order."""
+
+    def __init__(self, rng: Generator, split: Split, frames: int, size: tuple[int, int]) -> None:
+        self.size = size
+        height, width = size
+        side = min(size)
+        path = partial(_path, rng, frames)
+
+        def moving(low: float, high: float) -> Tensor:
+            return torch.from_numpy(path(low, high).astype(np.float32))
+
+        self.sprite, self.aspect = sprite(rng, split)
+        self.pose = _Pose(
+            x=width * moving(0.33, 0.67),
+            y=height * moving(0.32, 0.62),
+            half_width=side * moving(0.15, 0.21),
+            turn=moving(-0.3, 0.3),
+            lean=torch.stack([moving(-0.15, 0.15), moving(-0.15, 0.15)], -1),
+        )
+        self.hand = make_hand(rng, path, self.aspect, left=bool(rng.random() < 0.5))
+        self.photo = background(rng, split)
+        self.zoom, turn = moving(0.5, 0.8), moving(-0.06, 0.06)
+        self.window = torch.stack([moving(-0.2, 0.2), moving(-0.2, 0.2)], -1)
+        self.camera_turn = turn
+        gain = torch.stack([moving(0.8, 1.2)] * 3, -1)
+        tint = torch.stack([moving(0.93, 1.07) for _ in range(3)], -1)
+        self.light = (gain * tint)[:, :, None, None]
+        self.x = torch.arange(width) + 0.5
+        self.y = torch.arange(height)[:, None] + 0.5
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 frames [F, H, W, 3]; bool [F, H, W] of the object's and of the hand's pixels."""
+        image = self._photograph()
+        hand: Hand = self.hand
+        arm, cover = self._capsules(hand.arm, hand.arm_radii, hand.sleeve)
+        image = torch.lerp(image, arm, cover)
+        palm, behind = self._capsules(hand.behind, hand.behind_radii, hand.skin)
+        image = torch.lerp(image, palm, behind)
+        body = self._object()
+        image = torch.lerp(image, body[:, :3], body[:, 3:])
+        fingers, before = self._capsules(hand.front, hand.front_radii, hand.skin)
+        image = torch.lerp(image, fingers, before)
+        pixels = (image * self.light).clamp(0, 1).mul(255).round().to(torch.uint8)
+        fingers_seen = before[:, 0] > 0.5
+        object_seen = (body[:, 3] > 0.5) & ~fingers_seen
+        hand_seen = fingers_seen | ((behind[:, 0] > 0.5) & ~object_seen)
+        return pixels.permute(0, 2, 3, 1).contiguous(), object_seen, hand_seen
+
+    def picture(self) -> Tensor:
+        """uint8 [h, w, 3]: the object alone, upright, on grey."""
+        h = round(_OBJECT_PICTURE * min(1, self.aspect))
+        w = round(_OBJECT_PICTURE * min(1, 1 / self.aspect))
+        whole = F.interpolate(self.sprite[None], (h, w), mode="bilinear", antialias=True)[0]
+        rgb = torch.lerp(torch.tensor(BACKGROUND / 255), whole[:3], whole[3:])
+        return rgb.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+
+    def boxes(self) -> Tensor:
+        """float32 [F, 4], left, top, right, bottom, cut at the frame's edges."""
+        inside = self._object()[:, 3] > 0.5
+        height, width = self.size
+        out = []
+        for cells, extent in ((inside.any(1), width), (inside.any(2), height)):
+            first = cells.float().argmax(1)
+            last = extent - cells.flip(1).float().argmax(1)
+            out.append((first, last))
+        (left, right), (top, bottom) = out
+        return torch.stack([left, top, right, bottom], 1).float()
+
+    def _photograph(self) -> Tensor:
+        """[F, 3, H, W]."""
+        height, width = self.size
+        x, y = (2 * self.x - width) / max(self.size), (2 * self.y - height) / max(self.size)
+        cos, sin = (f(self.camera_turn)[:, None, None] for f in (torch.cos, torch.sin))
+        zoom, window = self.zoom[:, None, None], self.window[:, :, None, None]
+        grid = torch.stack(
+            [window[:, 0] + zoom * (cos * x - sin * y), window[:, 1] + zoom * (sin * x + cos * y)],
+            -1,
+        )
+        photos = self.photo.expand(len(grid), -1, -1, -1)
+        return F.grid_sample(photos, grid, align_corners=False, padding_mode="reflection")
+
+    def _object(self) -> Tensor:
+        """[F, 4, H, W]."""
+        uv = self.pose.to_object(self.x, self.y, self.aspect)
+        sprites = self.sprite.expand(len(uv), -1, -1, -1)
+        return F.grid_sample(sprites, uv, align_corners=False, padding_mode="zeros")
+
+    def _capsules(self, ends: Tensor, radii: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
+        radii = radii[:, None] * self.pose.half_width[:, None]
+        return draw_capsules(self.x, self.y, self.pose.to_pixels(ends), radii, color)
+
+
+def _dilate(mask: Tensor, pixels: int) -> Tensor:
+    return F.max_pool2d(mask.float()[:, None], 2 * pixels + 1, 1, pixels)[:, 0] > 0
+
+
+def _boxed(mask: Tensor, margin: int) -> Tensor:
+    """The rectangle around each frame's mask, with a margin."""
+    rows, columns = (_dilate(mask.any(i)[:, None], margin)[:, 0] for i in (2, 1))
+
+    def filled(line: Tensor) -> Tensor:
+        return line.cumsum(1).bool() & line.flip(1).cumsum(1).bool().flip(1)
+
+    return filled(rows)[:, :, None] & filled(columns)[:, None]
+
+
+# ---------------------------------------------------------------------------------------- the files
+
+
+def write_sample(folder: str | Path, sample: HOISample, *, overwrite: bool = False) -> Path:
+    """Write video.mp4, mask.mp4, object.png and, if known, object_mask.mp4 into a folder.
 
     Raises:
         FileExistsError: one of the files exists and `overwrite` is False; then none is written.
     """
     folder = Path(folder)
-    for name in ("video.mp4", "mask.mp4", "object.png"):
+    for name in ("video.mp4", "mask.mp4", "object.png", "object_mask.mp4"):
         check_target(folder / name, overwrite=overwrite)
-    write_clip(folder / "video.mp4", made.clip, overwrite=overwrite)
-    write_mask(folder / "mask.mp4", made.mask, fps=made.clip.fps, overwrite=overwrite)
-    write_image(folder / "object.png", made.object, overwrite=overwrite)
+    fps = sample.clip.fps
+    write_clip(folder / "video.mp4", sample.clip, overwrite=overwrite)
+    write_mask(folder / "mask.mp4", sample.mask, fps=fps, overwrite=overwrite)
+    write_image(folder / "object.png", sample.object, overwrite=overwrite)
+    if sample.object_mask is not None:
+        write_mask(folder / "object_mask.mp4", sample.object_mask, fps=fps, overwrite=overwrite)
     return folder
-
-
-# -------------------------------------------------------------------------------------- photographs
-
-
-@cache
-def _photograph(name: str) -> Image.Image:
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise ImportError(
-            "the synthetic clip is made from photographs that scikit-image carries: "
-            "pip install scikit-image"
-        ) from error
-    return Image.fromarray(getattr(data, name)())
-
-
-@cache
-def _cup() -> Image.Image:
-    """Return the cup cut out of the photograph, RGBA."""
-    photo = _photograph("coffee").convert("RGBA")
-    outline = Image.new("L", photo.size, 0)
-    draw = ImageDraw.Draw(outline)
-    draw.ellipse(_CUP_RIM, fill=255)
-    draw.polygon(_CUP_BODY, fill=255)
-    photo.putalpha(outline.filter(ImageFilter.GaussianBlur(1.2)))
-    return photo.crop(_CUP_BOX)
-
-
-# ----------------------------------------------------------------------------------------- the hand
-
-
-@cache
-def _sprite() -> tuple[Image.Image, Image.Image]:
-    """Return the arm holding the cup, RGBA, and the outline of hand and cup alone, L."""
-    cup = Image.new("RGBA", _CANVAS, (0, 0, 0, 0))
-    cup.paste(_cup(), _CUP_BOX[:2])
-    palm = _limb([(424, 226), (470, 268)], [50, 50], _SKIN)
-    arm = _limb([(424, 226), (470, 268), (800, 620)], [50, 50, 74], _SKIN)
-    sleeve = _limb([(585, 390), (880, 705)], [72, 96], _SLEEVE)
-    thumb = _limb([(428, 205), (396, 112)], [24, 17], _SKIN)
-    fingers = [
-        _limb([(425, 214), (318, 222)], [20, 16], _SKIN),
-        _limb([(424, 242), (306, 246)], [19, 16], _SKIN),
-        _limb([(430, 268), (312, 269)], [18, 14], _SKIN),
-    ]
-    sprite = _stack([arm, sleeve, cup, thumb, *fingers])
-    region = _stack([palm, cup, thumb, *fingers]).getchannel("A")
-    return sprite, region
-
-
-def _stack(layers: list[Image.Image]) -> Image.Image:
-    out = Image.new("RGBA", _CANVAS, (0, 0, 0, 0))
-    for layer in layers:
-        out.alpha_composite(layer)
-    return out
-
-
-def _limb(
-    points: Sequence[Point], radii: Sequence[float], color: tuple[int, int, int]
-) -> Image.Image:
-    """Draw a tapered, rounded stroke through points, shaded like a tube lit from above, RGBA."""
-    columns, rows = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in _CANVAS))
-    nearest = np.full_like(columns, np.inf)
-    light, cover = np.zeros_like(columns), np.zeros_like(columns)
-    for (start, end), (r0, r1) in zip(pairwise(points), pairwise(radii), strict=True):
-        along = np.subtract(end, start, dtype=np.float32)
-        x, y = columns - start[0], rows - start[1]
-        part = np.clip((x * along[0] + y * along[1]) / (along @ along), 0, 1)
-        radius = r0 + part * (r1 - r0)
-        dy = (y - part * along[1]) / radius
-        distance = np.hypot((x - part * along[0]) / radius, dy)
-        shade = 0.55 + 0.4 * np.sqrt(np.clip(1 - distance**2, 0, 1)) - 0.18 * dy
-        light = np.where(distance < nearest, shade, light)
-        cover = np.maximum(cover, np.clip((1 - distance) * radius + 0.5, 0, 1))
-        nearest = np.minimum(nearest, distance)
-    rgb = np.clip(np.array(color, np.float32) * light[..., None], 0, 255)
-    return Image.fromarray(np.dstack([rgb, cover * 255]).astype(np.uint8))
-
-
-# --------------------------------------------------------------------------------------- the motion
-
-
-def _placement(time: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the cup's x, y, size relative to its photograph, and turn, at a time from 0 to 1."""
-    height, width = size
-    x = width * (0.30 + 0.42 * (0.5 - 0.5 * math.cos(2.5 * math.pi * time)))
-    y = height * (0.60 + 0.10 * math.sin(2 * math.pi * time))
-    scale = min(height, width) / 272 * (0.36 + 0.04 * math.sin(3 * math.pi * time))
-    return x, y, scale, math.radians(9 * math.sin(4 * math.pi * time))
-
-
-def _place(
-    image: Image.Image, placement: tuple[float, float, float, float], size: tuple[int, int]
-) -> Image.Image:
-    """Draw the sprite or its outline at a placement into an empty frame."""
-    x, y, scale, turn = placement
-    cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
-    # Pillow wants the way back: from a frame's pixel to the sprite's. Shrinking first avoids jagged
-    # edges.
-    shrink = max(1, round(1 / scale / 1.5))
-    small = image.reduce(shrink) if shrink > 1 else image
-    center = _CUP_CENTER
-    inverse = (cos, sin, center[0] - cos * x - sin * y, -sin, cos, center[1] + sin * x - cos * y)
-    data = tuple(value / shrink for value in inverse)
-    return small.transform(
-        (size[1], size[0]), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC
-    )
-
-
-def _background(scene: Image.Image, time: float, size: tuple[int, int]) -> Image.Image:
-    """Cut a window of the frame's aspect out of the scene; it moves slowly to the right."""
-    height, width = size
-    scale = 0.92 * min(scene.width / width, scene.height / height)
-    window = (width * scale, height * scale)
-    left = (scene.width - window[0]) * (0.2 + 0.6 * time)
-    top = min(8.0, scene.height - window[1])
-    box = (left, top, left + window[0], top + window[1])
-    return scene.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
-@click.option("--frames", default=81, show_default=True, help="Number of frames.")
-@click.option("--size", default="480x272", show_default=True, help="Frame size, WIDTHxHEIGHT.")
-@click.option("--fps", default=24.0, show_default=True, help="Frames a second.")
+@click.option("--split", default="test", show_default=True, type=click.Choice(get_args(Split)))
+@click.option("--index", default=0, show_default=True, type=click.IntRange(0), help="Which clip.")
+@click.option("--seed", default=0, show_default=True, help="Of the set.")
+@click.option("--frames", default=49, show_default=True, help="Number of frames.")
+@click.option("--size", default="96x96", show_default=True, help="Frame size, WIDTHxHEIGHT.")
+@click.option("--mask", default="tight", show_default=True, type=click.Choice(get_args(MaskKind)))
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
-def main(out: Path, frames: int, size: str, fps: float, force: bool) -> None:
-    """Write a synthetic hand-object clip: video.mp4, mask.mp4 and object.png."""
+def main(
+    out: Path, split: Split, index: int, seed: int, frames: int, size: str, mask: MaskKind,
+    force: bool,
+) -> None:  # fmt: skip
+    """Write a synthetic hand-object clip: video.mp4, mask.mp4, object.png, object_mask.mp4."""
     try:
         width, height = (int(side) for side in size.lower().split("x"))
     except ValueError:
         raise click.ClickException(
-            f"--size: got {size!r}, want WIDTHxHEIGHT, e.g. 480x272"
+            f"--size: got {size!r}, want WIDTHxHEIGHT, e.g. 96x96"
         ) from None
     try:
-        for name in ("video.mp4", "mask.mp4", "object.png"):
-            check_target(out / name, overwrite=force)
-        made = make_hoi_clip(num_frames=frames, height=height, width=width, fps=fps)
-        write_hoi_clip(out, made, overwrite=force)
+        dataset = SyntheticHOI(
+            split, clips=index + 1, frames=frames, size=(height, width), mask=mask, seed=seed
+        )
+        write_sample(out, dataset[index], overwrite=force)
     except (OSError, ValueError, ImportError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"Wrote video.mp4, mask.mp4 and object.png to {out}")
+    click.echo(f"Wrote video.mp4, mask.mp4, object.png and object_mask.mp4 to {out}")
 
 
 if __name__ == "__main__":
