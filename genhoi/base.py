@@ -6,14 +6,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TEXT_TOKENS", "Base"]
+from genhoi.masks import MaskRule
+
+__all__ = ["TEXT_TOKENS", "Base", "EditDefaults"]
 
 TEXT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class EditDefaults:
+    """How a base is best used where the user says nothing; the values are Wan2.1's.
+
+    Args:
+        steps: of Euler's method.
+        guidance: on the text.
+        shift: of the noise levels.
+        window: frames edited at once.
+        mask_rule: when a token counts as masked for the gate.
+        long_side: of the clip, in pixels; larger clips are scaled down to it.
+    """
+
+    steps: int = 50
+    guidance: float = 5.0
+    shift: float = 5.0
+    window: int = 81
+    mask_rule: MaskRule = "release"
+    long_side: int = 832
 
 
 class Base(ABC):
@@ -24,12 +48,18 @@ class Base(ABC):
         device: where it computes.
         about: one sentence for people.
         trained: whether its weights come from training.
+        takes_text: whether a prompt means anything to it.
+        frames_apart: whether every latent frame is encoded by itself, from its own pixels alone.
+        defaults: how it is best used.
     """
 
     transformer: Any
     device: torch.device
     about: str
     trained: bool
+    takes_text: bool = True
+    frames_apart: bool = False
+    defaults: EditDefaults = EditDefaults()
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -41,7 +71,11 @@ class Base(ABC):
 
     @abstractmethod
     def encode_text(self, text: str) -> Tensor:
-        """[1, 512, text_dim], zeros behind the text; ValueError for a text that is too long."""
+        """[1, 512, text_dim], zeros behind the text; one row of zeros where no text is taken.
+
+        Raises:
+            ValueError: a text that is too long, or any where none is taken.
+        """
 
     @abstractmethod
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:

@@ -1,7 +1,4 @@
-"""The tiny base: a real Wan transformer on pixels, with random weights, for tests and demos.
-
-It runs the whole line on a CPU in seconds and needs no download. It is not trained: what it paints
-is noise.
+"""The tiny base: a real Wan transformer on pixels, small enough to be trained and used on a CPU.
 
 Its codec stands in the VAE's place with the same shapes, 4 x in time, 8 x in space, 16 channels.
 Each block of 4 frames of 8 x 8 pixels becomes 12 mean colours, of its 2 x 2 quarters, and 4 changes
@@ -12,56 +9,96 @@ counts four times. Decoding inverts this as far as it goes: encode(decode(z)) is
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
-from torch.nn import functional as F
 
-from genhoi.base import TEXT_TOKENS, Base
+from genhoi.base import Base, EditDefaults
+from genhoi.media import atomic_path
 
-__all__ = ["TINY_CONFIG", "TinyBase"]
+__all__ = ["SHIPPED_ADAPTER", "SHIPPED_BASE", "TINY_CONFIG", "TinyBase", "is_tiny_base"]
 
+# Head dim 64: 12 temporal frequencies, so that a fixed frame's voice fades instead of returning.
 TINY_CONFIG = {
-    "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 36, "out_channels": 16,
-    "text_dim": 32, "freq_dim": 64, "ffn_dim": 256, "num_layers": 2, "image_dim": 16,
-    "added_kv_proj_dim": 128, "rope_max_seq_len": 1024,
+    "num_attention_heads": 4, "attention_head_dim": 64, "in_channels": 36, "out_channels": 16,
+    "text_dim": 8, "freq_dim": 64, "ffn_dim": 448, "num_layers": 4, "image_dim": None,
+    "added_kv_proj_dim": None, "rope_max_seq_len": 1024,
 }  # fmt: skip
 
+_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
+SHIPPED_BASE, SHIPPED_ADAPTER = _WEIGHTS / "base", _WEIGHTS / "adapter"
+
+_MARK = "tiny_base.json"
+_FORMAT, _VERSION = "genhoi-tiny-base", 1
 _CELL = 4
-_IMAGE_SIDE = 16
+_SCALE = 2.0  # brings the latents near unit variance, which flow matching's noise has
 
 
 class TinyBase(Base):
     """See above.
 
     Args:
-        seed: of the weights.
+        folder: of trained weights, as `save_pretrained` writes them; `SHIPPED_BASE` has those that
+            come with the package. None for random ones, which paint noise.
+        seed: of random weights.
         device: where to compute.
         dtype: of the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: no such weights in the folder.
     """
 
-    trained = False
+    takes_text = False
+    frames_apart = True
+    defaults = EditDefaults(
+        steps=25, guidance=1.0, shift=3.0, window=49, mask_rule="any", long_side=96
+    )
 
     def __init__(
         self,
+        folder: Path | None = None,
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.device = torch.device(device)
-        self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            transformer = WanTransformer3DModel(**TINY_CONFIG)
-            self._letters = torch.randn(256, TINY_CONFIG["text_dim"])
-            self._colors = torch.randn(3, TINY_CONFIG["image_dim"])
+        self.trained = folder is not None
+        if folder is None:
+            self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                transformer = WanTransformer3DModel(**TINY_CONFIG)
+        else:
+            self.about = f"tiny: {_read_mark(folder)['about']}"
+            transformer = WanTransformer3DModel.from_pretrained(
+                folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            )
         keep = transformer._keep_in_fp32_modules
         for name, weight in transformer.named_parameters():
             # As `from_pretrained` does; `to` would cast all.
             if not any(part in name for part in keep):
                 weight.data = weight.data.to(dtype)
         self.transformer = transformer.to(self.device).eval()
+
+    def save_pretrained(self, folder: Path, *, about: str) -> None:
+        """Write the transformer, weights in bfloat16, and what marks the folder as a tiny base.
+
+        Args:
+            folder: made if it isn't there.
+            about: one sentence for people on where the weights come from.
+        """
+        config = dict(self.transformer.config)
+        half = WanTransformer3DModel.from_config(config)
+        half.load_state_dict(self.transformer.state_dict())
+        half.to(torch.bfloat16).save_pretrained(folder)
+        mark = {"format": _FORMAT, "version": _VERSION, "about": about}
+        with atomic_path(folder / _MARK, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Base`."""
@@ -74,11 +111,11 @@ class TinyBase(Base):
         blocks = blocks.permute(0, 1, 3, 5, 6, 2, 4)
         colors = blocks.mean(1).flatten(1, 3)
         change = (blocks[:, 2:].mean(1) - blocks[:, :2].mean(1)).mean(3).flatten(1, 2)
-        return torch.cat([colors, change], dim=1).transpose(0, 1)[None]
+        return _SCALE * torch.cat([colors, change], dim=1).transpose(0, 1)[None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Base`."""
-        z = latents[0].float().transpose(0, 1)
+        z = latents[0].float().transpose(0, 1) / _SCALE
         colors = z[:, :12].unflatten(1, (2, 2, 3))
         change = z[:, 12:].unflatten(1, (2, 2))[:, :, :, None]
         sign = torch.tensor([-0.5, -0.5, 0.5, 0.5], device=z.device).view(1, 4, 1, 1, 1, 1, 1)
@@ -92,19 +129,30 @@ class TinyBase(Base):
         return pixels.repeat_interleave(_CELL, 1).repeat_interleave(_CELL, 2).cpu()
 
     def encode_text(self, text: str) -> Tensor:
-        """One row of a random table for each byte."""
-        letters = list(text.encode())
-        if len(letters) > TEXT_TOKENS:
+        """See `Base`."""
+        if text:
             raise ValueError(
-                f"prompt: got {len(letters)} bytes, wanted at most {TEXT_TOKENS} for the tiny base"
+                f"prompt: got {text!r}, wanted none: the tiny base was trained without texts"
             )
-        rows = self._letters[letters]
-        rows = F.pad(rows, (0, 0, 0, TEXT_TOKENS - len(letters)))[None]
-        return rows.to(self.device, self.transformer.dtype)
+        zeros = torch.zeros(1, 1, self.transformer.config.text_dim, device=self.device)
+        return zeros.to(self.transformer.dtype)
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
-        """Mean colours on a 16 x 16 raster and over all, as 257 tokens."""
-        pixels = first.permute(2, 0, 1)[None].float() / 127.5 - 1
-        cells = F.adaptive_avg_pool2d(pixels, (_IMAGE_SIDE, _IMAGE_SIDE)).flatten(2)
-        tokens = torch.cat([cells.mean(2, keepdim=True), cells], dim=2).transpose(1, 2)
-        return (tokens @ self._colors).to(self.device, self.transformer.dtype)
+        """None: what it sees of the clip lies in the condition's channels."""
+        return None
+
+
+def is_tiny_base(folder: Path) -> bool:
+    """Whether `TinyBase.save_pretrained` wrote it."""
+    return (folder / _MARK).is_file()
+
+
+def _read_mark(folder: Path) -> dict[str, Any]:
+    path = folder / _MARK
+    if not path.is_file():
+        raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a tiny base")
+    mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    came = (mark.get("format"), mark.get("version"))
+    if came != (_FORMAT, _VERSION):
+        raise ValueError(f"base: {path} says {came}, wanted {(_FORMAT, _VERSION)}")
+    return mark

@@ -16,7 +16,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
-from genhoi_kernels import MaskGate, VideoRope, head_frames
+from genhoi_kernels import MaskGate, VideoRope, backends, head_frames
 
 from .adapter import (
     AdapterLayer,
@@ -66,6 +66,7 @@ def attach(
     mask_gate: bool | _Unset = _UNSET,
     flow_gate: FlowGateReduction | _Unset | None = _UNSET,
     schedule: Schedule | Sequence[float] | _Unset = _UNSET,
+    backend: str | None = None,
 ) -> Attachment:
     """Turn a Wan transformer into GenHOI, in place, until ``detach``.
 
@@ -81,6 +82,8 @@ def attach(
         flow_gate: "token", "sequence", or None for no gate.
         schedule: frame of each head; see ``genhoi_kernels.head_frames``.
             Each of these three wins over the preset.
+        backend: of the op in every layer, see ``genhoi_kernels.backends``; None takes the first
+            that supports the call.
 
     Raises:
         TypeError: another kind of transformer or adapter.
@@ -99,7 +102,9 @@ def attach(
     adapter.check_fits(transformer)
     _check_ready(transformer, adapter)
     head_frames(options.schedule, 1, adapter.config.num_heads)  # raises for an unknown schedule
-    return Attachment(transformer, adapter, options)
+    if backend is not None and backend not in (names := [known.name for known in backends()]):
+        raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(names)} or None")
+    return Attachment(transformer, adapter, options, backend)
 
 
 class Attachment:
@@ -109,15 +114,23 @@ class Attachment:
         transformer, adapter: as given.
         options: mask_gate, flow_gate and schedule in force.
         reference_passes: how often the reference stream has run.
+        skip_unseen: leave references out where no token of the batch sees them. Training turns it
+            off, so that every weight is reached in every pass, which DistributedDataParallel and
+            FSDP rely on; the result is the same.
     """
 
     def __init__(
-        self, transformer: WanTransformer3DModel, adapter: GenHOIAdapter, options: Options
+        self,
+        transformer: WanTransformer3DModel,
+        adapter: GenHOIAdapter,
+        options: Options,
+        backend: str | None = None,
     ) -> None:
         self.transformer = transformer
         self.adapter = adapter
         self.options = options
         self.reference_passes = 0
+        self.skip_unseen = True
         self._references: list[Tensor] = []
         self._mask: MaskGate | None = None
         self._mask_grid: Grid | None = None
@@ -130,11 +143,13 @@ class Attachment:
 
         for block, layer in zip(transformer.blocks, adapter.layers, strict=True):
             layer = cast(AdapterLayer, layer)
-            processor = SelfAttention(block.attn1.processor, layer, options.flow_gate)
+            processor = SelfAttention(
+                block.attn1.processor, layer, options.flow_gate, backend
+            )
             self._processors.append(processor)
             block.attn1.set_processor(processor)
             block.attn2.set_processor(
-                CrossAttention(block.attn2.processor, layer, options.flow_gate)
+                CrossAttention(block.attn2.processor, layer, options.flow_gate, backend)
             )
         # Layerwise casting would otherwise store the gates in 8 bits.
         patterns = list(transformer._skip_layerwise_casting_patterns or ())
@@ -289,7 +304,7 @@ class Attachment:
         grid = (f, h, w)
         if self._references:
             self._check_forward(latents, grid)
-        if not self._seen:
+        if not self._references or (self.skip_unseen and not self._seen):
             passes = self._without_reference(grid)
         else:
             passes = self._with_reference(latents, grid)

@@ -72,10 +72,16 @@ class VideoPass:
 class _Processor(nn.Module):
     """What both kinds share. ``base`` is the processor that was there before."""
 
-    def __init__(self, base: WanAttnProcessor, flow_gate: FlowGateReduction | None) -> None:
+    def __init__(
+        self,
+        base: WanAttnProcessor,
+        flow_gate: FlowGateReduction | None,
+        backend: str | None,
+    ) -> None:
         super().__init__()
         self.base = base
         self.flow_gate = flow_gate
+        self.backend = backend
         self.register_load_state_dict_post_hook(_forget_missing)
 
     # diffusers sets these two on every processor. They belong to its own attention, which runs
@@ -106,7 +112,9 @@ class _Processor(nn.Module):
         weights = None
         if self.flow_gate is not None and gate is not None:
             weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
-        out = reference_attention(q, *args, gate=weights, gate_reduction=self.flow_gate, **options)
+        out = reference_attention(
+            q, *args, gate=weights, gate_reduction=self.flow_gate, backend=self.backend, **options
+        )
         assert isinstance(out, Tensor)
         return out.flatten(2)
 
@@ -132,12 +140,17 @@ class SelfAttention(_Processor):
         base: the processor in whose place this one stands.
         layer: the block's weights.
         flow_gate: how the gate reduces; None for no gate.
+        backend: of the op; None takes the first that supports the call.
     """
 
     def __init__(
-        self, base: WanAttnProcessor, layer: AdapterLayer, flow_gate: FlowGateReduction | None
+        self,
+        base: WanAttnProcessor,
+        layer: AdapterLayer,
+        flow_gate: FlowGateReduction | None,
+        backend: str | None = None,
     ) -> None:
-        super().__init__(base, flow_gate)
+        super().__init__(base, flow_gate, backend)
         self.lora_q, self.lora_k, self.lora_v = layer.lora_q, layer.lora_k, layer.lora_v
         self.gate = layer.self_gate
         self.current: VideoPass | None = None
@@ -185,7 +198,7 @@ class SelfAttention(_Processor):
             return out
         self._check(attention_mask)
         q, k, v = _get_qkv_projections(attn, hidden_states, None)
-        q, k = _norm_rope(attn, q, k, current.rope)
+        q, k = _norm_rope(attn, q, k, current.rope, self.backend)
         if self.observer is not None:
             self.observer(q, k, current)
         out = self._attend(
@@ -207,7 +220,7 @@ class SelfAttention(_Processor):
         q = q + self.lora_q(hidden_states)
         k = k + self.lora_k(hidden_states)
         v = v + self.lora_v(hidden_states)
-        q, k = _norm_rope(attn, q, k, into.rope)
+        q, k = _norm_rope(attn, q, k, into.rope, self.backend)
         into.k, into.v = k, _heads(attn, v)
         return _project_out(attn, self._attend(self.gate, q, k, into.v))
 
@@ -219,9 +232,13 @@ class CrossAttention(_Processor):
     """
 
     def __init__(
-        self, base: WanAttnProcessor, layer: AdapterLayer, flow_gate: FlowGateReduction | None
+        self,
+        base: WanAttnProcessor,
+        layer: AdapterLayer,
+        flow_gate: FlowGateReduction | None,
+        backend: str | None = None,
     ) -> None:
-        super().__init__(base, flow_gate)
+        super().__init__(base, flow_gate, backend)
         self.text_gate, self.image_gate = layer.text_gate, layer.image_gate
 
     def forward(
@@ -260,10 +277,10 @@ def _heads(attn: Any, x: Tensor) -> Tensor:
 
 
 def _norm_rope(
-    attn: Any, q: Tensor, k: Tensor, rope: VideoRope | HeadSlidingRope
+    attn: Any, q: Tensor, k: Tensor, rope: VideoRope | HeadSlidingRope, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     q_weight, k_weight = local_weight(attn.norm_q.weight, q), local_weight(attn.norm_k.weight, k)
-    return qk_norm_rope(q, k, q_weight, k_weight, rope, eps=attn.norm_q.eps)
+    return qk_norm_rope(q, k, q_weight, k_weight, rope, eps=attn.norm_q.eps, backend=backend)
 
 
 def _project_out(attn: Any, x: Tensor) -> Tensor:

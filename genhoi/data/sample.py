@@ -74,3 +74,6 @@ class HOIDataset(Protocol):
 
     def __iter__(self) -> Iterator[HOISample]:
         """All of them, in order."""
+
+    def fingerprint(self) -> str:
+        """Says all that the samples depend on: two sets with the same words hold the same."""

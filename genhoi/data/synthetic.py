@@ -33,6 +33,7 @@ __all__ = ["MaskKind", "SyntheticHOI", "write_sample"]
 
 MaskKind = Literal["tight", "box", "mixed"]
 
+_VERSION = 1  # of what is drawn
 _MASK_GROWTH = 2  # pixels that a tight mask is wider than hand and object
 _BOX_MARGIN = 4
 _OBJECT_PICTURE = 96
@@ -105,6 +106,13 @@ class SyntheticHOI:
 
     def __iter__(self) -> Iterator[HOISample]:
         return (self[i] for i in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """See `HOIDataset`."""
+        return (
+            f"synthetic {_VERSION}: {self.split}, {self.clips} clips of {self.frames} frames of "
+            f"{self.size}, {self.mask} masks, seed {self.seed}"
+        )
 
 
 # ---------------------------------------------------------------------------------------- the scene
