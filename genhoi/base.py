@@ -83,3 +83,6 @@ class Base(ABC):
 
         Only bases for first and last frame look at `last`.
         """
+
+    def encoders_to(self, device: torch.device | str) -> None:
+        """Move everything but the transformer; nothing to do for a base without such parts."""

@@ -18,6 +18,7 @@ import genhoi_kernels
 from genhoi.bench_cli import bench
 from genhoi.cli_common import DTYPES, PATH, plain_errors, read_inputs
 from genhoi.edit_cli import edit
+from genhoi.eval_cli import eval_command
 from genhoi.figures import draw_inspection
 from genhoi.inspect import Inspection, inspect_clip, summary_table, write_summary
 from genhoi.masks import MaskRule
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 main.add_command(edit)
+main.add_command(eval_command)
 main.add_command(bench)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from genhoi.evaluation import Case
 from genhoi.media import (
     Clip,
@@ -123,37 +125,39 @@ def read_case(files: CaseFiles, *, frames: int, fit: bool) -> Case:
     result = read_clip(files.result, max_frames=frames)
     truth = read_clip(files.truth, max_frames=frames)
     size = (result.height, result.width)
-    notes = []
-    masks = []
-    for option, path in (("mask", files.mask), ("object mask", files.object_mask)):
-        if path is None:
-            masks.append(None)
-            continue
-        height, width = read_mask(path, max_frames=1).shape[1:]
-        if (height, width) != (truth.height, truth.width):
-            notes.append(
-                f"The {option} is scaled from {width}x{height} to {truth.width}x{truth.height}."
-            )
-        mask = read_mask(path, like=truth, max_frames=frames)
-        masks.append(resize_mask(mask, size) if fit else mask)
+    stored = f"{truth.width}x{truth.height}"
+    notes: list[str] = []
+    mask = _read_mask("mask", files.mask, truth, notes)
+    object_mask = None
+    if files.object_mask is not None:
+        object_mask = _read_mask("object mask", files.object_mask, truth, notes)
     if fit and (truth.height, truth.width) != size:
+        truth, mask = resize_clip(truth, size), resize_mask(mask, size)
+        object_mask = None if object_mask is None else resize_mask(object_mask, size)
         notes.append(
-            f"Truth and masks are scaled and cropped from {truth.width}x{truth.height} to "
-            f"{result.width}x{result.height} (--fit)."
+            f"Truth and masks are scaled and cropped from {stored} to {truth.width}x{truth.height} "
+            "(--fit)."
         )
-        truth = resize_clip(truth, size)
-    if (total := max(count_frames(files.result), count_frames(files.truth))) != frames:
+    total = max(count_frames(files.result), count_frames(files.truth))
+    if total != frames:
         notes.append(f"Only the first {frames} of {total} frames are compared (--frames).")
-    assert masks[0] is not None
     return Case(
         name=files.name,
-        result=Clip(result.frames, truth.fps),
+        result=result,
         truth=truth,
-        mask=masks[0],
+        mask=mask,
         object=None if files.object is None else read_image(files.object),
-        object_mask=masks[1],
+        object_mask=object_mask,
         notes=tuple(notes),
     )
+
+
+def _read_mask(name: str, path: Path, truth: Clip, notes: list[str]) -> Tensor:
+    """A mask of the truth's length and size; notes that it was scaled to that."""
+    height, width = read_mask(path, max_frames=1).shape[1:]
+    if (height, width) != (truth.height, truth.width):
+        notes.append(f"The {name} is scaled from {width}x{height} to {truth.width}x{truth.height}.")
+    return read_mask(path, like=truth, max_frames=truth.num_frames)
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -197,11 +201,11 @@ def _length_words(files: CaseFiles, result: int, truth: int) -> str:
     )
     if result < truth < result + 4 and (result - 1) % 4 == 0:
         words += (
-            f"`genhoi edit` works on 1 + 4 n frames, so it leaves out a clip's last {truth - result}. "
+            "`genhoi edit` works on 1 + 4 n frames, so it leaves out the last "
+            f"{truth - result} of a clip of {truth}. "
         )
-    return words + f"To compare only the first {min(result, truth)} say --frames " + (
-        "result" if result < truth else str(truth)
-    )
+    prefix = "result" if result < truth else str(truth)
+    return f"{words}To compare only the first {min(result, truth)} say --frames {prefix}"
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -117,12 +117,11 @@ class Clip2Vector:
             import transformers
         except ImportError as error:
             raise ImportError("CLIP needs transformers: pip install transformers") from error
+        kind: Any = transformers.CLIPModel
         try:
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"CLIP model: {folder} holds none that can be read: {error}"
-            ) from error
+            self.model = kind.from_pretrained(folder, local_files_only=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"CLIP model: {folder} holds none that loads: {error}") from error
         self.device = torch.device(device)
         self.model.to(self.device).eval()
         self.side = int(self.model.config.vision_config.image_size)

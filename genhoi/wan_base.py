@@ -75,6 +75,12 @@ class WanBase(Base):
                 num_blocks_per_group=1,
             )
 
+    def encoders_to(self, device: torch.device | str) -> None:
+        """See `Base`."""
+        for name in ("vae", "text_encoder", "image_encoder"):
+            if getattr(self.pipe, name, None) is not None:
+                getattr(self.pipe, name).to(device)
+
     def encode(self, frames: Tensor) -> Tensor:
         """See `Base`."""
         vae = self.pipe.vae
