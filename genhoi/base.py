@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,5 +84,15 @@ class Base(ABC):
         Only bases for first and last frame look at `last`.
         """
 
-    def encoders_to(self, device: torch.device | str) -> None:
-        """Move everything but the transformer; nothing to do for a base without such parts."""
+    # Bases that are made where they compute, in one piece, need neither of the following two.
+
+    def place(self, offload: Literal["none", "model", "group"]) -> None:  # noqa: B027
+        """Move what computes to the device, once the adapter is attached.
+
+        Args:
+            offload: "model" keeps one component at a time there, "group" one block of the
+                transformer.
+        """
+
+    def encoders_to(self, device: torch.device | str) -> None:  # noqa: B027
+        """Move everything but the transformer."""

@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 
-from genhoi.base import Base
+from genhoi.base import Base, EditDefaults
 
-__all__ = ["SHIPPED", "UNTRAINED", "base_config", "is_tiny", "load_base", "shipped_adapter"]
+__all__ = [
+    "SHIPPED",
+    "UNTRAINED",
+    "base_config",
+    "base_defaults",
+    "is_tiny",
+    "load_base",
+    "shipped_adapter",
+]
 
 SHIPPED = "tiny"
 UNTRAINED = "tiny-untrained"
@@ -36,6 +44,15 @@ def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
     from genhoi.wan_base import locate_base, read_config
 
     return read_config(locate_base(name))
+
+
+def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
+    """How a base is best used, without loading it."""
+    if is_tiny(name):
+        from genhoi.tiny import TinyBase
+
+        return TinyBase.defaults
+    return Base.defaults
 
 
 def load_base(

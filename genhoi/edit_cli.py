@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -14,13 +15,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from genhoi.bases import base_config, base_defaults
 from genhoi.cli_common import DTYPES, PATH, parse_size, plain_errors
 from genhoi.edit import EditInputs, Targets, read_inputs, write_results
 from genhoi.edit_record import make_record
 
 __all__ = ["edit"]
-
-_LONG_SIDE = {True: 480, False: 832}  # of the tiny base, of others
 
 
 @click.command()
@@ -53,9 +53,10 @@ _LONG_SIDE = {True: 480, False: 832}  # of the tiny base, of others
     "--base",
     default="tiny",
     show_default=True,
-    help="tiny (untrained, no download), or folder or Hub name of a diffusers Wan2.1 I2V pipeline.",
+    help="tiny (small, no download), tiny-untrained, folder of a tiny base, or folder or Hub name "
+    "of a diffusers Wan2.1 I2V pipeline.",
 )
-@click.option("--adapter", help="Folder or Hub name.  [default: a fresh one, untrained]")
+@click.option("--adapter", help="Folder or Hub name.  [default: tiny's own; else untrained]")
 @click.option(
     "--preset",
     type=click.Choice(["paper", "release"]),
@@ -69,22 +70,21 @@ _LONG_SIDE = {True: 480, False: 832}  # of the tiny base, of others
     type=float,
     help="Factor on the weight of an object's tokens, one for each --object.  [default: 1]",
 )
-@click.option("--steps", default=50, show_default=True, type=int, help="Denoising steps.")
-@click.option("--guidance", default=5.0, show_default=True, help="On the text; 1 is none.")
-@click.option("--shift", default=5.0, show_default=True, help="Of noise levels towards noise.")
+@click.option("--steps", type=int, help="Denoising steps.  [default: 50; tiny 25]")
+@click.option("--guidance", type=float, help="On the text; 1 is none.  [default: 5; tiny 1]")
+@click.option("--shift", type=float, help="Of noise levels towards noise.  [default: 5; tiny 3]")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same clip.")
 @click.option("--frames", type=int, help="From the start, 1 + 4 n.  [default: all]")
-@click.option("--window", default=81, show_default=True, help="Frames edited at once, 1 + 4 n.")
+@click.option("--window", type=int, help="Frames at once, 1 + 4 n.  [default: 81; tiny 49]")
 @click.option(
     "--size",
-    help="WIDTHxHEIGHT, multiples of 16.  [default: the clip's; long side at most 832, tiny 480]",
+    help="WIDTHxHEIGHT, multiples of 16.  [default: the clip's; long side at most 832, tiny 96]",
 )
 @click.option(
     "--mask-rule",
-    default="release",
-    show_default=True,
     type=click.Choice(["release", "any"]),
-    help="When a token may see the object: mostly masked, or touched at all.",
+    help="When a token may see the object: mostly masked, or touched at all.  [default: release; "
+    "tiny any]",
 )
 @click.option(
     "--keep-background",
@@ -123,7 +123,10 @@ def edit(**options: Any) -> None:
         options["dtype"] = options["dtype"] or ("bfloat16" if on_gpu else "float32")
         schedule = _schedule(options["schedule"])
         targets = Targets(options["out"], overwrite=options["force"])
-        config = _base_config(options["base"])
+        config = base_config(options["base"])
+        for name, value in asdict(base_defaults(options["base"])).items():
+            if options.get(name, "") is None:
+                options[name] = value
         inputs = _read(options)
         for note in inputs.notes:
             click.echo(note)
@@ -144,17 +147,6 @@ def _schedule(text: str | None) -> str | float | None:
         ) from None
 
 
-def _base_config(base: str) -> dict[str, Any]:
-    """The transformer's configuration; raises where the base is missing or of another kind."""
-    if base == "tiny":
-        from genhoi.tiny import TINY_CONFIG
-
-        return dict(TINY_CONFIG)
-    from genhoi.wan_base import locate_base, read_config
-
-    return read_config(locate_base(base))
-
-
 def _read(options: dict[str, Any]) -> EditInputs:
     size = options["size"]
     return read_inputs(
@@ -165,7 +157,7 @@ def _read(options: dict[str, Any]) -> EditInputs:
         last_frame=options["last_frame"],
         frames=options["frames"],
         size=None if size is None else parse_size(size),
-        long_side=_LONG_SIDE[options["base"] == "tiny"],
+        long_side=base_defaults(options["base"]).long_side,
     )
 
 

@@ -21,6 +21,7 @@ from genhoi.adapter import FlowGateReduction, GenHOIAdapter, Schedule
 from genhoi.attention_share import AttentionShare
 from genhoi.background import keep_background
 from genhoi.base import Base
+from genhoi.bases import is_tiny, load_base, shipped_adapter
 from genhoi.conditioning import Condition, build_condition, reference_tokens
 from genhoi.edit_checks import check_inputs, check_seen
 from genhoi.masks import MaskRule
@@ -114,7 +115,8 @@ class GenHOIPipeline:
                 Wan2.1 image-to-video pipeline; or the name of one on the Hugging Face Hub that has
                 been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
-                None for a fresh one, which is not trained.
+                None for the one that comes with the base "tiny", else for a fresh one, which is
+                not trained.
             device: where to compute.
             dtype: of transformer, adapter and text encoder.
             offload: "model" keeps one component at a time on the device, "group" one block of the
@@ -128,20 +130,16 @@ class GenHOIPipeline:
         device = torch.device(device)
         if offload not in ("none", "model", "group"):
             raise ValueError(f"offload: got {offload!r}, wanted 'none', 'model' or 'group'")
-        if offload != "none" and (str(base) == "tiny" or device.type == "cpu"):
+        if offload != "none" and (is_tiny(base) or device.type == "cpu"):
             raise ValueError(
                 f"offload: got {offload!r} for base {base} on {device}, wanted 'none': it serves "
                 f"large bases on a GPU"
             )
+        if adapter is None:
+            adapter = shipped_adapter(base)
         if isinstance(adapter, (str, os.PathLike)):
             adapter = GenHOIAdapter.from_pretrained(adapter)
-        if str(base) == "tiny":
-            from genhoi.tiny import TinyBase
-
-            return cls(TinyBase(device=device, dtype=dtype), adapter, **options)
-        from genhoi.wan_base import WanBase, locate_base
-
-        loaded = WanBase(locate_base(base), device=device, dtype=dtype)
+        loaded = load_base(base, device=device, dtype=dtype)
         pipeline = cls(loaded, adapter, **options)
         loaded.place(offload)
         return pipeline
@@ -157,12 +155,12 @@ class GenHOIPipeline:
         prompt: str = "",
         negative_prompt: str = "",
         strengths: Sequence[float] | None = None,
-        steps: int = 50,
-        guidance: float = 5.0,
-        shift: float = 5.0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        shift: float | None = None,
         seed: int = 0,
-        window: int = 81,
-        mask_rule: MaskRule = "release",
+        window: int | None = None,
+        mask_rule: MaskRule | None = None,
         restore_background: bool = False,
         parts: str | os.PathLike[str] | None = None,
         discard_parts: bool = False,
@@ -180,12 +178,14 @@ class GenHOIPipeline:
             last_frame: the last frame finished.
             prompt, negative_prompt: texts; the latter serves guidance.
             strengths: of each object, default 1: factor on the weight of its tokens before softmax.
-            steps: of Euler's method.
-            guidance: on the text; 1 is none, and then the model runs once a step, else twice.
-            shift: of the noise levels towards noise.
+            steps: of Euler's method. None for the base's own, as for the next ones: 50 for Wan.
+            guidance: on the text; 1 is none, and then the model runs once a step, else twice. 5 for
+                Wan; a base that takes no text wants 1.
+            shift: of the noise levels towards noise; 5 for Wan.
             seed: of the noise; the same seed gives the same clip.
-            window: frames a window, 1 + 4 n.
-            mask_rule: when a token counts as masked for the gate; see `token_mask`.
+            window: frames a window, 1 + 4 n; 81 for Wan.
+            mask_rule: when a token counts as masked for the gate, see `token_mask`; "release" for
+                Wan.
             restore_background: put the source's own pixels back outside the masks, with a soft
                 edge; see `keep_background`.
             parts: folder for finished windows. An edit that was interrupted goes on after the last
@@ -205,10 +205,18 @@ class GenHOIPipeline:
         masks = [masks] if isinstance(masks, Tensor) else list(masks)
         objects = [objects] if isinstance(objects, Tensor) else list(objects)
         check_inputs(clip, masks, objects, first_frame, last_frame, strengths)
+        defaults = self.base.defaults
+        steps = defaults.steps if steps is None else steps
+        guidance = defaults.guidance if guidance is None else guidance
+        shift = defaults.shift if shift is None else shift
+        window = defaults.window if window is None else window
+        mask_rule = mask_rule or defaults.mask_rule
         sigmas = noise_levels(steps, shift)
         spans = windows(clip.num_frames, window)
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: got {guidance}, wanted a finite number")
+        if guidance != 1 and not self.base.takes_text:
+            raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
         layers = len(self.base.transformer.blocks)
         if attention_layer is not None and not 0 <= attention_layer < layers:
             raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {layers - 1}")

@@ -1,8 +1,8 @@
-"""Clips of a hand that holds an object, made from a seed, with exact masks: no download, no dataset.
+"""Clips of a hand that holds an object, made from a seed, with exact masks and no download.
 
 A photograph drifts and its light changes; before it an articulated hand moves an object with a
-texture of its own, whose picture is known. Training and test have no photograph, letter or object in
-common. scikit-image carries the photographs.
+texture of its own, whose picture is known. Training and test have no photograph, letter or object
+in common. scikit-image carries the photographs.
 
     python -m genhoi.data.synthetic --out DIR --split test --index 3
 
