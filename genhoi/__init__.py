@@ -24,6 +24,7 @@ from genhoi_kernels import __version__
 if TYPE_CHECKING:
     from genhoi.adapter import AdapterConfig, GenHOIAdapter
     from genhoi.convert import from_official, to_official
+    from genhoi.evaluation import evaluate
     from genhoi.pipeline import GenHOIPipeline
     from genhoi.wan import Attachment, attach
 
@@ -34,6 +35,7 @@ _LAZY = {
     "GenHOIAdapter": "genhoi.adapter",
     "GenHOIPipeline": "genhoi.pipeline",
     "attach": "genhoi.wan",
+    "evaluate": "genhoi.evaluation",
     "from_official": "genhoi.convert",
     "to_official": "genhoi.convert",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "attach",
     "clear_first_frame",
     "draw_inspection",
+    "evaluate",
     "fit_image",
     "from_official",
     "inspect_clip",

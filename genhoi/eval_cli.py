@@ -230,16 +230,17 @@ def _table(evaluation: Evaluation) -> Table:
     one = len(cases) == 1
     table = Table(
         title=f"{cases[0].name}: means over frames" if one
-        else f"Means over {len(cases)} cases, ± standard error; worst: of each case's worst frame",
+        else f"Means over {len(cases)} cases ± standard error",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=0,
     )  # fmt: skip
     for head in ("", "of"):
         table.add_column(head, no_wrap=True)
     for head in ("all", "first\nthird", "middle\nthird", "last\nthird", "worst"):
         table.add_column(head, justify="right", no_wrap=True)
     if one:
-        table.add_column("in\nframe", justify="right", no_wrap=True)
+        table.add_column("its\nframe", justify="right", no_wrap=True)
     before = ""
     for name, column in COLUMNS.items():
         found = [summarise(name, case.curves[name]) for case in cases if name in case.curves]
@@ -281,4 +282,9 @@ def _left_out(curves: Mapping[str, Tensor]) -> Iterator[str]:
                 f"counts as {PSNR_CAP:g} dB."
             )
         if name == "frame" and found.capped == total:
-            return
+            break
+    if "texture" in curves:
+        inside = summarise("psnr_object", curves["psnr_object"])
+        thin = summarise("texture", curves["texture"]).empty - inside.empty
+        if thin:
+            yield f"texture: the object's region is too thin for it in {thin} frames."

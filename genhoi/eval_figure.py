@@ -34,7 +34,7 @@ _SIMILARITY: dict[str, _Line] = {
 }
 _CLIP: dict[str, _Line] = {
     "clip": ("object and picture", "#1f6fb2", "-"),
-    "clip_truth": ("ground truth and picture", "#1f6fb2", ":"),
+    "clip_truth": ("truth and picture", "#1f6fb2", ":"),
 }
 
 
@@ -67,18 +67,13 @@ def draw_evaluation(path: Path, evaluation: Evaluation, *, overwrite: bool = Fal
         heights += [min(3.2, 0.92 * _WIDTH / 3 * rows / columns), 0.5]
     for _ in panels:
         heights += [_PANEL, 0.5]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.15), facecolor="white")
-    grid = figure.add_gridspec(
-        len(heights) + 1, 1, height_ratios=[*heights, 0.15], hspace=0,
-        left=_LEFT, right=_RIGHT, top=1, bottom=0,
-    )  # fmt: skip
-    _title(figure, evaluation, sum(heights) + 0.15)
+    heights.append(0.15)
+    figure = Figure(figsize=(_WIDTH, sum(heights)), facecolor="white")
+    _title(figure, evaluation, sum(heights))
     if worst is not None:
-        whole = figure.add_gridspec(
-            len(heights) + 1, 1, height_ratios=[*heights, 0.15], hspace=0,
-            left=0.02, right=0.98, top=1, bottom=0,
-        )  # fmt: skip
+        whole = _bands(figure, heights, left=0.02, right=0.98)
         _images(figure, whole[1].subgridspec(1, 3, wspace=0.04), worst)
+    grid = _bands(figure, heights, left=_LEFT, right=_RIGHT)
     first = 1 if worst is None else 3
     for i, (title, lines) in enumerate(panels):
         axes = figure.add_subplot(grid[first + 2 * i])
@@ -89,6 +84,12 @@ def draw_evaluation(path: Path, evaluation: Evaluation, *, overwrite: bool = Fal
     figure.savefig(buffer, format="png", dpi=100)
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def _bands(figure: Any, heights: Sequence[float], *, left: float, right: float) -> Any:
+    return figure.add_gridspec(
+        len(heights), 1, height_ratios=heights, hspace=0, left=left, right=right, top=1, bottom=0
+    )
 
 
 def _panels(evaluation: Evaluation) -> list[tuple[str, dict[str, _Line]]]:
@@ -198,7 +199,7 @@ def _means(name: str, curves: Sequence[Tensor]) -> list[str]:
         over_cases(getattr(summary, part) for summary in summaries)
         for part in ("mean", "first", "middle", "last")
     ]
-    digits = min(3, COLUMNS[name].digits)
+    digits = COLUMNS[name].digits
     return ["–" if spread is None else f"{spread.mean:.{digits}f}" for spread in found]
 
 

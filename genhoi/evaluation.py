@@ -55,9 +55,9 @@ __all__ = [
 
 REGIONS = {
     "frame": "whole frame",
-    "mask": "inside the mask",
+    "mask": "inside mask",
     "object": "object",
-    "background": "outside the mask",
+    "background": "outside mask",
 }
 _CHUNK = 8
 _NO_PICTURE = "not measured: no object's picture was given (--object)"
@@ -100,10 +100,10 @@ def _by_clip(metric: str, title: str) -> dict[str, Column]:
 
 COLUMNS: dict[str, Column] = {
     **_by_region("psnr", "PSNR, dB", 2),
-    **_by_region("ssim", "SSIM", 4),
+    **_by_region("ssim", "SSIM", 3),
     **_by_clip("colour", "colours"),
     **_by_clip("texture", "texture"),
-    **_by_region("lpips", "LPIPS", 4, lower=True),
+    **_by_region("lpips", "LPIPS", 3, lower=True),
     **_by_clip("clip", "CLIP"),
 }
 

@@ -210,8 +210,8 @@ def colour_similarity(
 
     The intersection of two histograms in CIELAB (D65), the sum of the smaller of each pair of
     bins. Bins are 25 apart in lightness and 12.5 in a* and b*, and a colour is shared out linearly
-    between the neighbouring ones, so that the value falls evenly as colours move apart: a single
-    colour that is 12.5 darker still has 0.5. Positions don't count, and light does.
+    between the neighbouring ones, so that the value falls gradually as colours move apart, to 0
+    two bins apart at the latest. Positions don't count, and light does.
 
     Args:
         frames: uint8 [F, H, W, 3].
