@@ -14,7 +14,7 @@ from torch import Tensor
 from genhoi.wan_attention import VideoPass
 from genhoi_kernels import reference_attention
 
-__all__ = ["AttentionShare"]
+__all__ = ["AttentionShare", "reference_share"]
 
 
 class AttentionShare:
@@ -41,16 +41,30 @@ class AttentionShare:
         self._processor.observer = None
         if current.k_ref is None:
             return
-        # Values do not matter for the log-sum-exp.
-        without = _lse(q, k)
-        with_references = _lse(
-            q, k, current.k_ref, current.k_ref,
-            mask=current.mask, ref_lengths=current.ref_lengths, ref_bias=current.ref_bias,
-        )  # fmt: skip
-        share = -torch.expm1(without.double() - with_references.double()).mean(1)[0].float()
-        if current.mask is not None:
-            share = share.masked_fill(current.mask.bits[0] == 0, float("nan"))
+        share = reference_share(q, k, current).double().mean(1)[0].float()
         self.found = share.view(current.rope.grid).cpu()
+
+
+def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
+    """Share of every head's attention that goes to the references.
+
+    Args:
+        q, k: rotated, [B, N, H, D], as a processor's observer gets them.
+        current: the pass, with references.
+
+    Returns:
+        float32 [B, H, N], NaN where the mask gate keeps a token from all references.
+    """
+    # Values do not matter for the log-sum-exp.
+    without = _lse(q, k)
+    with_references = _lse(
+        q, k, current.k_ref, current.k_ref,
+        mask=current.mask, ref_lengths=current.ref_lengths, ref_bias=current.ref_bias,
+    )  # fmt: skip
+    share = -torch.expm1(without.double() - with_references.double()).float()
+    if current.mask is not None:
+        share = share.masked_fill(current.mask.bits[:, None] == 0, float("nan"))
+    return share
 
 
 def _lse(q: Tensor, k: Tensor, *reference: Tensor, **options: Any) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genhoi.base import Base, EditDefaults
@@ -75,9 +77,11 @@ class TinyBase(Base):
                 transformer = WanTransformer3DModel(**TINY_CONFIG)
         else:
             self.about = f"tiny: {_read_mark(folder)['about']}"
-            transformer = WanTransformer3DModel.from_pretrained(
-                folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            # Not `from_pretrained`, which wants accelerate for a model that keeps parts in float32.
+            transformer = WanTransformer3DModel.from_config(
+                WanTransformer3DModel.load_config(folder)
             )
+            transformer.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
         keep = transformer._keep_in_fp32_modules
         for name, weight in transformer.named_parameters():
             # As `from_pretrained` does; `to` would cast all.
@@ -92,10 +96,13 @@ class TinyBase(Base):
             folder: made if it isn't there.
             about: one sentence for people on where the weights come from.
         """
-        config = dict(self.transformer.config)
-        half = WanTransformer3DModel.from_config(config)
-        half.load_state_dict(self.transformer.state_dict())
-        half.to(torch.bfloat16).save_pretrained(folder)
+        self.transformer.save_config(folder)
+        half = {
+            name: x.detach().cpu().to(torch.bfloat16).contiguous()
+            for name, x in self.transformer.state_dict().items()
+        }
+        with atomic_path(folder / SAFETENSORS_WEIGHTS_NAME, overwrite=True) as temporary:
+            save_file(half, temporary, metadata={"format": "pt"})
         mark = {"format": _FORMAT, "version": _VERSION, "about": about}
         with atomic_path(folder / _MARK, overwrite=True) as temporary:
             temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")

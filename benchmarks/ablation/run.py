@@ -1,0 +1,245 @@
+"""Runs one piece of the study at a time: pretraining, the base alone, an adaptation.
+
+Each piece leaves files that say it is done, and is not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.ablation.first_frame import FirstFrame
+from benchmarks.ablation.measure import (
+    GIVEN,
+    Arrays,
+    attention_mass,
+    edited_latents,
+    measure,
+    save_arrays,
+)
+from benchmarks.ablation.plan import (
+    FRAMES,
+    LATENT_FRAMES,
+    LONG_FRAMES,
+    LONG_LATENT_FRAMES,
+    SIDE,
+    VARIANTS,
+    Regime,
+    Run,
+    Scale,
+    Variant,
+    adapt_config,
+    base_config,
+    schedule_for,
+)
+from benchmarks.ablation.test_set import TestSet
+from genhoi.adapter import GenHOIAdapter
+from genhoi.base import Base
+from genhoi.bases import UNTRAINED, load_base
+from genhoi.data.encoded import EncodedClips, encode_dataset
+from genhoi.data.synthetic import SyntheticHOI
+from genhoi.trainer import Trainer, TrainProgress
+
+__all__ = ["Study"]
+
+Note = Callable[[str], object]
+_MASS_CLIPS = 12
+
+
+class Study:
+    """All pieces, in one folder.
+
+    Args:
+        out: where everything is kept.
+        scale: how much is done.
+        note: called with a line about what is being done.
+    """
+
+    def __init__(self, out: Path, scale: Scale, note: Note) -> None:
+        self.out, self.scale, self.note = out, scale, note
+        codec = load_base(UNTRAINED)
+
+        def counted(what: str) -> Callable[[int, int], object]:
+            def show(done: int, total: int) -> None:
+                if done % 200 == 0 or done == total:
+                    note(f"encoding {what}: {done} of {total}")
+
+            return show
+
+        latents = out / "latents"
+        self.clips: EncodedClips = encode_dataset(
+            codec,
+            SyntheticHOI("train", clips=scale.clips, frames=FRAMES, size=(SIDE, SIDE)),
+            latents / "train",
+            given=("none",),
+            workers=2,
+            progress=counted("training clips"),
+        )
+        self.test, self.long = (
+            TestSet(codec, latents / name, clips=scale.test_clips, frames=frames,
+                    progress=counted(f"test clips of {frames} frames"))
+            for name, frames in (("test", FRAMES), ("test-long", LONG_FRAMES))
+        )  # fmt: skip
+
+    # --- the bases
+
+    def base_folder(self, regime: Regime, seed: int) -> Path:
+        """Of a pretrained base."""
+        return self.out / "bases" / f"{regime}-s{seed}"
+
+    def pretrain(self, regime: Regime, seed: int) -> None:
+        """Train a base without references, and measure it alone."""
+        folder = self.base_folder(regime, seed)
+        if not (folder / "base" / "tiny_base.json").is_file():
+            config = base_config(self.scale, regime, seed)
+            Trainer(config, folder, self.clips).run(self._progress(f"base {folder.name}"))
+        alone = self.out / "runs" / f"{regime}-alone-s{seed}"
+        if not (alone / "done").is_file():
+            self.note(f"measuring {alone.name}")
+            base = load_base(folder / "base")
+            for test, words in ((self.test, ""), (self.long, "long/")):
+                found: Arrays = {}
+                for given in GIVEN:
+                    without = self._without(base, folder, test, given)
+                    arrays = measure(
+                        base, None, test, self.scale.test_clips, given=given,
+                        steps=self.scale.sampling_steps, mask_gate=True, without=without,
+                        swap=False,
+                    )  # fmt: skip
+                    found |= {f"{words}{given}/{k}": v for k, v in arrays.items()}
+                save_arrays(alone / _file(0, long=bool(words)), found)
+            (alone / "done").touch()
+
+    def _without(self, base: Base, folder: Path, test: TestSet, given: Any) -> Tensor:
+        """What a base paints without any reference, computed once."""
+        path = folder / f"without-{given}-{test.frames}-{len(test)}.npz"
+        if not path.is_file():
+            latents = edited_latents(
+                base, None, test, len(test), given=given, steps=self.scale.sampling_steps
+            )
+            save_arrays(path, {"latents": latents.numpy()})
+        return torch.from_numpy(np.load(path)["latents"])
+
+    # --- the adaptations
+
+    def adapt(self, run: Run) -> None:
+        """Adapt a base in one way, measuring it on the way."""
+        folder = self.out / "runs" / run.name
+        if (folder / "done").is_file():
+            return
+        variant = VARIANTS[run.variant]
+        pretrained = self.base_folder(run.regime, run.seed)
+        config = adapt_config(self.scale, run, pretrained / "base")
+        without = {
+            (given, test.frames): self._without(
+                load_base(pretrained / "base"), pretrained, test, given
+            )
+            for given in GIVEN
+            for test in (self.test, self.long)
+        }
+        trainer = _VariantTrainer(config, folder / "training", self.clips, variant=variant)
+        show = self._progress(run.name)
+
+        def after(progress: TrainProgress) -> None:
+            show(progress)
+            if progress.step in self.scale.evaluations:
+                self._evaluate(run, folder, trainer, progress.step, without)
+
+        if trainer.step == 0:
+            self._evaluate(run, folder, trainer, 0, without)
+        trainer.run(after)
+        (folder / "done").touch()
+
+    def _evaluate(
+        self,
+        run: Run,
+        folder: Path,
+        trainer: _VariantTrainer,
+        step: int,
+        without: dict[tuple[Any, int], Tensor],
+    ) -> None:
+        """Measure at a step; the first and the last one in full."""
+        whole = step in (0, self.scale.evaluations[-1])
+        count = self.scale.test_clips if whole else self.scale.early_clips
+        variant = VARIANTS[run.variant]
+        for test, long in ((self.test, False), *([(self.long, True)] if whole else ())):
+            path = folder / _file(step, long=long)
+            if path.is_file():
+                continue
+            found: Arrays = {}
+            frames = LONG_LATENT_FRAMES if long else LATENT_FRAMES
+            with trainer.for_frames(frames), torch.random.fork_rng():
+                for given in GIVEN:
+                    arrays = measure(
+                        trainer.base, trainer.attachment, test, count, given=given,
+                        steps=self.scale.sampling_steps, mask_gate=variant.mask_gate,
+                        without=without[given, test.frames], swap=whole and not long,
+                    )  # fmt: skip
+                    found |= {f"{given}/{k}": v for k, v in arrays.items()}
+                if whole:
+                    found["none/mass"] = attention_mass(
+                        trainer.base, trainer.attachment, test, min(count, _MASS_CLIPS),
+                        given="none", mask_gate=variant.mask_gate,
+                    )  # fmt: skip
+            save_arrays(path, found)
+            psnr = np.nanmean(found["first/object_psnr"], 0)
+            thirds = [float(part.mean()) for part in np.array_split(psnr, 3)]
+            self.note(
+                f"{run.name} step {step}{' long' if long else ''}: object PSNR by thirds, first "
+                f"frame given: {' '.join(f'{x:.2f}' for x in thirds)}"
+            )
+
+    def _progress(self, what: str) -> Callable[[TrainProgress], None]:
+        def show(progress: TrainProgress) -> None:
+            if progress.step % 50 == 0:
+                self.note(
+                    f"{what}: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}, "
+                    f"{progress.clips_per_second:.1f} clips/s"
+                )
+
+        return show
+
+
+def _file(step: int, *, long: bool) -> str:
+    return f"{'long' if long else 'step'}-{step:06}.npz"
+
+
+class _VariantTrainer(Trainer):
+    """A trainer that can also bring the reference in as a frame."""
+
+    def __init__(self, *args: Any, variant: Variant, **options: Any) -> None:
+        self._variant = variant
+        super().__init__(*args, **options)
+
+    def _attach(self, transformer: Any) -> tuple[Any, Any]:
+        if not self._variant.first_frame:
+            return super()._attach(transformer)
+        transformer.requires_grad_(False)
+        adapter = GenHOIAdapter.for_transformer(transformer, rank=self.config.rank, flow_gate=None,
+                                                mask_gate=False)  # fmt: skip
+        for name, weight in adapter.named_parameters():
+            if "_gate." in name:
+                weight.requires_grad_(False)
+        return adapter, FirstFrame(transformer, adapter)
+
+    @contextmanager
+    def for_frames(self, latent_frames: int) -> Iterator[None]:
+        """Within the block, heads stand where clips of another length want them."""
+        attachment: Any = self.attachment
+        if self._variant.first_frame:
+            yield
+            return
+        kept = attachment.options
+        attachment.options = replace(kept, schedule=schedule_for(self._variant, latent_frames))
+        try:
+            yield
+        finally:
+            attachment.options = kept
+            attachment.set_reference(None)

@@ -1,0 +1,91 @@
+"""The held-out clips, with the regions in which results are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.ablation.plan import SIDE
+from genhoi.base import Base
+from genhoi.data.encoded import EncodedClips, encode_dataset
+from genhoi.data.synthetic import SyntheticHOI
+
+__all__ = ["TestClip", "TestSet"]
+
+
+@dataclass(frozen=True)
+class TestClip:
+    """One clip.
+
+    Args:
+        truth: uint8 [F, H, W, 3], as the codec gives it back: what a perfect model would paint.
+        object, hand, background: bool [F, H, W], visible pixels of each; background is all that is
+            not to be generated.
+        picture: uint8 [h, w, 3], the object.
+    """
+
+    __test__ = False  # for pytest: not a test
+
+    truth: Tensor
+    object: Tensor
+    hand: Tensor
+    background: Tensor
+    picture: Tensor
+
+
+class TestSet:
+    """So many clips of one length.
+
+    Args:
+        base: its codec is used.
+        folder: where the encoded clips are kept.
+        clips, frames: how many, how long.
+        progress: called with (done, of how many).
+    """
+
+    __test__ = False
+
+    def __init__(
+        self,
+        base: Base,
+        folder: Path,
+        *,
+        clips: int,
+        frames: int,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        self.dataset = SyntheticHOI("test", clips=clips, frames=frames, size=(SIDE, SIDE))
+        self.encoded: EncodedClips = encode_dataset(
+            base, self.dataset, folder, given=("none",), workers=2, progress=progress
+        )
+        self.frames = frames
+        self._base = base
+        self._clips: dict[int, TestClip] = {}
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> TestClip:
+        if index not in self._clips:
+            sample = self.dataset[index]
+            assert sample.object_mask is not None and sample.hand_mask is not None
+            self._clips[index] = TestClip(
+                truth=self._base.decode(self.encoded.take("clean", [index])),
+                object=sample.object_mask,
+                hand=sample.hand_mask,
+                background=~sample.mask,
+                picture=sample.object,
+            )
+        return self._clips[index]
+
+    def codec_psnr(self, index: int) -> Tensor:
+        """[F], the codec's own error in the object's region, against the clip itself."""
+        from genhoi.metrics import region_psnr, squared_error
+
+        clip = self[index]
+        error = squared_error(clip.truth, self.dataset[index].clip.frames)
+        return torch.as_tensor(region_psnr(error, clip.object))
