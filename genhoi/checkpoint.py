@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["copy_into", "latest_checkpoint", "load_checkpoint", "save_checkpoint", "whole"]
+__all__ = [
+    "copy_into",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "save_checkpoint",
+    "whole",
+]
 
-_PREFIX = "step-"
+_PREFIX, _UNFINISHED = "step-", ".unfinished"
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
@@ -52,23 +60,34 @@ def save_checkpoint(
         tensors: on the CPU, whole.
         state: plain JSON values.
         keep: how many there may be.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full, say; earlier ones stay whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.unfinished"):
-        shutil.rmtree(left)  # of a program that was killed
     target = folder / f"{_PREFIX}{step:06}"
-    unfinished = folder / f".{target.name}.unfinished"
-    unfinished.mkdir()
-    save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished / _TENSORS)
-    (unfinished / _STATE).write_text(json.dumps(state | {"step": step}) + "\n", encoding="utf-8")
-    for path in (unfinished / _TENSORS, unfinished / _STATE, unfinished):
-        _flush(path)
-    if target.exists():  # the same step of a run that went on from before it
-        shutil.rmtree(target)
-    os.replace(unfinished, target)
+    if target in _all(folder):
+        return target  # a run is the same every time, so this is it
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".*{_UNFINISHED}"):
+        shutil.rmtree(left)  # of a program that was killed
+    unfinished = _hidden(target)
+    try:
+        unfinished.mkdir()
+        _write_tensors(unfinished / _TENSORS, tensors)
+        words = json.dumps(state | {"step": step}) + "\n"
+        (unfinished / _STATE).write_text(words, encoding="utf-8")
+        for path in (unfinished / _TENSORS, unfinished / _STATE, unfinished):
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)  # not whole, or it would have been found above
+        os.replace(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     _flush(folder)
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+        # Out of sight first: half removed, it would look whole.
+        os.replace(old, _hidden(old))
+        shutil.rmtree(_hidden(old))
     return target
 
 
@@ -77,16 +96,45 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(iter(_all(folder)[::-1]), None)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state."""
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state alone."""
     state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    return load_file(path / _TENSORS), state
+    return state
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state.
+
+    Raises:
+        OSError: the file was damaged after it was written.
+    """
+    try:
+        return load_file(path / _TENSORS), read_state(path)
+    except SafetensorError as error:
+        raise OSError(
+            f"checkpoint: {path} is damaged ({error}); remove it to go on from the one before"
+        ) from error
 
 
 def _all(folder: Path) -> list[Path]:
     found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
-    whole_ones = (path for path in found if (path / _STATE).is_file())
-    return sorted(whole_ones, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    whole_ones = {
+        int(path.name.removeprefix(_PREFIX)): path
+        for path in found
+        if path.name.removeprefix(_PREFIX).isdecimal() and (path / _STATE).is_file()
+    }
+    return [path for _, path in sorted(whole_ones.items())]
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_UNFINISHED}")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: x.contiguous() for name, x in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"checkpoint: {path} cannot be written: {error}") from error
 
 
 def _flush(path: Path) -> None:

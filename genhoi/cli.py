@@ -23,6 +23,7 @@ from genhoi.figures import draw_inspection
 from genhoi.inspect import Inspection, inspect_clip, summary_table, write_summary
 from genhoi.masks import MaskRule
 from genhoi.media import check_target, read_image
+from genhoi.train_cli import train
 
 __all__ = ["main"]
 
@@ -36,6 +37,7 @@ def main() -> None:
 main.add_command(edit)
 main.add_command(eval_command)
 main.add_command(bench)
+main.add_command(train)
 
 
 @main.command()

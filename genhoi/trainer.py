@@ -1,22 +1,22 @@
 """Runs a training: on one CPU, one GPU or many, through accelerate.
 
 What is learned is in `genhoi.training`. A run's folder holds config.yaml, latents/ (unless they lie
-elsewhere), checkpoints/, metrics.csv, tensorboard/, samples/, and at the end adapter/ or base/.
+elsewhere), checkpoints/, metrics.csv, tensorboard/, samples/, and at the end adapter/ or base/
+(`genhoi.train_result`).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import Tensor
 
 from genhoi.adapter import GenHOIAdapter
@@ -26,18 +26,23 @@ from genhoi.checkpoint import (
     copy_into,
     latest_checkpoint,
     load_checkpoint,
+    read_state,
     save_checkpoint,
     whole,
 )
 from genhoi.data.encoded import EncodedClips
 from genhoi.media import atomic_path
-from genhoi.tiny import TinyBase
-from genhoi.train_config import FREE_TO_CHANGE, TrainConfig
+from genhoi.train_config import TrainConfig, changed_settings
+from genhoi.train_parallel import Interrupts, ShardedModel, make_accelerator
+from genhoi.train_result import write_result
 from genhoi.training import SampleChoices, make_batch, reconstruction_loss
 from genhoi.training_log import TrainingLog
 from genhoi.wan import Attachment, attach
 
-__all__ = ["TrainProgress", "Trainer", "learning_rate_at"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["TrainProgress", "Trainer", "check_same_run", "freeze_unused", "learning_rate_at"]
 
 _BETAS = (0.9, 0.98)
 
@@ -80,8 +85,10 @@ class Trainer:
         clips: what it trains on, encoded for this base.
         base: None to load the one that the settings name.
         accelerator: None for one made from the settings.
+        samples: clips of the sample sheets, encoded for this base; None for the first of `clips`.
 
     Raises:
+        ImportError: accelerate, or peft where it is needed, is not installed.
         ValueError: settings that do not fit each other, the processes, or the run in `out`.
     """
 
@@ -93,16 +100,16 @@ class Trainer:
         *,
         base: Base | None = None,
         accelerator: Accelerator | None = None,
+        samples: EncodedClips | None = None,
     ) -> None:
         self.config, self.out, self.clips = config, out, clips
+        self.samples = clips if samples is None else samples
         self.accelerator = accelerator or make_accelerator(config)
         processes = self.accelerator.num_processes
         if config.batch % processes:
             raise ValueError(f"batch: got {config.batch}, wanted a multiple of {processes}, for "
                              f"there are so many processes")  # fmt: skip
-        self._check_same_run()
-        # Every process draws the same initial weights.
-        torch.manual_seed(config.seed)
+        check_same_run(config, out, latents=clips.fingerprint)
         self.base = base or load_base(
             config.base,
             device=self.accelerator.device,
@@ -111,18 +118,22 @@ class Trainer:
         )
         self.base.encoders_to("cpu")
         transformer = self.base.transformer.to(self.accelerator.device)
+        # Here and not before: every process draws the same weights, however the base came.
+        torch.manual_seed(config.seed)
         self.adapter, self.attachment = self._attach(transformer)
         if config.checkpointing:
             transformer.enable_gradient_checkpointing()
         self._owner = transformer if self.adapter is None else self.adapter
-        self._video_names = [n for n, _ in transformer.named_parameters() if ".lora_" in n]
-        self._video_names = [n for n in self._video_names if ".processor." not in n]
+        names = [n for n, p in transformer.named_parameters() if ".lora_" in n and p.requires_grad]
+        self._video_names = [n for n in names if ".processor." not in n]
         optimizer = torch.optim.AdamW(
             list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
         )
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
+        self._sharded = ShardedModel(transformer, self.accelerator)
         self.ema = {n: w.detach().clone() for n, w in self.weights().items()} if config.ema else {}
         self.step = 0
+        self._saved: int | None = None
         self._resume()
 
     # ------------------------------------------------------------------------------------- set-up
@@ -134,8 +145,10 @@ class Trainer:
             return None, None
         transformer.requires_grad_(False)
         if config.video_rank:
-            from peft import LoraConfig
-
+            try:
+                from peft import LoraConfig
+            except ImportError as error:
+                raise ImportError("video_rank needs peft: pip install peft") from error
             projections = r".*attn1\.(to_q|to_k|to_v)"
             transformer.add_adapter(LoraConfig(
                 r=config.video_rank, lora_alpha=config.video_rank, target_modules=projections
@@ -147,10 +160,7 @@ class Trainer:
                 transformer, rank=config.rank, gate_init=config.gate_init,
                 mask_gate=config.mask_gate, flow_gate=config.flow_gate, schedule=config.schedule,
             )  # fmt: skip
-        if not config.queries_keys:
-            for layer in adapter.layers:
-                for part in (layer.lora_q, layer.lora_k):  # type: ignore[union-attr]
-                    part.requires_grad_(False)
+        freeze_unused(adapter, queries_keys=config.queries_keys)
         adapter.to(self.accelerator.device)
         # The batch says which tokens see the reference, also where the adapter has no mask gate.
         attachment = attach(transformer, adapter, mask_gate=True, backend=config.backend)
@@ -183,48 +193,78 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------ the loop
 
-    def run(self, callback: Callable[[TrainProgress], object] | None = None) -> None:
+    def run(
+        self,
+        callback: Callable[[TrainProgress], object] | None = None,
+        *,
+        stopping: Callable[[], object] | None = None,
+    ) -> None:
         """Train to the end, and write the result.
 
-        What the callback raises, and Ctrl-C, ends the run after a checkpoint.
+        Ctrl-C and SIGTERM, to any of the processes, end the run after the step at hand and a
+        checkpoint; a second Ctrl-C ends it at once.
+
+        Args:
+            callback: called after every step. A KeyboardInterrupt from it is like Ctrl-C.
+            stopping: called when such a signal comes, for a step may take long.
+
+        Raises:
+            KeyboardInterrupt: the run ended early; everything up to `step` is safe.
+            FloatingPointError: loss or gradient is no number any more; no checkpoint was written.
+            OSError: a file cannot be written; the last checkpoint is whole.
         """
         config, main = self.config, self.accelerator.is_main_process
+        if main:
+            self._write_config()
         log = TrainingLog(self.out, self.step) if main else None
         choices = self._choices()
         begun, first = time.monotonic(), self.step
         try:
-            while self.step < config.steps:
-                loss, norm = self._one_step(choices)
-                self.step += 1
-                speed = config.batch * (self.step - first) / (time.monotonic() - begun)
-                progress = TrainProgress(
-                    self.step, config.steps, loss, learning_rate_at(config, self.step - 1), norm,
-                    speed, config.batch * (config.steps - self.step) / speed,
-                )  # fmt: skip
-                if log is not None and (self._due(config.log_every) or self.step == config.steps):
-                    log.add(
-                        self.step, loss=loss, learning_rate=progress.learning_rate,
-                        grad_norm=norm, clips_per_second=speed,
-                    )  # fmt: skip
-                if self._due(config.checkpoint_every) or self.step == config.steps:
-                    self.save()
-                if self._due(config.sample_every):
-                    self._sample(log)
-                if callback is not None:
-                    callback(progress)
-        except KeyboardInterrupt:
-            self.save()
-            raise
+            with Interrupts(stopping) as interrupts:
+                while self.step < config.steps:
+                    loss, norm, stop = self._one_step(choices, interrupts.seen)
+                    self.step += 1
+                    progress = self._progress(loss, norm, time.monotonic() - begun, first)
+                    self._after_step(progress, log)
+                    if callback is not None:
+                        with interrupts.collected():
+                            callback(progress)
+                    # Of several processes, all have to know: what came since waits for the next
+                    # step, where they agree.
+                    if stop or (interrupts.seen and self.accelerator.num_processes == 1):
+                        self.save()
+                        raise KeyboardInterrupt
         finally:
             if log is not None:
                 log.close()
         self.save_result()
 
+    def _progress(self, loss: float, norm: float, seconds: float, first: int) -> TrainProgress:
+        config = self.config
+        speed = config.batch * (self.step - first) / max(seconds, 1e-9)
+        return TrainProgress(
+            self.step, config.steps, loss, learning_rate_at(config, self.step - 1), norm,
+            speed, config.batch * (config.steps - self.step) / speed,
+        )  # fmt: skip
+
+    def _after_step(self, progress: TrainProgress, log: TrainingLog | None) -> None:
+        config = self.config
+        if log is not None and (self._due(config.log_every) or self.step == config.steps):
+            log.add(
+                self.step, loss=progress.loss, learning_rate=progress.learning_rate,
+                grad_norm=progress.grad_norm, clips_per_second=progress.clips_per_second,
+            )  # fmt: skip
+        if self._due(config.checkpoint_every) or self.step == config.steps:
+            self.save()
+        if self._due(config.sample_every) and config.samples:
+            self._sample(log)
+
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _one_step(self, choices: SampleChoices) -> tuple[float, float]:
-        """One step of the optimiser; the mean loss, and the gradient's norm."""
+    def _one_step(self, choices: SampleChoices, stop: bool) -> tuple[float, float, bool]:
+        """One step of the optimiser: mean loss, norm of the gradient, and whether any process is
+        to stop."""
         config, accelerator = self.config, self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         places = [self.step * config.batch + i for i in range(config.batch)][rank::processes]
@@ -237,20 +277,31 @@ class Trainer:
             batch = make_batch(self.clips, part, choices).to(accelerator.device)
             last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.model):
-                losses = reconstruction_loss(
-                    self.model, self.attachment, batch, mask_weight=config.mask_weight
-                )
+                with self._sharded.autocast():
+                    losses = reconstruction_loss(
+                        self.model, self.attachment, batch, mask_weight=config.mask_weight
+                    )
                 # The processes' gradients are averaged, so each counts its samples as many times.
                 accelerator.backward(losses.sum() * (processes / config.batch))
             total += losses.detach().sum()
-        norm = accelerator.clip_grad_norm_(list(self.weights().values()), config.clip_norm)
-        loss = float(accelerator.reduce(total, "sum")) / config.batch
-        if loss != loss:
-            raise FloatingPointError(f"loss: not a number in step {self.step}; lower learning_rate")
+        self._sharded.after_backward()
+        gradient = accelerator.clip_grad_norm_(list(self.weights().values()), config.clip_norm)
+        norm = float(whole(gradient))
+        loss, stops = accelerator.reduce(torch.stack([total, total.new_tensor(stop)]), "sum")
+        self._check_finite(float(loss) / config.batch, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average()
-        return loss, float(whole(norm) if isinstance(norm, Tensor) else norm)
+        return float(loss) / config.batch, norm, bool(stops)
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        path = latest_checkpoint(self.out / "checkpoints")
+        raise FloatingPointError(
+            f"loss: got {loss:g} with a gradient of norm {norm:g} in step {self.step + 1}, wanted "
+            f"numbers; lower learning_rate (the last checkpoint is {path or 'none'})"
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -268,24 +319,29 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.ema.items():
                 weights[name].copy_(value)
+        self._sharded.forget_gathered()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, value in kept.items():
                     weights[name].copy_(value)
+            self._sharded.forget_gathered()
 
     def _sample(self, log: TrainingLog | None) -> None:
         from genhoi.training_samples import draw_samples
 
+        main = self.accelerator.is_main_process
+        if not main and not self._sharded.is_sharded:
+            return  # each process has all weights, so one can do it
         transformer = self.base.transformer
         was_training = transformer.training
         transformer.eval()
-        with self.averaged():
+        with self.averaged(), self._sharded.autocast():
             sheet = draw_samples(
-                self.base, self.attachment, self.clips, self.config,
-                folder=self.out / "samples" / f"step-{self.step:06}",
-                write=self.accelerator.is_main_process,
+                self.base, self.attachment, self.samples, self.config,
+                folder=self.out / "samples" / f"step-{self.step:06}", write=main,
+                mask_gate=self._choices().mask_gate,
             )  # fmt: skip
         transformer.train(was_training)
         if log is not None:
@@ -294,16 +350,19 @@ class Trainer:
     # --------------------------------------------------------------------------------------- files
 
     def save(self) -> None:
-        """Write a checkpoint, now."""
+        """Write a checkpoint, now; nothing where this step has one."""
+        if self._saved == self.step:
+            return
         tensors = {f"weight/{name}": whole(w) for name, w in self.weights().items()}
         tensors |= {f"ema/{name}": whole(w) for name, w in self.ema.items()}
         for name, key, moment in self._moments():
             tensors[f"{key}/{name}"] = whole(moment)
         if self.accelerator.is_main_process:
-            state = {"config": self.config.to_dict()}
+            state = {"config": self.config.to_dict(), "latents": self.clips.fingerprint}
             save_checkpoint(
                 self.out / "checkpoints", self.step, tensors, state, keep=self.config.keep
             )
+        self._saved = self.step
         self.accelerator.wait_for_everyone()
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -320,9 +379,11 @@ class Trainer:
             return
         tensors, state = load_checkpoint(path)
         weights = self.weights()
-        # A step with no gradient makes the optimiser's state, which is then overwritten.
-        for weight in weights.values():
-            weight.grad = torch.zeros_like(weight)
+        # A step without learning makes the optimiser's state, which is then overwritten. Weights
+        # that never had a gradient have none.
+        for name, weight in weights.items():
+            if f"exp_avg/{name}" in tensors:
+                weight.grad = torch.zeros_like(weight)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self.optimizer.step()
@@ -333,61 +394,73 @@ class Trainer:
             copy_into(value, tensors[f"ema/{name}"])
         for name, key, moment in self._moments():
             copy_into(moment, tensors[f"{key}/{name}"])
-        self.step = int(state["step"])
+        self.step = self._saved = int(state["step"])
 
-    def _check_same_run(self) -> None:
-        path = latest_checkpoint(self.out / "checkpoints")
-        if path is None:
-            return
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        before, now = state["config"], self.config.to_dict()
-        changed = [k for k in now if before.get(k) != now[k] and k not in FREE_TO_CHANGE]
-        if changed:
-            pairs = ", ".join(f"{k} {before.get(k)!r} -> {now[k]!r}" for k in changed)
-            raise ValueError(
-                f"out: {self.out} holds a run with other settings ({pairs}); wanted the same, or "
-                f"another folder"
-            )
+    def _write_config(self) -> None:
+        with atomic_path(self.out / "config.yaml", overwrite=True) as temporary:
+            # In their order: that of the shares in `given` decides what is drawn.
+            words = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+            temporary.write_text(words, encoding="utf-8")
 
     def save_result(self) -> None:
-        """Write adapter/ or base/, with the averaged weights, and config.yaml."""
+        """Write what was learned, with the averaged weights; see `genhoi.train_result`."""
         with self.averaged():
             weights = {name: whole(w) for name, w in self._owner.state_dict().items()}
-        if not self.accelerator.is_main_process:
-            return
-        with atomic_path(self.out / "config.yaml", overwrite=True) as temporary:
-            temporary.write_text(yaml.safe_dump(self.config.to_dict()), encoding="utf-8")
-        if self.adapter is not None:
-            result = GenHOIAdapter.from_state_dict(self.adapter.config, weights)
-            result.save_pretrained(self.out / "adapter")
-        elif isinstance(self.base, TinyBase):
-            with self.averaged():
-                self.base.save_pretrained(self.out / "base", about=self._about())
-        else:
-            with self.averaged():
-                self.base.transformer.save_pretrained(self.out / "base")
-
-    def _about(self) -> str:
-        config = self.config
-        size = f"{config.width}x{config.height}, {config.frames} frames"
-        return f"trained on {config.data} clips ({size}), {config.steps} steps of {config.batch}"
+            known = dict(self.base.transformer.named_parameters())
+            video = {name: whole(known[name]) for name in self._video_names}
+        if self.accelerator.is_main_process:
+            write_result(
+                self.out, self.base, self.config,
+                adapter=None if self.adapter is None else self.adapter.config,
+                weights=weights, video=video,
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """For the settings; reads the processes from `accelerate launch`'s or torchrun's environment."""
-    options: dict[str, Any] = {}
-    if config.parallel == "fsdp":
-        from accelerate.utils import FullyShardedDataParallelPlugin
-        from torch.distributed.fsdp import MixedPrecisionPolicy
+def check_same_run(config: TrainConfig, out: Path, *, latents: str | None = None) -> int | None:
+    """Refuse to go on with a run that had other settings.
 
-        half = torch.bfloat16 if config.precision == "bf16" else None
-        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["WanTransformerBlock"],
-            # Inputs keep their type: timesteps and rotations need float32.
-            mixed_precision_policy=MixedPrecisionPolicy(
-                param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
-            ),
+    Args:
+        config: of the run that is to go on.
+        out: its folder.
+        latents: fingerprint of its clips; None: not known yet.
+
+    Returns:
+        After which step it would go on; None where there is no run.
+
+    Raises:
+        ValueError: what differs.
+    """
+    path = latest_checkpoint(out / "checkpoints")
+    if path is None:
+        return None
+    state = read_state(path)
+    changed = changed_settings(state["config"], config)
+    if changed:
+        raise ValueError(
+            f"out: {out} holds a run with other settings ({', '.join(changed)}); wanted the same, "
+            f"or another folder"
         )
-    return Accelerator(mixed_precision=config.precision, **options)
+    if None not in (latents, state.get("latents")) and latents != state["latents"]:
+        raise ValueError(
+            f"latents: got other clips than those of the run in {out}, wanted the same, or another "
+            f"folder for the run"
+        )
+    return int(state["step"])
+
+
+def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:
+    """Leave without gradients what the loss does not reach, which DistributedDataParallel refuses,
+    and what is not to be trained.
+
+    Args:
+        adapter: without flow gates in its settings, its gates are not used.
+        queries_keys: whether the low-rank weights of q and k are trained.
+    """
+    frozen: tuple[str, ...] = () if queries_keys else ("lora_q", "lora_k")
+    if adapter.config.flow_gate is None:
+        frozen += ("self_gate", "text_gate", "image_gate")
+    for layer in adapter.layers:
+        for name, part in layer.named_children():
+            if name in frozen:
+                part.requires_grad_(False)

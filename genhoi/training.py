@@ -86,11 +86,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(**{k: None if v is None else v.to(device) for k, v in vars(self).items()})
+        moved: dict[str, Any] = {
+            name: None if x is None else x.to(device) for name, x in vars(self).items()
+        }
+        return Batch(**moved)
 
 
 def sample_of(place: int, clips: int, seed: int) -> int:
-    """The sample at a place in the endless order: each pass over the clips in an order of its own."""
+    """The sample at a place in the endless order; each pass over the clips has its own order."""
     passes, position = divmod(place, clips)
     generator = _generator(seed, "order", passes)
     return int(torch.randperm(clips, generator=generator)[position])

@@ -11,7 +11,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +26,7 @@ from genhoi.conditioning import build_condition
 from genhoi.data.sample import HOIDataset, HOISample
 from genhoi.media import fit_image
 
-__all__ = ["EncodedClips", "Given", "encode_dataset"]
+__all__ = ["EncodedClips", "Given", "conditions_for", "encode_dataset"]
 
 Given = Literal["none", "first", "first_last"]
 
@@ -108,7 +109,7 @@ def encode_dataset(
         base: whose codec and encoders are used.
         dataset: all samples of one length and size.
         folder: of the result.
-        given: which conditions to make.
+        given: which conditions to make. A folder that has others beside them is taken too.
         workers: processes that read or draw samples; 0 for none beside this one.
         progress: called with (done, of how many).
 
@@ -121,7 +122,7 @@ def encode_dataset(
     job = _fingerprint(base, dataset, given)
     if folder.exists():
         found = EncodedClips(folder)
-        if found.fingerprint != job:
+        if found.fingerprint not in _fingerprints(base, dataset, given):
             raise FileExistsError(
                 f"latents: {folder} was encoded from other data or settings; name another folder "
                 f"or remove it"
@@ -144,6 +145,13 @@ def _fingerprint(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> str
     codec = f"{type(base).__name__} {'' if base.frames_apart else base.about}"
     words = json.dumps([_VERSION, codec, dataset.fingerprint(), sorted(set(given))])
     return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _fingerprints(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> set[str]:
+    """Of all folders that have these conditions."""
+    others = [name for name in get_args(Given) if name not in given]
+    more = (some for count in range(len(others) + 1) for some in combinations(others, count))
+    return {_fingerprint(base, dataset, [*given, *some]) for some in more}
 
 
 def _encode_all(
@@ -235,7 +243,17 @@ def _encode(base: Base, sample: HOISample, given: Sequence[Given]) -> Iterator[t
             yield f"image_{which}", image.flatten(0, 1)
 
 
-def check_given(given: str) -> None:
-    """Raises ValueError unless it is one of `Given`."""
-    if given not in get_args(Given):
-        raise ValueError(f"given: got {given!r}, wanted one of {', '.join(get_args(Given))}")
+def conditions_for(base: Base, given: Collection[str]) -> tuple[Given, ...]:
+    """Which conditions to encode, so that these frames can be given.
+
+    A base that encodes every latent frame by itself needs few: `genhoi.training.given_condition`
+    puts the others together. The last frame alone is no latent frame, so that has to be encoded.
+
+    Args:
+        base: whose codec is used.
+        given: names of `genhoi.training.GivenFrames`.
+    """
+    names: tuple[Given, ...] = get_args(Given)
+    if not base.frames_apart:
+        return tuple(name for name in names if name in given)
+    return tuple(name for name in names if name == "none" or name in set(given) - {"first"})

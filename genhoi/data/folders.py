@@ -14,6 +14,7 @@ edit, training wants the one with the object of the picture.
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ __all__ = [
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v"})
 VIDEO_NAMES = ("video", "target", "source")
 
+_VERSION = 1  # of how samples are made of files
 _PATCH = 16
 _SHORTEST = 5
 
@@ -386,6 +388,16 @@ class ClipDataset:
         """Count the samples. Nothing is decoded."""
         return len(self._windows)
 
+    def fingerprint(self) -> str:
+        """See `HOIDataset`: the files with their sizes and times of change, and the options."""
+        roles = ("video", "mask", "object", "object_cutout", "object_mask")
+        clips = [
+            (clip.name, clip.prompt, *(_file_words(getattr(clip, role)) for role in roles))
+            for clip in self._clips
+        ]
+        windows = [(window.clip, window.start, window.stop) for window in self._windows]
+        return json.dumps([_VERSION, clips, windows, self._size, self._resize])
+
     def __iter__(self) -> Iterator[HOISample]:
         """Give all samples in order."""
         return (self[i] for i in range(len(self)))
@@ -429,6 +441,15 @@ class ClipDataset:
 
 
 # ------------------------------------------------------------------------- samples, the inner parts
+
+
+def _file_words(path: Path | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of all files in a folder of images."""
+    if path is None:
+        return []
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    found = ((p, p.stat()) for p in files)
+    return [(str(p.resolve()), stat.st_size, stat.st_mtime_ns) for p, stat in found]
 
 
 def _check_options(
