@@ -75,7 +75,8 @@ class Scale:
         base_steps, base_batch: of pretraining.
         evaluations: steps at which an adapted model is measured; the last ends the adaptation.
         batch: of adaptation.
-        test_clips: measured at the last evaluation.
+        test_set: held-out clips there are.
+        test_clips: of them measured at the last evaluation.
         early_clips: measured at those before.
         sampling_steps: of Euler's method.
     """
@@ -85,15 +86,16 @@ class Scale:
     base_batch: int
     evaluations: tuple[int, ...]
     batch: int
+    test_set: int
     test_clips: int
     early_clips: int
     sampling_steps: int
 
 
 SCALES = {
-    "full": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400, 800), 4, 96, 24, 6),
-    "short": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400), 4, 64, 24, 6),
-    "small": Scale(64, 60, 4, (0, 10, 20), 4, 8, 4, 3),
+    "full": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400, 800), 4, 96, 96, 24, 6),
+    "short": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400), 4, 96, 48, 24, 6),
+    "small": Scale(64, 60, 4, (0, 10, 20), 4, 8, 6, 4, 3),
 }
 
 

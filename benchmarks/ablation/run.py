@@ -83,7 +83,7 @@ class Study:
             progress=counted("training clips"),
         )
         self.test, self.long = (
-            TestSet(codec, latents / name, clips=scale.test_clips, frames=frames,
+            TestSet(codec, latents / name, clips=scale.test_set, frames=frames,
                     progress=counted(f"test clips of {frames} frames"))
             for name, frames in (("test", FRAMES), ("test-long", LONG_FRAMES))
         )  # fmt: skip
@@ -104,7 +104,7 @@ class Study:
         if not (alone / "done").is_file():
             self.note(f"measuring {alone.name}")
             base = load_base(folder / "base")
-            for test, words in ((self.test, ""), (self.long, "long/")):
+            for test, long in ((self.test, False), (self.long, True)):
                 found: Arrays = {}
                 for given in GIVEN:
                     without = self._without(base, folder, test, given)
@@ -113,8 +113,8 @@ class Study:
                         steps=self.scale.sampling_steps, mask_gate=True, without=without,
                         swap=False,
                     )  # fmt: skip
-                    found |= {f"{words}{given}/{k}": v for k, v in arrays.items()}
-                save_arrays(alone / _file(0, long=bool(words)), found)
+                    found |= {f"{given}/{k}": v for k, v in arrays.items()}
+                save_arrays(alone / _file(0, long=long), found)
             (alone / "done").touch()
 
     def _without(self, base: Base, folder: Path, test: TestSet, given: Any) -> Tensor:
@@ -165,8 +165,8 @@ class Study:
         step: int,
         without: dict[tuple[Any, int], Tensor],
     ) -> None:
-        """Measure at a step; the first and the last one in full."""
-        whole = step in (0, self.scale.evaluations[-1])
+        """Measure at a step; the last one in full."""
+        whole = step == self.scale.evaluations[-1]
         count = self.scale.test_clips if whole else self.scale.early_clips
         variant = VARIANTS[run.variant]
         for test, long in ((self.test, False), *([(self.long, True)] if whole else ())):
@@ -183,7 +183,7 @@ class Study:
                         without=without[given, test.frames], swap=whole and not long,
                     )  # fmt: skip
                     found |= {f"{given}/{k}": v for k, v in arrays.items()}
-                if whole:
+                if whole or step == 0:
                     found["none/mass"] = attention_mass(
                         trainer.base, trainer.attachment, test, min(count, _MASS_CLIPS),
                         given="none", mask_gate=variant.mask_gate,

@@ -1,0 +1,145 @@
+"""Tables of the study: one CSV for each question."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ablation.results import PARTS, Measured, mean_error, read_measured, thirds
+from genhoi.media import atomic_path
+
+__all__ = ["collect_tables"]
+
+Row = dict[str, Any]
+_AGAINST = "fixed"
+_MEANS = (
+    "object_ssim", "hand_psnr", "background_psnr", "background_change", "swap_object", "swap_hand",
+    "swap_background", "colour", "texture",
+)  # fmt: skip
+
+
+def collect_tables(out: Path) -> list[Path]:
+    """Write all tables and plots into out/results; what is not measured yet is left out."""
+    from benchmarks.ablation.figures import draw_figures
+
+    measured = read_measured(out)
+    folder = out / "results"
+    written = [
+        _write(folder / f"{name}.csv", rows)
+        for name, rows in (
+            ("summary", _summary(measured)),
+            ("curves", _curves(measured)),
+            ("paired", _paired(measured)),
+            ("mass", _mass(measured)),
+        )
+    ]
+    return [path for path in written if path is not None] + draw_figures(folder, measured)
+
+
+def _label(m: Measured, given: str) -> Row:
+    return {
+        "regime": m.regime, "variant": m.variant, "seed": m.seed, "step": m.step,
+        "length": "twice" if m.long else "trained", "first_frame": given,
+    }  # fmt: skip
+
+
+def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
+    """One row for each evaluation: means over clips, standard errors of the PSNR."""
+    for m in measured:
+        for given in m.given:
+            psnr = m.arrays[f"{given}/object_psnr"]
+            row = _label(m, given) | {"clips": len(psnr)}
+            for name, values in thirds(psnr).items():
+                row[f"object_psnr_{name}"], row[f"object_psnr_{name}_error"] = mean_error(values)
+            worst = [float(np.nanmin(x)) for x in psnr if not np.isnan(x).all()]
+            row["object_psnr_worst_frame"], _ = mean_error(worst)
+            for name, values in thirds(m.arrays[f"{given}/object_ssim"]).items():
+                row[f"object_ssim_{name}"], _ = mean_error(values)
+            for name in _MEANS[1:]:
+                values = m.arrays.get(f"{given}/{name}")
+                row[name] = "" if values is None else mean_error(thirds(values)["all"])[0]
+            yield row
+
+
+def _curves(measured: Iterable[Measured]) -> Iterator[Row]:
+    """PSNR and SSIM of the object's region in every frame, at each run's last evaluation."""
+    for m in _last(measured):
+        for given in m.given:
+            psnr, ssim = (m.arrays[f"{given}/object_{name}"] for name in ("psnr", "ssim"))
+            for frame in range(psnr.shape[1]):
+                mean, error = mean_error(psnr[:, frame])
+                yield _label(m, given) | {
+                    "frame": frame, "object_psnr": mean, "object_psnr_error": error,
+                    "object_ssim": mean_error(ssim[:, frame])[0],
+                }  # fmt: skip
+
+
+def _last(measured: Iterable[Measured]) -> list[Measured]:
+    found: dict[tuple[Any, ...], Measured] = {}
+    for m in measured:
+        key = (m.regime, m.variant, m.seed, m.long)
+        if key not in found or found[key].step < m.step:
+            found[key] = m
+    return list(found.values())
+
+
+def _paired(measured: Iterable[Measured]) -> Iterator[Row]:
+    """Each variant minus frame -1 on the same base and the same clips.
+
+    A clip's difference is its mean over the seeds there are for both; errors are over clips.
+    """
+    by_key: dict[tuple[Any, ...], dict[int, Measured]] = defaultdict(dict)
+    for m in measured:
+        by_key[m.regime, m.variant, m.step, m.long][m.seed] = m
+    for (regime, variant, step, long), runs in by_key.items():
+        against = by_key.get((regime, _AGAINST, step, long), {})
+        seeds = sorted(set(runs) & set(against))
+        if variant == _AGAINST or not seeds:
+            continue
+        for given in runs[seeds[0]].given:
+            name = f"{given}/object_psnr"
+            ours, theirs = (
+                [thirds(some[seed].arrays[name]) for seed in seeds] for some in (runs, against)
+            )
+            row = _label(runs[seeds[0]], given) | {"seed": " ".join(map(str, seeds))}
+            for part in (*PARTS, "all"):
+                clips = np.mean(
+                    [a[part] - b[part] for a, b in zip(ours, theirs, strict=True)], axis=0
+                )
+                row[f"{part}_db"], row[f"{part}_error"] = mean_error(clips)
+            yield row
+
+
+def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
+    """Share of the attention on the reference by layer, head and latent frame."""
+    for m in measured:
+        mass = m.arrays.get("none/mass")
+        if mass is None:
+            continue
+        for (layer, head, frame), share in np.ndenumerate(mass):
+            yield _label(m, "none") | {
+                "layer": layer, "head": head, "latent_frame": frame, "share": share,
+            }  # fmt: skip
+
+
+def _write(path: Path, rows: Iterable[Row]) -> Path | None:
+    rows = list(rows)
+    if not rows:
+        return None
+    with (
+        atomic_path(path, overwrite=True) as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+    return path
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else value
