@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from genhoi.train_config import TrainConfig
 
@@ -26,54 +28,70 @@ def make_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
     """For the settings; reads the processes from `accelerate launch`'s or torchrun's environment.
 
     Args:
-        config: precision and parallel are used.
+        config: its precision is used.
         cpu: compute there, whatever else there is.
 
     Raises:
         ImportError: accelerate is not installed.
+        ValueError: the launcher has a way of its own to share the work.
     """
     try:
         from accelerate import Accelerator
-        from accelerate.utils import FullyShardedDataParallelPlugin
+        from accelerate.utils import DistributedType
     except ImportError as error:
         raise ImportError("training needs accelerate: pip install accelerate") from error
-    options: dict[str, Any] = {}
-    if config.parallel == "fsdp":
-        # No mixed-precision policy: the few trained weights are gathered in float32 and the frozen
-        # ones in their own type, and autocast does the same as under DDP.
-        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["WanTransformerBlock"],
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    own = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in own:
+        raise ValueError(
+            f"parallel: got {accelerator.distributed_type.value} from the launcher's settings, "
+            f"wanted none there; --parallel says how the processes share the work"
         )
-    return Accelerator(mixed_precision=config.precision, cpu=cpu, **options)
+    return accelerator
 
 
 class ShardedModel:
-    """What FSDP2 has to be told about a Wan with an adapter; nothing where the model is whole.
+    """A Wan, perhaps with an adapter, whose weights FSDP2 shares out; or a whole one.
+
+    Not through accelerate's FSDP: that does not run on CPUs, where it silently takes DDP, so it
+    could not be tested there.
 
     Args:
-        transformer: as it was prepared by the accelerator.
-        accelerator: its precision is used.
+        transformer: with everything attached; on any device.
+        accelerator: says which processes there are, and the precision.
+        shard: whether to shard it, if there are several processes.
     """
 
-    def __init__(self, transformer: Any, accelerator: Accelerator) -> None:
+    def __init__(self, transformer: Any, accelerator: Accelerator, *, shard: bool) -> None:
         self._accelerator = accelerator
-        self._parts = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
-        self._last: Any = transformer.blocks[-1]
-        if self._parts:
-            # Its reference pass has no output, only keys and values, so nothing would gather the
-            # weights again for the backward of that pass, which comes after the video's.
-            self._last.set_reshard_after_backward(False)
+        self._parts: list[Any] = []
+        if not shard or accelerator.num_processes == 1:
+            return
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        # No mixed-precision policy: the few trained weights are gathered in float32 and the frozen
+        # ones in their own type, and autocast does the same as under DDP.
+        self._parts = [fully_shard(block, mesh=mesh) for block in transformer.blocks]
+        self._last = self._parts[-1]
+        # Its reference pass has no output, only keys and values, so nothing would gather the
+        # weights again for the backward of that pass, which comes after the video's.
+        self._last.set_reshard_after_backward(False)
+        self._parts.append(fully_shard(transformer, mesh=mesh))
 
     @property
     def is_sharded(self) -> bool:
         """Whether each process has a part of the weights only."""
         return bool(self._parts)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Around the model's forward, which accelerate wraps in it under DDP only."""
-        return self._accelerator.autocast() if self._parts else nullcontext()
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around the model's forward: autocast, which accelerate builds into a whole one."""
+        if not self._parts:
+            yield
+            return
+        with warnings.catch_warnings(), self._accelerator.autocast():
+            # It would be wrong to write into the output, and nobody does.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module.*view tensor")
+            yield
 
     def after_backward(self) -> None:
         """To be called after the last backward pass of a step."""

@@ -20,7 +20,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from genhoi.adapter import AdapterConfig, GenHOIAdapter
+from genhoi.adapter import GenHOIAdapter
 from genhoi.base import Base
 from genhoi.media import atomic_path
 from genhoi.tiny import TinyBase
@@ -54,9 +54,8 @@ def write_result(
     base: Base,
     config: TrainConfig,
     *,
-    adapter: AdapterConfig | None,
-    weights: dict[str, Tensor],
-    video: Mapping[str, Tensor],
+    adapter: GenHOIAdapter | None,
+    transformer: Mapping[str, Tensor],
 ) -> None:
     """Write it, each file whole or not at all.
 
@@ -64,25 +63,23 @@ def write_result(
         out: the run's folder.
         base: that was trained on, or itself.
         config: of the run.
-        adapter: its settings; None where the base was trained.
-        weights: of the adapter, or of the base's transformer: whole, on the CPU.
-        video: low-rank weights of the base's attention, by their names in the transformer.
+        adapter: None where the base was trained.
+        transformer: weights of the base by their names, whole, on the CPU: all of them for base/,
+            the low-rank ones for video_lora/, and else none.
     """
     folders = result_folders(out, config, tiny=isinstance(base, TinyBase))
     if adapter is not None:
-        GenHOIAdapter.from_state_dict(adapter, weights).save_pretrained(folders["adapter"])
+        adapter.save_pretrained(folders["adapter"])
     if "video_lora" in folders:
-        _write_lora(folders["video_lora"], video)
+        _write_lora(folders["video_lora"], transformer)
     elif "base" in folders:
-        if adapter is not None:
-            weights = _merged(base.transformer.state_dict(), video)
-        transformer = _transformer(base, weights)
+        merged = _transformer(base, _merged(transformer))
         if isinstance(base, TinyBase):
-            whole = copy.copy(base)
-            whole.transformer = transformer
-            whole.save_pretrained(folders["base"], about=_about(config))
+            result = copy.copy(base)
+            result.transformer = merged
+            result.save_pretrained(folders["base"], about=_about(config))
         else:
-            transformer.save_pretrained(folders["base"])
+            merged.save_pretrained(folders["base"])
 
 
 def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
@@ -93,24 +90,24 @@ def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
     return transformer
 
 
-def _merged(state: Mapping[str, Tensor], video: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A transformer's weights under their own names, with the low-rank ones added (alpha = rank, so
-    there is no factor)."""
+def _merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the model's own names, with peft's low-rank weights added (alpha is the rank, so there
+    is no factor)."""
     found = {}
-    for name, weight in state.items():
-        if name in video or _A in name or _B in name:
+    for name, weight in weights.items():
+        if _A in name or _B in name:
             continue
-        if name.replace(_BASE, _A) in video:
-            product = video[name.replace(_BASE, _B)] @ video[name.replace(_BASE, _A)]
-            weight = (weight.float().cpu() + product).to(weight.dtype)
-        found[name.replace(_BASE, ".")] = weight.cpu()
+        if name.replace(_BASE, _A) in weights and _BASE in name:
+            product = weights[name.replace(_BASE, _B)] @ weights[name.replace(_BASE, _A)]
+            weight = (weight.float() + product).to(weight.dtype)
+        found[name.replace(_BASE, ".")] = weight
     return found
 
 
-def _write_lora(folder: Path, video: Mapping[str, Tensor]) -> None:
+def _write_lora(folder: Path, low_rank: Mapping[str, Tensor]) -> None:
     weights = {
         f"transformer.{name.replace('.default.', '.')}": weight.contiguous()
-        for name, weight in video.items()
+        for name, weight in low_rank.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / _LORA_FILE, overwrite=True) as temporary:

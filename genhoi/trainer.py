@@ -32,9 +32,10 @@ from genhoi.checkpoint import (
 )
 from genhoi.data.encoded import EncodedClips
 from genhoi.media import atomic_path
+from genhoi.tiny import TinyBase
 from genhoi.train_config import TrainConfig, changed_settings
 from genhoi.train_parallel import Interrupts, ShardedModel, make_accelerator
-from genhoi.train_result import write_result
+from genhoi.train_result import result_folders, write_result
 from genhoi.training import SampleChoices, make_batch, reconstruction_loss
 from genhoi.training_log import TrainingLog
 from genhoi.wan import Attachment, attach
@@ -117,7 +118,9 @@ class Trainer:
             seed=config.seed,
         )
         self.base.encoders_to("cpu")
-        transformer = self.base.transformer.to(self.accelerator.device)
+        shard = config.parallel == "fsdp" and processes > 1
+        # A sharded one moves block by block, for the whole may not fit.
+        transformer = self.base.transformer.to("cpu" if shard else self.accelerator.device)
         # Here and not before: every process draws the same weights, however the base came.
         torch.manual_seed(config.seed)
         self.adapter, self.attachment = self._attach(transformer)
@@ -126,11 +129,13 @@ class Trainer:
         self._owner = transformer if self.adapter is None else self.adapter
         names = [n for n, p in transformer.named_parameters() if ".lora_" in n and p.requires_grad]
         self._video_names = [n for n in names if ".processor." not in n]
-        optimizer = torch.optim.AdamW(
+        self._sharded = ShardedModel(transformer, self.accelerator, shard=shard)
+        optimizer: Any = torch.optim.AdamW(
             list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
         )
-        self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
-        self._sharded = ShardedModel(transformer, self.accelerator)
+        self.model, self.optimizer = (
+            (transformer, optimizer) if shard else self.accelerator.prepare(transformer, optimizer)
+        )
         self.ema = {n: w.detach().clone() for n, w in self.weights().items()} if config.ema else {}
         self.step = 0
         self._saved: int | None = None
@@ -161,7 +166,7 @@ class Trainer:
                 mask_gate=config.mask_gate, flow_gate=config.flow_gate, schedule=config.schedule,
             )  # fmt: skip
         freeze_unused(adapter, queries_keys=config.queries_keys)
-        adapter.to(self.accelerator.device)
+        adapter.to(transformer.device)
         # The batch says which tokens see the reference, also where the adapter has no mask gate.
         attachment = attach(transformer, adapter, mask_gate=True, backend=config.backend)
         attachment.skip_unseen = False
@@ -277,7 +282,7 @@ class Trainer:
             batch = make_batch(self.clips, part, choices).to(accelerator.device)
             last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.model):
-                with self._sharded.autocast():
+                with self._sharded.forward():
                     losses = reconstruction_loss(
                         self.model, self.attachment, batch, mask_weight=config.mask_weight
                     )
@@ -337,7 +342,7 @@ class Trainer:
         transformer = self.base.transformer
         was_training = transformer.training
         transformer.eval()
-        with self.averaged(), self._sharded.autocast():
+        with self.averaged(), self._sharded.forward():
             sheet = draw_samples(
                 self.base, self.attachment, self.samples, self.config,
                 folder=self.out / "samples" / f"step-{self.step:06}", write=main,
@@ -404,16 +409,19 @@ class Trainer:
 
     def save_result(self) -> None:
         """Write what was learned, with the averaged weights; see `genhoi.train_result`."""
+        folders = result_folders(self.out, self.config, tiny=isinstance(self.base, TinyBase))
+        adapter = None
         with self.averaged():
-            weights = {name: whole(w) for name, w in self._owner.state_dict().items()}
-            known = dict(self.base.transformer.named_parameters())
-            video = {name: whole(known[name]) for name in self._video_names}
+            if self.adapter is not None:
+                weights = {name: whole(w) for name, w in self.adapter.state_dict().items()}
+                adapter = GenHOIAdapter.from_state_dict(self.adapter.config, weights)
+            transformer = {
+                name: whole(w)
+                for name, w in self.base.transformer.state_dict().items()
+                if "base" in folders or name in self._video_names
+            }
         if self.accelerator.is_main_process:
-            write_result(
-                self.out, self.base, self.config,
-                adapter=None if self.adapter is None else self.adapter.config,
-                weights=weights, video=video,
-            )  # fmt: skip
+            write_result(self.out, self.base, self.config, adapter=adapter, transformer=transformer)
         self.accelerator.wait_for_everyone()
 
 
