@@ -45,7 +45,7 @@ def arguments(files: Path, *more: str) -> list[str]:
     return [
         "edit", "--video", f"{files}/video.mp4", "--mask", f"{files}/mask.mp4",
         "--object", f"{files}/object.png", "--steps", "2", "--window", "5",
-        "--out", f"{files}/out", *more,
+        "--out", f"{files}/out", "--base", "tiny-untrained", *more,
     ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def refused(result: Result, *words: str) -> None:
 
 
 def test_files_in_files_out(files: Path) -> None:
-    result = run(*arguments(files, "--prompt", "a cup"))
+    result = run(*arguments(files))
     assert result.exit_code == 0, result.output
     for words in ("UNTRAINED", "frame 0 is generated too", "the first 9 of 11", "edited.mp4"):
         assert words in result.output
@@ -92,7 +92,7 @@ def test_files_in_files_out(files: Path) -> None:
     assert (both.frames[:, :, :W].float() - source.float()).abs().mean() < 10
     record = json.loads((out / "edit.json").read_text())
     assert record["windows"] == [[0, 5], [4, 9]] and record["reference_passes"] == 1
-    assert record["settings"]["prompt"] == "a cup" and record["keep_background"] is False
+    assert record["settings"]["guidance"] == 1 and record["keep_background"] is False
     assert record["base"]["trained"] is False and record["adapter"]["trained"] is False
     assert record["attachment"] == {"mask_gate": True, "flow_gate": "token", "schedule": "paper"}
     shares = record["attention"]["share_by_window_and_latent_frame"]
@@ -107,8 +107,9 @@ def test_the_record_repeats_the_edit(files: Path) -> None:
     more = [
         "--mask", f"{files}/mask2.mp4", "--object", f"{files}/object2.png", "--seed", "3",
         "--strength", "2", "--strength", "0.5", "--first-frame", f"{files}/finished.png",
-        "--last-frame", f"{files}/finished.png", "--prompt", "it's a cup", "--guidance", "2",
+        "--last-frame", f"{files}/finished.png", "--prompt", "a hand's cup", "--guidance", "2",
         "--keep-background", "--schedule", "-1", "--preset", "release", "--mask-rule", "any",
+        "--base", str(save_tiny_base(files / "base")),
     ]  # fmt: skip
     result = run(*arguments(files, *more))
     assert result.exit_code == 0, result.output
@@ -151,7 +152,7 @@ def test_a_base_in_diffusers_format(files: Path) -> None:
 
 
 def test_dry_run_computes_and_writes_nothing(files: Path) -> None:
-    for base in ("tiny", str(save_tiny_base(files / "base"))):
+    for base in ("tiny", "tiny-untrained", str(save_tiny_base(files / "base"))):
         result = run(*arguments(files, "--base", base, "--dry-run"))
         assert result.exit_code == 0, result.output
         for words in ("2: frames 0-4, 4-8", "2 x 2 x 3 = 12", "parameters", "about", "48x32"):
@@ -239,10 +240,11 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
         (["--window", "7"], ["window: got 7, wanted 1 + 4 n"]),
         (["--window", "7", "--dry-run"], ["window: got 7, wanted 1 + 4 n"]),
         (["--shift", "-1"], ["shift: got -1.0"]),
-        (["--offload", "model"], ["offload: got 'model' for base tiny"]),
+        (["--offload", "model"], ["offload: got 'model' for base tiny-untrained"]),
         (["--base", "nothing-here"], ["base: there is no folder nothing-here", "46 GB"]),
         (["--base", "nothing-here", "--dry-run"], ["base: there is no folder nothing-here"]),
-        (["--prompt", "x" * 513], ["prompt: got 513 bytes, wanted at most 512"]),
+        (["--prompt", "a cup"], ["prompt: got 'a cup', wanted none"]),
+        (["--guidance", "5"], ["guidance: got 5.0, wanted 1"]),
         (["--out", "video.mp4"], ["video.mp4 is a file, want a folder"]),
     ],
 )

@@ -5,9 +5,10 @@ Each piece leaves files that say it is done, and is not done again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from genhoi.base import Base
 from genhoi.bases import UNTRAINED, load_base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
+from genhoi.media import atomic_path
 from genhoi.trainer import Trainer, TrainProgress
 
 __all__ = ["Study"]
@@ -64,6 +66,7 @@ class Study:
 
     def __init__(self, out: Path, scale: Scale, note: Note) -> None:
         self.out, self.scale, self.note = out, scale, note
+        _same_scale(out / "scale.json", scale)
         codec = load_base(UNTRAINED)
 
         def counted(what: str) -> Callable[[int, int], object]:
@@ -205,6 +208,18 @@ class Study:
                 )
 
         return show
+
+
+def _same_scale(path: Path, scale: Scale) -> None:
+    """Raises ValueError if the folder holds a study of another size."""
+    wanted = json.loads(json.dumps(asdict(scale)))
+    if path.is_file():
+        came = json.loads(path.read_text(encoding="utf-8"))
+        if came != wanted:
+            raise ValueError(f"out: {path} says {came}, wanted {wanted}; name another folder")
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
 def _file(step: int, *, long: bool) -> str:

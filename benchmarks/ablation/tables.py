@@ -24,17 +24,23 @@ _MEANS = (
 
 
 def collect_tables(out: Path) -> list[Path]:
-    """Write all tables and plots into out/results; what is not measured yet is left out."""
+    """Write all tables and plots into out/results; what is not measured yet is left out.
+
+    Rows of clips.csv that lie there from other seeds are kept and count in paired.csv, so that
+    seeds may be run on several machines, one after the other.
+    """
     from benchmarks.ablation.figures import draw_figures
 
     measured = read_measured(out)
     folder = out / "results"
+    clips = _merged(folder / "clips.csv", list(_clips(measured)))
     written = [
         _write(folder / f"{name}.csv", rows)
         for name, rows in (
             ("summary", _summary(measured)),
             ("curves", _curves(measured)),
-            ("paired", _paired(measured)),
+            ("clips", clips),
+            ("paired", _paired(clips)),
             ("mass", _mass(measured)),
         )
     ]
@@ -88,31 +94,42 @@ def _last(measured: Iterable[Measured]) -> list[Measured]:
     return list(found.values())
 
 
-def _paired(measured: Iterable[Measured]) -> Iterator[Row]:
-    """Each variant minus frame -1 on the same base and the same clips.
+def _clips(measured: Iterable[Measured]) -> Iterator[Row]:
+    """Each clip's object PSNR at each run's last evaluation: what `_paired` is computed from."""
+    for m in _last(measured):
+        for given in m.given:
+            parts = thirds(m.arrays[f"{given}/object_psnr"])
+            for clip in range(len(parts["all"])):
+                yield _label(m, given) | {"clip": clip} | {k: v[clip] for k, v in parts.items()}
+
+
+def _paired(clips: Iterable[Row]) -> Iterator[Row]:
+    """Each variant minus frame -1 on the same bases and the same clips.
 
     A clip's difference is its mean over the seeds there are for both; errors are over clips.
     """
-    by_key: dict[tuple[Any, ...], dict[int, Measured]] = defaultdict(dict)
-    for m in measured:
-        by_key[m.regime, m.variant, m.step, m.long][m.seed] = m
-    for (regime, variant, step, long), runs in by_key.items():
-        against = by_key.get((regime, _AGAINST, step, long), {})
-        seeds = sorted(set(runs) & set(against))
-        if variant == _AGAINST or not seeds:
+    groups: dict[tuple[Any, ...], dict[tuple[int, int], Row]] = defaultdict(dict)
+    for row in clips:
+        key = (row["regime"], row["variant"], row["length"], row["first_frame"])
+        groups[key][int(row["seed"]), int(row["clip"])] = row
+    for key, rows in groups.items():
+        regime, variant, length, given = key
+        against = groups.get((regime, _AGAINST, length, given), {})
+        common = sorted(set(rows) & set(against))
+        if variant == _AGAINST or not common:
             continue
-        for given in runs[seeds[0]].given:
-            name = f"{given}/object_psnr"
-            ours, theirs = (
-                [thirds(some[seed].arrays[name]) for seed in seeds] for some in (runs, against)
-            )
-            row = _label(runs[seeds[0]], given) | {"seed": " ".join(map(str, seeds))}
-            for part in (*PARTS, "all"):
-                clips = np.mean(
-                    [a[part] - b[part] for a, b in zip(ours, theirs, strict=True)], axis=0
-                )
-                row[f"{part}_db"], row[f"{part}_error"] = mean_error(clips)
-            yield row
+        found: Row = {
+            "regime": regime, "variant": variant, "minus": _AGAINST, "length": length,
+            "first_frame": given, "seeds": " ".join(map(str, sorted({s for s, _ in common}))),
+            "clips": len({clip for _, clip in common}),
+        }  # fmt: skip
+        for part in (*PARTS, "all"):
+            by_clip: dict[int, list[float]] = defaultdict(list)
+            for place in common:
+                by_clip[place[1]].append(float(rows[place][part]) - float(against[place][part]))
+            differences = [float(np.mean(values)) for values in by_clip.values()]
+            found[f"{part}_db"], found[f"{part}_error"] = mean_error(differences)
+        yield found
 
 
 def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
@@ -125,6 +142,20 @@ def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
             yield _label(m, "none") | {
                 "layer": layer, "head": head, "latent_frame": frame, "share": share,
             }  # fmt: skip
+
+
+def _merged(path: Path, rows: list[Row]) -> list[Row]:
+    """Rows of a CSV that belong to other runs, and the new ones."""
+    if not path.is_file():
+        return rows
+
+    def run(row: Row) -> tuple[str, str, str]:
+        return str(row["regime"]), str(row["variant"]), str(row["seed"])
+
+    new = {run(row) for row in rows}
+    with path.open(newline="") as file:
+        kept: list[Row] = [row for row in csv.DictReader(file) if run(row) not in new]
+    return sorted(kept + rows, key=run)
 
 
 def _write(path: Path, rows: Iterable[Row]) -> Path | None:
