@@ -35,9 +35,9 @@ _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor of all processes' shards, on the CPU; every process has to call this."""
+    """A copy of a tensor, of all processes' shards, on the CPU; every process has to call this."""
     x = x.detach()
-    return (x.full_tensor() if isinstance(x, DTensor) else x).cpu()
+    return x.full_tensor().cpu() if isinstance(x, DTensor) else x.to("cpu", copy=True)
 
 
 def copy_into(target: Tensor, value: Tensor) -> None:

@@ -10,7 +10,7 @@ from diffusers import WanTransformer3DModel
 from genhoi.adapter import GenHOIAdapter
 from genhoi.bases import base_config
 from genhoi.train_config import TrainConfig
-from genhoi.trainer import freeze_unused
+from genhoi.trainer import freeze_unused, load_adapter
 
 __all__ = ["TrainEstimate", "estimate_training"]
 
@@ -90,7 +90,7 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
 def _adapter_size(config: TrainConfig, model: WanTransformer3DModel) -> int:
     """Trained weights of the adapter; the current device is meta."""
     if config.adapter is not None:
-        adapter = GenHOIAdapter.from_pretrained(config.adapter)
+        adapter = load_adapter(config.adapter)
         adapter.check_fits(model)
     else:
         adapter = GenHOIAdapter.for_transformer(

@@ -78,7 +78,8 @@ def write_result(
             result = copy.copy(base)
             result.transformer = merged
             result.save_pretrained(folders["base"], about=_about(config))
-        else:
+        if adapter is not None or not isinstance(base, TinyBase):
+            # In their own type: low-rank changes are small, and bfloat16 would round them away.
             merged.save_pretrained(folders["base"])
 
 

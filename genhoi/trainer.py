@@ -43,7 +43,14 @@ from genhoi.wan import Attachment, attach
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainProgress", "Trainer", "check_same_run", "freeze_unused", "learning_rate_at"]
+__all__ = [
+    "TrainProgress",
+    "Trainer",
+    "check_same_run",
+    "freeze_unused",
+    "learning_rate_at",
+    "load_adapter",
+]
 
 _BETAS = (0.9, 0.98)
 
@@ -150,16 +157,9 @@ class Trainer:
             return None, None
         transformer.requires_grad_(False)
         if config.video_rank:
-            try:
-                from peft import LoraConfig
-            except ImportError as error:
-                raise ImportError("video_rank needs peft: pip install peft") from error
-            projections = r".*attn1\.(to_q|to_k|to_v)"
-            transformer.add_adapter(LoraConfig(
-                r=config.video_rank, lora_alpha=config.video_rank, target_modules=projections
-            ))  # fmt: skip
+            _add_low_rank(transformer, config.video_rank)
         if config.adapter is not None:
-            adapter = GenHOIAdapter.from_pretrained(config.adapter).float()
+            adapter = load_adapter(config.adapter)
         else:
             adapter = GenHOIAdapter.for_transformer(
                 transformer, rank=config.rank, gate_init=config.gate_init,
@@ -455,6 +455,34 @@ def check_same_run(config: TrainConfig, out: Path, *, latents: str | None = None
             f"folder for the run"
         )
     return int(state["step"])
+
+
+def _add_low_rank(transformer: Any, rank: int) -> None:
+    """Low-rank weights on q, k, v of the video's own attention, float32."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("video_rank needs peft: pip install peft") from error
+    projections = r".*attn1\.(to_q|to_k|to_v)"
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
+    for weight in transformer.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def load_adapter(name: str) -> GenHOIAdapter:
+    """An adapter to go on from, in float32 as trained weights have to be.
+
+    Args:
+        name: of a folder, or on the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        OSError, ValueError: see `GenHOIAdapter.from_pretrained`.
+    """
+    if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
+        raise FileNotFoundError(f"adapter: there is no folder {name}")
+    return GenHOIAdapter.from_pretrained(name).float()
 
 
 def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:

@@ -23,6 +23,7 @@ _LONG_SIDE = 160  # of a frame in the sheet, in pixels
 _GAP = 4
 
 
+@torch.no_grad()
 def draw_samples(
     base: Base,
     attachment: Any | None,

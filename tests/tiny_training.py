@@ -77,13 +77,21 @@ def clips_in(folder: Path) -> EncodedClips:
     return encode_dataset(small_base(), Noise(), folder / "latents", given=("none",))
 
 
+def fresh_accelerator(config: TrainConfig) -> Any:
+    """Of this process, or of all that the environment names; the last one's settings are gone."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state="RANK" not in os.environ)
+    return make_accelerator(config, cpu=True)
+
+
 def trainer_in(folder: Path, out: str = "run", **changes: Any) -> Trainer:
     """A run on them."""
     config = small_config(**changes)
     dtype = getattr(torch, config.base_dtype)
     return Trainer(
         config, folder / out, clips_in(folder), base=small_base(dtype=dtype),
-        accelerator=make_accelerator(config, cpu=True),
+        accelerator=fresh_accelerator(config),
     )  # fmt: skip
 
 

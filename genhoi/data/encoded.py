@@ -154,6 +154,7 @@ def _fingerprints(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> se
     return {_fingerprint(base, dataset, [*given, *some]) for some in more}
 
 
+@torch.no_grad()
 def _encode_all(
     base: Base,
     dataset: HOIDataset,
