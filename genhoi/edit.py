@@ -145,6 +145,7 @@ class Targets:
         self.folder = folder
         self.edited = folder / "edited.mp4"
         self.side_by_side = folder / "side_by_side.mp4"
+        self.sheet = folder / "sheet.png"
         self.attention = folder / "attention.png"
         self.record = folder / "edit.json"
         self.parts = folder / ".unfinished"
@@ -152,7 +153,7 @@ class Targets:
         # was killed while writing them. Parts are compared with this job's before anything is done.
         killed = self.parts.is_dir() and not self.record.exists()
         self.overwrite = overwrite or killed
-        for path in (self.edited, self.side_by_side, self.attention, self.record):
+        for path in (self.edited, self.side_by_side, self.sheet, self.attention, self.record):
             if path.is_dir():
                 raise IsADirectoryError(f"--out: {path} is a folder, want a free file name")
             if path.exists() and not self.overwrite:

@@ -112,8 +112,9 @@ __all__ = ["edit"]
 def edit(**options: Any) -> None:
     """Put objects into a clip, where the masks are.
 
-    Writes edited.mp4, side_by_side.mp4, attention.png (where the clip looked at the objects) and
-    edit.json, with everything needed to repeat it. An edit that was interrupted goes on after its
+    Writes edited.mp4, side_by_side.mp4, sheet.png (some frames of source, mask and result),
+    attention.png (where the clip looked at the objects) and edit.json, with everything needed to
+    repeat it. An edit that was interrupted goes on after its
     last finished window when the command is repeated.
     """
     console = Console()
@@ -207,6 +208,7 @@ def _run(
     targets: Targets,
     schedule: str | float | None,
 ) -> None:
+    from genhoi.contact_sheet import EditedRow, draw_contact_sheet
     from genhoi.edit_figure import draw_attention, frame_means
 
     with console.status("Loading the base"):
@@ -293,11 +295,19 @@ def _run(
             ),
             overwrite=targets.overwrite,
         )
+    draw_contact_sheet(
+        targets.sheet,
+        inputs.clip,
+        torch.stack(inputs.masks).any(0),
+        [EditedRow(inputs.objects, edited, "edited")],
+        overwrite=targets.overwrite,
+    )
     write_results(targets, inputs.clip, edited, record)
     shutil.rmtree(targets.parts)
     # Not wrapped to the terminal's width, so that paths can be copied.
     click.echo(
         f"Edited clip: {targets.edited}\nSide by side: {targets.side_by_side}\n"
+        f"Some frames: {targets.sheet}\n"
         + (f"Attention to the objects: {targets.attention}\n" if attention else "")
         + f"To repeat it: {targets.record}"
     )

@@ -82,7 +82,7 @@ def test_files_in_files_out(files: Path) -> None:
         assert words in result.output
     out = files / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        "attention.png", "edit.json", "edited.mp4", "side_by_side.mp4"
+        "attention.png", "edit.json", "edited.mp4", "sheet.png", "side_by_side.mp4"
     ]  # fmt: skip
     edited = media.read_clip(out / "edited.mp4")
     assert edited.frames.shape == (9, H, W, 3) and edited.fps == 12
@@ -211,7 +211,7 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
     record = json.loads((killed / "edit.json").read_text())
     assert record["windows_of_an_earlier_run"] == 1
     assert sorted(p.name for p in killed.iterdir()) == [
-        "attention.png", "edit.json", "edited.mp4", "side_by_side.mp4"
+        "attention.png", "edit.json", "edited.mp4", "sheet.png", "side_by_side.mp4"
     ]  # fmt: skip
     assert run(*arguments(files, "--steps", "25")).exit_code == 0
     assert edited_hash(files, "killed") == edited_hash(files)
