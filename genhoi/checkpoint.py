@@ -26,6 +26,7 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "read_state",
+    "remove_old",
     "save_checkpoint",
     "whole",
 ]
@@ -68,9 +69,8 @@ def save_checkpoint(
     if target in _all(folder):
         return target  # a run is the same every time, so this is it
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".*{_UNFINISHED}"):
-        shutil.rmtree(left)  # of a program that was killed
     unfinished = _hidden(target)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a program that was killed
     try:
         unfinished.mkdir()
         _write_tensors(unfinished / _TENSORS, tensors)
@@ -84,11 +84,17 @@ def save_checkpoint(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _flush(folder)
+    remove_old(folder, keep=keep)
+    return target
+
+
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Remove all checkpoints but the last ones, and what killed programs left unfinished."""
     for old in _all(folder)[:-keep]:
         # Out of sight first: half removed, it would look whole.
         os.replace(old, _hidden(old))
-        shutil.rmtree(_hidden(old))
-    return target
+    for left in folder.glob(f".*{_UNFINISHED}"):
+        shutil.rmtree(left)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

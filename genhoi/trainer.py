@@ -27,6 +27,7 @@ from genhoi.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_state,
+    remove_old,
     save_checkpoint,
     whole,
 )
@@ -221,6 +222,7 @@ class Trainer:
         config, main = self.config, self.accelerator.is_main_process
         if main:
             self._write_config()
+            remove_old(self.out / "checkpoints", keep=config.keep)
         log = TrainingLog(self.out, self.step) if main else None
         choices = self._choices()
         begun, first = time.monotonic(), self.step

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +26,7 @@ from genhoi.train_config import TrainConfig
 from genhoi.train_parallel import make_accelerator
 from genhoi.trainer import Trainer
 
-SIDE, FRAMES, CLIPS = 32, 9, 5
+SIDE, FRAMES, CLIPS, LEARNING_RATE = 32, 9, 5, 1e-2
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 64, "num_layers": 2}
 
 
@@ -65,7 +66,7 @@ def small_base(**options: Any) -> TinyBase:
 def small_config(**changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "base": "tiny-untrained", "frames": FRAMES, "height": SIDE, "width": SIDE, "steps": 5,
-        "batch": 2, "warmup": 2, "learning_rate": 1e-2, "rank": 4, "log_every": 1,
+        "batch": 2, "warmup": 2, "learning_rate": LEARNING_RATE, "rank": 4, "log_every": 1,
         "checkpoint_every": 1, "keep": 2, "precision": "no",
         "given": {"mixed": 0.5, "first": 0.3, "none": 0.2}, "reference_dropout": 0.3,
     }  # fmt: skip
@@ -108,6 +109,26 @@ def losses(out: Path) -> list[float]:
 
 def checkpoint(out: Path, step: int) -> dict[str, Tensor]:
     return load_file(out / "checkpoints" / f"step-{step:06}" / "state.safetensors")
+
+
+def assert_same_run(one: Path, other: Path, step: int = 5) -> None:
+    """Up to rounding: losses, gradients' norms, means of gradients, weights and their average."""
+    assert losses(one) == pytest.approx(losses(other), rel=1e-6)
+    norms = [[float(norm) for _, _, norm in curve(out)] for out in (one, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    found, wanted = checkpoint(one, step), checkpoint(other, step)
+    assert found.keys() == wanted.keys()
+    largest = max(x.abs().max().item() for n, x in wanted.items() if n.startswith("exp_avg/"))
+    for name, x in wanted.items():
+        kind, _, weight = name.partition("/")
+        if kind in ("weight", "ema"):
+            # Adam divides gradients by their size, also where they are nothing but rounding.
+            known = wanted[f"exp_avg/{weight}"].abs() > 1e-4 * largest
+            torch.testing.assert_close(
+                found[name][known], x[known], rtol=0, atol=2e-3 * LEARNING_RATE, msg=name
+            )
+        elif kind == "exp_avg":
+            torch.testing.assert_close(found[name], x, rtol=0, atol=1e-5 * largest, msg=name)
 
 
 def free_port() -> int:

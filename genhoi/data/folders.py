@@ -395,7 +395,7 @@ class ClipDataset:
             (clip.name, clip.prompt, *(_file_words(getattr(clip, role)) for role in roles))
             for clip in self._clips
         ]
-        windows = [(window.clip, window.start, window.stop) for window in self._windows]
+        windows = [(part.name, part.clip, part.start, part.stop) for part in self._windows]
         return json.dumps([_VERSION, clips, windows, self._size, self._resize])
 
     def __iter__(self) -> Iterator[HOISample]:
