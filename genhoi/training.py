@@ -204,9 +204,11 @@ def given_condition(
     if clips.has(f"condition_{which}"):
         return clips.take(f"condition_{which}", [index])[0]
     hidden = clips.take("condition_none", [index])[0]
-    clean = clips.take("clean", [index])[0]
-    shown = torch.cat([torch.zeros_like(hidden[:4]), clean])
-    visible = _visible(which, clean.shape[1], generator)
+    if clips.has("shown"):
+        shown = clips.take("shown", [index])[0]
+    else:
+        shown = torch.cat([torch.zeros_like(hidden[:4]), clips.take("clean", [index])[0]])
+    visible = _visible(which, hidden.shape[1], generator)
     return torch.where(visible[:, None, None], shown, hidden)
 
 

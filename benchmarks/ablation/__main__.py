@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,11 +24,16 @@ __all__ = ["main"]
 @click.option("--seeds", default="0,1,2", show_default=True, help="Of bases and adaptations.")
 @click.option("--regimes", default=",".join(REGIMES), show_default=True, help="Of the bases.")
 @click.option("--variants", default=",".join(VARIANTS), show_default=True)
+@click.option(
+    "--pose/--no-pose", default=True, show_default=True,
+    help="Whether the model is told the object's pose; without, it has to find it in the mask.",
+)  # fmt: skip
 @click.option("--threads", default=1, show_default=True, help="Start it several times for more.")
 @click.option("--collect", is_flag=True, help="Only write tables and plots of what is done.")
 def main(
-    out: Path, scale: str, seeds: str, regimes: str, variants: str, threads: int, collect: bool
-) -> None:
+    out: Path, scale: str, seeds: str, regimes: str, variants: str, pose: bool, threads: int,
+    collect: bool,
+) -> None:  # fmt: skip
     """Compare ways to bring a reference in, on tiny bases; see the package's description."""
     torch.set_num_threads(threads)
     chosen = _names(variants, VARIANTS, "--variants")
@@ -41,7 +47,7 @@ def main(
     if not collect:
         from benchmarks.ablation.run import Study
 
-        study = Study(out, SCALES[scale], note)
+        study = Study(out, replace(SCALES[scale], pose=pose), note)
         for seed in numbers:
             for regime in bases:
                 study.pretrain(regime, seed)

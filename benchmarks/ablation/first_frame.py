@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
 from genhoi.adapter import AdapterLayer, GenHOIAdapter
+from genhoi.reference_stream import complete_channels
 from genhoi_kernels import VideoRope, qk_norm_rope, reference_attention
 
 __all__ = ["FirstFrame"]
@@ -42,7 +43,7 @@ class FirstFrame:
     def set_reference(
         self, references: Sequence[Tensor] | None, mask: Tensor | None = None
     ) -> None:
-        """The reference's latents, [B, C, 1, h, w]; every token sees it, whatever the mask."""
+        """The reference, [B, C, 1, h, w], latents or all input channels; every token sees it, whatever the mask."""
         self.reference = None if references is None else references[0]
 
     def _prepend(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -53,9 +54,11 @@ class FirstFrame:
             processor.grid, processor.given = (f + given, h, w), given
         if self.reference is None:
             return args, kwargs
-        latent = self.reference.to(x.dtype)
-        # A frame that is given: no noise to be removed, mask 0.
-        frame = torch.cat([latent, torch.zeros_like(latent[:, :4]), latent], dim=1)
+        config = self.transformer.config
+        # As a frame that is given: mask 0, no noise to be removed.
+        frame = complete_channels(
+            self.reference.to(x.dtype), config.in_channels, config.out_channels
+        )
         return args, kwargs | {"hidden_states": torch.cat([frame, x], dim=2)}
 
     def _drop(self, module: Any, args: Any, out: Any) -> Any:

@@ -79,6 +79,7 @@ class Scale:
         test_clips: of them measured at the last evaluation.
         early_clips: measured at those before.
         sampling_steps: of Euler's method.
+        pose: whether the model is told the object's pose in every frame; see `posed`.
     """
 
     clips: int
@@ -90,11 +91,12 @@ class Scale:
     test_clips: int
     early_clips: int
     sampling_steps: int
+    pose: bool = True
 
 
 SCALES = {
     "full": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400, 800), 4, 96, 96, 24, 6),
-    "short": Scale(2500, 1500, 8, (0, 25, 50, 100, 200, 400), 4, 96, 48, 24, 6),
+    "short": Scale(2500, 1000, 8, (0, 50, 100, 200, 400), 4, 96, 32, 16, 4),
     "small": Scale(64, 60, 4, (0, 10, 20), 4, 8, 6, 4, 3),
 }
 
@@ -146,6 +148,6 @@ def adapt_config(scale: Scale, run: Run, base: Path) -> TrainConfig:
     return TrainConfig(
         stage="adapter", base=str(base), clips=scale.clips, frames=FRAMES, height=SIDE, width=SIDE,
         steps=scale.evaluations[-1], batch=scale.batch, learning_rate=1e-3, warmup=10, decay=0.0,
-        ema=0.0, weight_decay=0.0, given={"first": 0.5, "none": 0.5}, reference_dropout=0.0,
+        ema=0.95, weight_decay=0.0, given={"first": 0.5, "none": 0.5}, reference_dropout=0.0,
         rank=RANK, checkpoint_every=100, seed=run.seed, **options,
     )  # fmt: skip

@@ -40,6 +40,7 @@ from benchmarks.ablation.plan import (
     base_config,
     schedule_for,
 )
+from benchmarks.ablation.posed import PosedClips
 from benchmarks.ablation.test_set import TestSet
 from genhoi.adapter import GenHOIAdapter
 from genhoi.base import Base
@@ -77,16 +78,19 @@ class Study:
             return show
 
         latents = out / "latents"
+        dataset = SyntheticHOI("train", clips=scale.clips, frames=FRAMES, size=(SIDE, SIDE))
         self.clips: EncodedClips = encode_dataset(
             codec,
-            SyntheticHOI("train", clips=scale.clips, frames=FRAMES, size=(SIDE, SIDE)),
+            dataset,
             latents / "train",
             given=("none",),
             workers=2,
             progress=counted("training clips"),
         )
+        if scale.pose:
+            self.clips = PosedClips(latents / "train", dataset)
         self.test, self.long = (
-            TestSet(codec, latents / name, clips=scale.test_set, frames=frames,
+            TestSet(codec, latents / name, clips=scale.test_set, frames=frames, pose=scale.pose,
                     progress=counted(f"test clips of {frames} frames"))
             for name, frames in (("test", FRAMES), ("test-long", LONG_FRAMES))
         )  # fmt: skip
@@ -178,7 +182,7 @@ class Study:
                 continue
             found: Arrays = {}
             frames = LONG_LATENT_FRAMES if long else LATENT_FRAMES
-            with trainer.for_frames(frames), torch.random.fork_rng():
+            with trainer.for_frames(frames), trainer.averaged(), torch.random.fork_rng():
                 for given in GIVEN:
                     arrays = measure(
                         trainer.base, trainer.attachment, test, count, given=given,

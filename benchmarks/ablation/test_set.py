@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablation.plan import SIDE
+from benchmarks.ablation.posed import PosedClips
 from genhoi.base import Base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
@@ -44,6 +45,7 @@ class TestSet:
         base: its codec is used.
         folder: where the encoded clips are kept.
         clips, frames: how many, how long.
+        pose: whether the model is told the object's pose.
         progress: called with (done, of how many).
     """
 
@@ -56,12 +58,15 @@ class TestSet:
         *,
         clips: int,
         frames: int,
+        pose: bool,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self.dataset = SyntheticHOI("test", clips=clips, frames=frames, size=(SIDE, SIDE))
         self.encoded: EncodedClips = encode_dataset(
             base, self.dataset, folder, given=("none",), workers=2, progress=progress
         )
+        if pose:
+            self.encoded = PosedClips(folder, self.dataset)
         self.frames = frames
         self._base = base
         self._clips: dict[int, TestClip] = {}

@@ -86,10 +86,7 @@ class SyntheticHOI:
         return self.clips
 
     def __getitem__(self, index: int) -> HOISample:
-        if not 0 <= index < self.clips:
-            raise IndexError(f"index: got {index}, wanted 0 to {self.clips - 1}")
-        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
-        scene = _Scene(rng, self.split, self.frames, self.size)
+        scene, rng = self._scene(index)
         frames, object_, hand = scene.draw()
         mask = _dilate(object_ | hand, _MASK_GROWTH)
         if self.mask == "box" or (self.mask == "mixed" and rng.random() < 0.5):
@@ -106,6 +103,34 @@ class SyntheticHOI:
 
     def __iter__(self) -> Iterator[HOISample]:
         return (self[i] for i in range(len(self)))
+
+    def coordinates(self, index: int, *, cell: int = 8) -> Tensor:
+        """Where on the object each part of the frame lies: its pose, exactly.
+
+        Args:
+            index: of the sample.
+            cell: pixels between the points that are asked.
+
+        Returns:
+            float32 [F, H / cell, W / cell, 2]: (u, v) at the cells' centres, -1 to 1 over the
+            object's picture, beyond outside it.
+        """
+        scene = self._scene(index)[0]
+        height, width = self.size
+        x = (torch.arange(width // cell) + 0.5) * cell
+        y = (torch.arange(height // cell)[:, None] + 0.5) * cell
+        return scene.pose.to_object(x, y, scene.aspect)
+
+    def aspect(self, index: int) -> float:
+        """The object's height over its width."""
+        return self._scene(index)[0].aspect
+
+    def _scene(self, index: int) -> tuple[_Scene, Generator]:
+        """The scene, and its generator for what else is drawn."""
+        if not 0 <= index < self.clips:
+            raise IndexError(f"index: got {index}, wanted 0 to {self.clips - 1}")
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
+        return _Scene(rng, self.split, self.frames, self.size), rng
 
     def fingerprint(self) -> str:
         """See `HOIDataset`."""
@@ -302,9 +327,7 @@ def main(
     try:
         width, height = (int(side) for side in size.lower().split("x"))
     except ValueError:
-        raise click.ClickException(
-            f"--size: got {size!r}, want WIDTHxHEIGHT, e.g. 96x96"
-        ) from None
+        raise click.ClickException(f"--size: got {size!r}, want WIDTHxHEIGHT, e.g. 96x96") from None
     try:
         dataset = SyntheticHOI(
             split, clips=index + 1, frames=frames, size=(height, width), mask=mask, seed=seed
