@@ -43,7 +43,7 @@ class FirstFrame:
     def set_reference(
         self, references: Sequence[Tensor] | None, mask: Tensor | None = None
     ) -> None:
-        """The reference, [B, C, 1, h, w], latents or all input channels; every token sees it, whatever the mask."""
+        """The reference, [B, C, 1, h, w]: latents or all input channels. The mask has no say."""
         self.reference = None if references is None else references[0]
 
     def _prepend(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
