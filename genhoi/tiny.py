@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genhoi.base import Base, EditDefaults
@@ -102,7 +102,8 @@ class TinyBase(Base):
             for name, x in self.transformer.state_dict().items()
         }
         with atomic_path(folder / SAFETENSORS_WEIGHTS_NAME, overwrite=True) as temporary:
-            save_file(half, temporary, metadata={"format": "pt"})
+            # Not `save_file`, whose files only their owner may read.
+            temporary.write_bytes(save(half, metadata={"format": "pt"}))
         mark = {"format": _FORMAT, "version": _VERSION, "about": about}
         with atomic_path(folder / _MARK, overwrite=True) as temporary:
             temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")

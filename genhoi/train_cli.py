@@ -139,8 +139,8 @@ def train(
             _run(settings, accelerator, out, latents or out / "latents", fresh)
         except FloatingPointError as error:
             raise ValueError(str(error)) from error
-        finally:
-            accelerator.end_training()
+        # Not after an error: it would wait for the other processes, and they for this one.
+        accelerator.end_training()
 
 
 # ------------------------------------------------------------------------------------ before a run

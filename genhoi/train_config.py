@@ -109,6 +109,7 @@ class TrainConfig:
     flow_gate: FlowGateReduction | None = "token"
     schedule: Schedule = "paper"
     video_rank: int = 0
+    train_base: bool = False
     backend: str | None = None
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     precision: Literal["no", "bf16"] = "bf16"
@@ -167,6 +168,11 @@ class TrainConfig:
         if self.stage == "base" and self.base_dtype != "float32":
             raise ValueError(
                 "base_dtype: got 'bfloat16' for a base to be trained, wanted 'float32'"
+            )
+        if self.train_base and (self.stage == "base" or self.video_rank):
+            raise ValueError(
+                f"train_base: got it with stage {self.stage!r} and video_rank {self.video_rank}, "
+                f"wanted stage 'adapter' and video_rank 0"
             )
         if self.stage == "base" and (self.adapter is not None or self.video_rank):
             raise ValueError("stage: got 'base' with adapter weights, wanted 'adapter' for these")

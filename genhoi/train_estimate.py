@@ -63,6 +63,7 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
         trained = parameters if config.stage == "base" else _adapter_size(config, model)
     full = model.config
     dim = full.num_attention_heads * full.attention_head_dim
+    trained += parameters if config.train_base else 0
     trained += config.video_rank * full.num_layers * 3 * 2 * dim
     grid = (1 + (config.frames - 1) // 4, config.height // 16, config.width // 16)
     tokens = grid[0] * grid[1] * grid[2] + grid[1] * grid[2]  # and the reference's

@@ -46,6 +46,8 @@ def result_folders(out: Path, config: TrainConfig, *, tiny: bool) -> dict[str, P
     if config.video_rank:
         kind = "base" if tiny else "video_lora"
         found[kind] = out / kind
+    if config.train_base:
+        found["base"] = out / "base"
     return found
 
 
@@ -78,7 +80,7 @@ def write_result(
             result = copy.copy(base)
             result.transformer = merged
             result.save_pretrained(folders["base"], about=_about(config))
-        if adapter is not None or not isinstance(base, TinyBase):
+        if config.video_rank or not isinstance(base, TinyBase):
             # In their own type: low-rank changes are small, and bfloat16 would round them away.
             merged.save_pretrained(folders["base"])
 

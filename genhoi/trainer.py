@@ -135,8 +135,12 @@ class Trainer:
         if config.checkpointing:
             transformer.enable_gradient_checkpointing()
         self._owner = transformer if self.adapter is None else self.adapter
-        names = [n for n, p in transformer.named_parameters() if ".lora_" in n and p.requires_grad]
-        self._video_names = [n for n in names if ".processor." not in n]
+        # Of the transformer, where an adapter is trained with all of it or some low-rank weights.
+        self._base_names = [
+            name
+            for name, weight in transformer.named_parameters()
+            if self.adapter is not None and weight.requires_grad and ".processor." not in name
+        ]
         self._sharded = ShardedModel(transformer, self.accelerator, shard=shard)
         optimizer: Any = torch.optim.AdamW(
             list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
@@ -156,7 +160,7 @@ class Trainer:
         if config.stage == "base":
             transformer.requires_grad_(True).train()
             return None, None
-        transformer.requires_grad_(False)
+        transformer.requires_grad_(config.train_base)
         if config.video_rank:
             _add_low_rank(transformer, config.video_rank)
         if config.adapter is not None:
@@ -176,9 +180,9 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """What is trained, by name; sharded under FSDP."""
         found = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
-        if self._video_names:
+        if self._base_names:
             known = dict(self.base.transformer.named_parameters())
-            found |= {name: known[name] for name in self._video_names}
+            found |= {name: known[name] for name in self._base_names}
         return found
 
     def _choices(self) -> SampleChoices:
@@ -420,7 +424,7 @@ class Trainer:
             transformer = {
                 name: whole(w)
                 for name, w in self.base.transformer.state_dict().items()
-                if "base" in folders or name in self._video_names
+                if "base" in folders or name in self._base_names
             }
         if self.accelerator.is_main_process:
             write_result(self.out, self.base, self.config, adapter=adapter, transformer=transformer)

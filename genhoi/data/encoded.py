@@ -167,10 +167,13 @@ def _encode_all(
     arrays: dict[str, Any] = {}
     names: list[str] = []
     prompts: dict[str, int] = {}
+    texts: list[Tensor] = []
     text_of = np.zeros(len(dataset), np.int32)
     for i, sample in enumerate(_samples(dataset, workers)):
         names.append(sample.name)
         text_of[i] = prompts.setdefault(sample.prompt, len(prompts))
+        if len(prompts) > len(texts):  # now, for the base may refuse it
+            texts.append(base.encode_text(sample.prompt))
         for name, value in _encode(base, sample, given):
             if name not in arrays:
                 arrays[name] = np.lib.format.open_memmap(
@@ -186,8 +189,7 @@ def _encode_all(
             progress(i + 1, len(dataset))
     for array in arrays.values():
         array.flush()
-    text = torch.cat([base.encode_text(prompt) for prompt in prompts])
-    np.save(folder / "text.npy", text.float().cpu().numpy())
+    np.save(folder / "text.npy", torch.cat(texts).float().cpu().numpy())
     np.save(folder / "text_of.npy", text_of)
     meta = {
         "version": _VERSION,
