@@ -72,17 +72,28 @@ test: $(READY) ## run every test this machine can run, then say which backends i
 	$(RUN) -c "$$BACKENDS" || status=1; \
 	exit $$status
 
-# Few steps: more of them make the noise of an untrained model no better.
-DEMO_EDIT := --steps 2 --prompt "a hand holds a cup" --keep-background
+# A held-out clip, and the objects of two others: none of them was seen in training.
+DEMO := results/demo
+DEMO_CLIP := --video $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4
 
 .PHONY: demo
-demo: $(READY) ## edit a synthetic clip with the tiny, untrained base, and draw the figures for it
-	@$(RUN) -m genhoi.data.cup --out results/demo/clip --force
-	@$(VENV)/bin/genhoi inspect --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \
-		--object results/demo/clip/object.png --out results/demo --force
-	@$(VENV)/bin/genhoi edit --video results/demo/clip/video.mp4 --mask results/demo/clip/mask.mp4 \
-		--object results/demo/clip/object.png --out results/demo --force $(DEMO_EDIT)
-	@echo "The figures and the edited clip are in results/demo/"
+demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained base: results/demo/
+	@$(RUN) -m genhoi.data.cup --out $(DEMO)/cup --force
+	@$(VENV)/bin/genhoi inspect --video $(DEMO)/cup/video.mp4 --mask $(DEMO)/cup/mask.mp4 \
+		--object $(DEMO)/cup/object.png --out $(DEMO) --force
+	@$(RUN) -m genhoi.data.synthetic --split test --index $(DEMO_INDEX) --out $(DEMO)/clip --force
+	@for i in $(DEMO_OBJECTS); do \
+		$(RUN) -m genhoi.data.synthetic --split test --index $$i --out $(DEMO)/object-$$i --force && \
+		$(VENV)/bin/genhoi edit $(DEMO_CLIP) --object $(DEMO)/object-$$i/object.png \
+			--out $(DEMO)/edit-$$i --force --keep-background || exit 1; \
+	done
+	@$(RUN) -m genhoi.contact_sheet --source $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4 \
+		$(foreach i,$(DEMO_OBJECTS),--edited $(DEMO)/object-$(i)/object.png $(DEMO)/edit-$(i)/edited.mp4) \
+		--out $(DEMO)/edits.png --force
+	@echo "The figures and the edited clips are in $(DEMO)/; edits.png shows both edits"
+
+DEMO_INDEX := 1
+DEMO_OBJECTS := 3 4
 
 .PHONY: demo-real
 demo-real: CLIP := $(GENHOI_SHARED)/data/hoi_clip
@@ -97,7 +108,7 @@ demo-real: ## the same for the real clip in GENHOI_SHARED (default: ../shared)
 	@$(VENV)/bin/genhoi inspect --video "$(CLIP)/source.mp4" --mask "$(CLIP)/mask.mp4" \
 		--object "$(CLIP)/object.png" --out results/demo-real --force
 	@$(VENV)/bin/genhoi edit --video "$(CLIP)/source.mp4" --mask "$(CLIP)/mask.mp4" \
-		--object "$(CLIP)/object.png" --out results/demo-real --force $(DEMO_EDIT)
+		--object "$(CLIP)/object.png" --out results/demo-real --force
 	@echo "The figures and the edited clip are in results/demo-real/"
 
 # Ten minutes on two slow cores; BENCH_ARGS="--suite shapes" and the like choose other suites.
