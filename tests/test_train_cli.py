@@ -15,13 +15,13 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
-from test_cli import refused
 from test_folders import make_clip
-from tiny_training import FRAMES, SMALL, checkpoint, curve
+from tiny_training import FRAMES, SMALL, checkpoint, curve, free_port, small_base
 
 from genhoi import GenHOIAdapter, cli, tiny
 from genhoi.media import read_clip
 from genhoi.train_config import TrainConfig, read_config
+from genhoi.train_estimate import estimate_training
 from genhoi.trainer import Trainer, TrainProgress
 
 TESTS = Path(__file__).parent
@@ -39,13 +39,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """Options of a training on three clips of one's own, one of them long enough for two samples."""
+    """Options of a training on three clips of one's own, one long enough for two samples."""
     for i, count in enumerate((FRAMES, FRAMES, 2 * FRAMES + 1)):
         make_clip(tmp_path / "clips" / f"clip{i}", count, seed=i)
     return [
         "train", "--base", "tiny-untrained", "--data", str(tmp_path / "clips"),
         "--frames", str(FRAMES), "--height", "32", "--width", "32", "--steps", "4", "--batch", "2",
-        "--warmup", "1", "--rank", "4", "--checkpoint-every", "1", "--log-every", "1",
+        "--warmup", "1", "--checkpoint-every", "1", "--log-every", "1",
         "--samples", "2", "--sample-every", "2", "--device", "cpu", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
 
@@ -55,6 +55,14 @@ def run(*arguments: str) -> Result:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     return CliRunner().invoke(cli.main, arguments)
+
+
+def refused(result: Result, *words: str) -> None:
+    """In words, some of them, which may be on several lines."""
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.exception
+    assert "Error: " in result.output and "Traceback" not in result.output
+    for word in words:
+        assert word in result.output, result.output
 
 
 def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
@@ -69,7 +77,7 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
         assert words in result.output, result.output
     found = {path.name for path in out.iterdir()}
     assert found >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
-    assert GenHOIAdapter.from_pretrained(out / "adapter").config.rank == 4
+    assert GenHOIAdapter.from_pretrained(out / "adapter").config.rank == 32
     assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4]
     # A picture, and three times four frames, with gaps; two clips below each other.
     with Image.open(out / "samples" / "step-000004" / "sheet.png") as sheet:
@@ -133,12 +141,13 @@ def test_interrupted_and_going_on(
 def test_interrupted_while_encoding(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("genhoi.data.encoded.build_condition", interrupted)
     result = run(*command)
-    assert result.exit_code == 130 and "Interrupted while encoding" in result.output
+    assert result.exit_code == 130, result.output
+    assert "Interrupted while encoding" in result.output
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -177,9 +186,6 @@ def test_every_setting_has_a_flag_with_words() -> None:
 
 
 def test_dry_run(command: list[str], tmp_path: Path) -> None:
-    from genhoi.train_estimate import estimate_training
-    from tiny_training import small_base
-
     result = run(*command, "--dry-run")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "run").exists()
@@ -276,12 +282,19 @@ def test_two_processes(command: list[str], tmp_path: Path) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),
     }  # fmt: skip
-    found = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         "0", "-m", "genhoi.cli", *command, "--steps", "2", "--parallel", "fsdp"],
-        env=environment, capture_output=True, text=True, timeout=250,
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launched = subprocess.Popen(
+        [*launcher, "--master_port", str(free_port()), "-m", "genhoi.cli", *command,
+         "--steps", "2", "--parallel", "fsdp"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("Training from the start of 2 on 4 clips") == 1
+    try:
+        output, errors = launched.communicate(timeout=200)
+    finally:
+        if launched.poll() is None:
+            os.killpg(launched.pid, signal.SIGKILL)
+    assert launched.returncode == 0, errors
+    assert output.count("Training from the start of 2 on 4 clips") == 1
     assert [step for step, _, _ in curve(tmp_path / "run")] == [1, 2]
-    assert GenHOIAdapter.from_pretrained(tmp_path / "run" / "adapter").config.rank == 4
+    assert GenHOIAdapter.from_pretrained(tmp_path / "run" / "adapter").config.rank == 32
