@@ -105,7 +105,7 @@ def test_thirds_leave_frames_without_the_object_out() -> None:
 def test_the_reference_as_a_frame_is_the_longer_clip() -> None:
     """Without low-rank weights it is the base on a clip with the reference as frame 0."""
     model = tiny_wan()
-    arguments = inputs(model)
+    arguments = inputs(model) | {"return_dict": False}
     x = arguments["hidden_states"]
     picture = torch.randn(x[:, :16, :1].shape, generator=torch.Generator().manual_seed(3))
     frame = torch.cat([picture, torch.zeros_like(picture[:, :4]), picture], dim=1)
@@ -114,10 +114,10 @@ def test_the_reference_as_a_frame_is_the_longer_clip() -> None:
         plain = model(**arguments)[0]
         attachment = FirstFrame(model, GenHOIAdapter.for_transformer(model, rank=4))
         attachment.set_reference([picture])
-        found = model(**arguments, return_dict=False)[0]
+        found = model(**arguments)[0]
         torch.testing.assert_close(found, longer[:, :, 1:], rtol=1e-4, atol=1e-5)
         attachment.set_reference(None)
-        again = model(**arguments, return_dict=False)[0]
+        again = model(**arguments)[0]
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
     assert found.shape[2] == GRID[0] == plain.shape[2]
     assert not torch.allclose(found, plain, atol=1e-3)

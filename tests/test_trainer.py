@@ -66,7 +66,9 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ----------------------------------------------------------------------------------- going on again
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"stage": "base"}, {"ema": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bf16"}, {"stage": "base"}, {"ema": 0.0}, {"train_base": True}]
+)
 def test_resumed_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     trainer_in(tmp_path, "whole", **changes).run()
     with pytest.raises(KeyboardInterrupt):

@@ -31,13 +31,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "ddp-values": {"queries_keys": False, "flow_gate": None},
     "fsdp-values": {"queries_keys": False, "flow_gate": None, "parallel": "fsdp"},
     "fsdp-video": {"video_rank": 2, "parallel": "fsdp"},
+    "ddp-both": {"train_base": True},
+    "fsdp-both": {"train_base": True, "parallel": "fsdp"},
     "ddp-base": {"stage": "base"},
     "fsdp-base": {"stage": "base", "sample_every": 2, "samples": 1, "parallel": "fsdp"},
 }
 SAME_AS = {
-    "whole": {}, "values": {"queries_keys": False, "flow_gate": None},
-    "video": {"video_rank": 2}, "base": {"stage": "base"},
-}  # fmt: skip
+    "whole": {},
+    "values": {"queries_keys": False, "flow_gate": None},
+    "video": {"video_rank": 2},
+    "both": {"train_base": True},
+    "base": {"stage": "base"},
+}
 
 
 def in_processes(function: Callable[..., None], *arguments: Any) -> None:

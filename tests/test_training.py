@@ -218,7 +218,9 @@ def test_settings_from_yaml_and_flags(tmp_path: Path) -> None:
         ({"micro_batch": 9}, "micro_batch"),
         ({"mask": "round"}, "mask: "),
         ({"stage": "base", "base_dtype": "bfloat16"}, "base_dtype"),
+        ({"train_base": True, "base_dtype": "bfloat16"}, "base_dtype"),
         ({"stage": "base", "video_rank": 2}, "stage: "),
+        ({"train_base": True, "video_rank": 2}, "train_base: "),
         ({"speed": 1}, "unknown settings .*speed"),
     ],
 )
