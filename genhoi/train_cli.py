@@ -162,6 +162,7 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
     """Whatever can be found out before anything is loaded, encoded or started."""
     from genhoi.bases import base_config, is_tiny
     from genhoi.train_config import TrainConfig
+    from genhoi.trainer import load_adapter
     from genhoi_kernels import backends
 
     base_config(config.base)
@@ -175,6 +176,8 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
             f"{', '.join(lost)}: got it beside an adapter to go on from, wanted one or the other, "
             f"for such an adapter has its own"
         )
+    if config.adapter is not None:
+        load_adapter(config.adapter)
     names = [known.name for known in backends()]
     if config.backend is not None and config.backend not in names:
         raise ValueError(f"backend: got {config.backend!r}, wanted one of {', '.join(names)}")

@@ -60,6 +60,7 @@ class TrainConfig:
         flow_gate: of a fresh adapter: a gate for every token or sequence, or none.
         schedule: of a fresh adapter: paper, release, or the frame of all heads' references.
         video_rank: of low-rank weights on the video's own q, k, v (through peft); 0 for none.
+        train_base: train the whole base along with the adapter (for tiny ones).
         backend: of the fused op, see `genhoi doctor`; None for the first that fits.
         base_dtype: "bfloat16" halves the memory of a frozen base.
         precision: "bf16" computes in it under autocast; "no" in float32.
@@ -165,7 +166,7 @@ class TrainConfig:
             )
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch: got {self.micro_batch}, wanted 1 to {self.batch}")
-        if self.stage == "base" and self.base_dtype != "float32":
+        if (self.stage == "base" or self.train_base) and self.base_dtype != "float32":
             raise ValueError(
                 "base_dtype: got 'bfloat16' for a base to be trained, wanted 'float32'"
             )
