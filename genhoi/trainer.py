@@ -185,7 +185,8 @@ class Trainer:
             found |= {name: known[name] for name in self._base_names}
         return found
 
-    def _choices(self) -> SampleChoices:
+    def choices(self) -> SampleChoices:
+        """What `make_batch` draws from in this run."""
         config, defaults = self.config, self.base.defaults
         return SampleChoices(
             seed=config.seed,
@@ -228,7 +229,7 @@ class Trainer:
             self._write_config()
             remove_old(self.out / "checkpoints", keep=config.keep)
         log = TrainingLog(self.out, self.step) if main else None
-        choices = self._choices()
+        choices = self.choices()
         begun, first = time.monotonic(), self.step
         try:
             with Interrupts(stopping) as interrupts:
@@ -352,7 +353,7 @@ class Trainer:
             sheet = draw_samples(
                 self.base, self.attachment, self.samples, self.config,
                 folder=self.out / "samples" / f"step-{self.step:06}", write=main,
-                mask_gate=self._choices().mask_gate,
+                mask_gate=self.choices().mask_gate,
             )  # fmt: skip
         transformer.train(was_training)
         if log is not None:

@@ -29,10 +29,11 @@ __all__ = ["main"]
     help="Whether the model is told the object's pose; without, it has to find it in the mask.",
 )  # fmt: skip
 @click.option("--threads", default=1, show_default=True, help="Start it several times for more.")
+@click.option("--cost", is_flag=True, help="Only time a step of each variant: cost.csv.")
 @click.option("--collect", is_flag=True, help="Only write tables and plots of what is done.")
 def main(
     out: Path, scale: str, seeds: str, regimes: str, variants: str, pose: bool, threads: int,
-    collect: bool,
+    cost: bool, collect: bool,
 ) -> None:  # fmt: skip
     """Compare ways to bring a reference in, on tiny bases; see the package's description."""
     torch.set_num_threads(threads)
@@ -44,6 +45,15 @@ def main(
     def note(line: str) -> None:
         click.echo(f"{time.monotonic() - begun:7.0f} s  {line}")
 
+    if cost:
+        from benchmarks.ablation.cost import measure_cost
+        from benchmarks.ablation.run import Study
+        from benchmarks.ablation.tables import write_table
+
+        study = Study(out, replace(SCALES[scale], pose=pose), note)
+        rows = list(measure_cost(study.scale, study.clips, rounds=15))
+        click.echo(f"Wrote {write_table(out / 'results' / 'cost.csv', rows)}")
+        return
     if not collect:
         from benchmarks.ablation.run import Study
 

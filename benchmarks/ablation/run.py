@@ -50,7 +50,7 @@ from genhoi.data.synthetic import SyntheticHOI
 from genhoi.media import atomic_path
 from genhoi.trainer import Trainer, TrainProgress
 
-__all__ = ["Study"]
+__all__ = ["Study", "VariantTrainer"]
 
 Note = Callable[[str], object]
 _MASS_CLIPS = 12
@@ -151,7 +151,7 @@ class Study:
             for given in GIVEN
             for test in (self.test, self.long)
         }
-        trainer = _VariantTrainer(config, folder / "training", self.clips, variant=variant)
+        trainer = VariantTrainer(config, folder / "training", self.clips, variant=variant)
         show = self._progress(run.name)
 
         def after(progress: TrainProgress) -> None:
@@ -168,7 +168,7 @@ class Study:
         self,
         run: Run,
         folder: Path,
-        trainer: _VariantTrainer,
+        trainer: VariantTrainer,
         step: int,
         without: dict[tuple[Any, int], Tensor],
     ) -> None:
@@ -230,7 +230,7 @@ def _file(step: int, *, long: bool) -> str:
     return f"{'long' if long else 'step'}-{step:06}.npz"
 
 
-class _VariantTrainer(Trainer):
+class VariantTrainer(Trainer):
     """A trainer that can also bring the reference in as a frame."""
 
     def __init__(self, *args: Any, variant: Variant, **options: Any) -> None:

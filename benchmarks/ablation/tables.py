@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.ablation.results import PARTS, Measured, mean_error, read_measured, thirds
 from genhoi.media import atomic_path
 
-__all__ = ["collect_tables"]
+__all__ = ["collect_tables", "write_table"]
 
 Row = dict[str, Any]
 _AGAINST = "fixed"
@@ -35,7 +35,7 @@ def collect_tables(out: Path) -> list[Path]:
     folder = out / "results"
     clips = _merged(folder / "clips.csv", list(_clips(measured)))
     written = [
-        _write(folder / f"{name}.csv", rows)
+        write_table(folder / f"{name}.csv", rows)
         for name, rows in (
             ("summary", _summary(measured)),
             ("curves", _curves(measured)),
@@ -158,7 +158,8 @@ def _merged(path: Path, rows: list[Row]) -> list[Row]:
     return sorted(kept + rows, key=run)
 
 
-def _write(path: Path, rows: Iterable[Row]) -> Path | None:
+def write_table(path: Path, rows: Iterable[Row]) -> Path | None:
+    """Write rows as a CSV; None, and no file, where there is no row."""
     rows = list(rows)
     if not rows:
         return None
