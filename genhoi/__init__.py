@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from genhoi.convert import from_official, to_official
     from genhoi.evaluation import evaluate
     from genhoi.pipeline import GenHOIPipeline
+    from genhoi.train_config import TrainConfig
+    from genhoi.trainer import Trainer
     from genhoi.wan import Attachment, attach
 
 # Imported on first use: diffusers takes seconds, and most commands do without it.
@@ -34,6 +36,8 @@ _LAZY = {
     "Attachment": "genhoi.wan",
     "GenHOIAdapter": "genhoi.adapter",
     "GenHOIPipeline": "genhoi.pipeline",
+    "TrainConfig": "genhoi.train_config",
+    "Trainer": "genhoi.trainer",
     "attach": "genhoi.wan",
     "evaluate": "genhoi.evaluation",
     "from_official": "genhoi.convert",
@@ -47,6 +51,8 @@ __all__ = [
     "GenHOIAdapter",
     "GenHOIPipeline",
     "Inspection",
+    "TrainConfig",
+    "Trainer",
     "__version__",
     "attach",
     "clear_first_frame",

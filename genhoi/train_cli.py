@@ -255,6 +255,8 @@ def _run(
         seed=config.seed,
     )
     say.line(f"Base: {base.about}.")
+    if find_spec("tensorboard") is None:
+        say.line("TensorBoard's files are not written; metrics.csv is. pip install tensorboard")
     with say.stopping("Interrupted while encoding; nothing of it is kept."):
         base.encoders_to(accelerator.device)
         clips = _encode(say, config, base, dataset, latents)

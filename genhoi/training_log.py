@@ -12,7 +12,7 @@ __all__ = ["TrainingLog"]
 
 
 class TrainingLog:
-    """metrics.csv and tensorboard/ in a run's folder.
+    """metrics.csv, and tensorboard/ where that is installed, in a run's folder.
 
     Args:
         folder: of the run.
@@ -32,10 +32,8 @@ class TrainingLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.note: str | None = "TensorBoard: not written; pip install tensorboard"
             self._board: Any = None
         else:
-            self.note = None
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, **values: float) -> None:
