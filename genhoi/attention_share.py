@@ -55,6 +55,7 @@ def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
     Returns:
         float32 [B, H, N], NaN where the mask gate keeps a token from all references.
     """
+    assert current.k_ref is not None
     # Values do not matter for the log-sum-exp.
     without = _lse(q, k)
     with_references = _lse(

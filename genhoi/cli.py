@@ -5,24 +5,31 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import genhoi_kernels
 from genhoi.bench_cli import bench
-from genhoi.cli_common import DTYPES, PATH, plain_errors, read_inputs
+from genhoi.cli_common import (
+    DTYPES,
+    PATH,
+    free_targets,
+    need_matplotlib,
+    plain_errors,
+    progress_bar,
+    read_inputs,
+)
 from genhoi.edit_cli import edit
 from genhoi.eval_cli import eval_command
 from genhoi.figures import draw_inspection
 from genhoi.inspect import Inspection, inspect_clip, summary_table, write_summary
 from genhoi.masks import MaskRule
-from genhoi.media import check_target, read_image
+from genhoi.media import read_image
 from genhoi.train_cli import train
 
 __all__ = ["main"]
@@ -106,11 +113,12 @@ def inspect(
     """
     console = Console()
     with plain_errors():
-        picture, numbers = _targets(out, force)
+        need_matplotlib()
+        picture, numbers = free_targets(out, "inspect.png", "inspect.json", force=force)
         with console.status("Reading the clip"):
             clip, inside = read_inputs(video, mask, frames, size)
             image = read_image(object_)
-        with _progress(console) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task("")
 
             def show(done: int, total: int, what: str) -> None:
@@ -184,32 +192,6 @@ def convert(weights: tuple[Path, ...], config: Path | None, out: Path, force: bo
 
 
 # -------------------------------------------------------------------------------------- for inspect
-
-
-def _targets(out: Path, force: bool) -> tuple[Path, Path]:
-    """Where the results go, after checking that they can go there: before the long work, not
-    after."""
-    if util.find_spec("matplotlib") is None:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib")
-    targets = out / "inspect.png", out / "inspect.json"
-    for target in targets:
-        if target.is_dir():
-            raise IsADirectoryError(f"--out: {target} is a folder, want a free file name")
-        if target.exists() and not force:
-            raise FileExistsError(f"--out: {target} exists already; --force overwrites it")
-        check_target(target, overwrite=force)
-    return targets
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-    )
 
 
 def _report(console: Console, inspection: Inspection) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from genhoi.inspect import PATCH
-from genhoi.media import Clip, count_frames, read_clip, read_mask, resize_clip, resize_mask
+from genhoi.media import (
+    Clip,
+    check_target,
+    count_frames,
+    read_clip,
+    read_mask,
+    resize_clip,
+    resize_mask,
+)
 
 __all__ = [
     "DTYPES",
@@ -19,7 +30,10 @@ __all__ = [
     "clip_length",
     "default_size",
     "parse_size",
+    "free_targets",
+    "need_matplotlib",
     "plain_errors",
+    "progress_bar",
     "read_inputs",
 ]
 
@@ -36,6 +50,43 @@ def plain_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def progress_bar(console: Console, *fields: str, disable: bool = False) -> Progress:
+    """A bar with its share, the time so far, the description, and more fields of the task."""
+    return Progress(
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
+        console=console,
+        transient=True,
+        disable=disable,
+    )
+
+
+def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
+    """Where results go, after checking that they can: before the long work, not after.
+
+    Raises:
+        IsADirectoryError: a folder has the name of a result.
+        FileExistsError: there is a result, and `force` is False.
+    """
+    targets = tuple(folder / name for name in names)
+    for target in targets:
+        if target.is_dir():
+            raise IsADirectoryError(f"--out: {target} is a folder, want a free file name")
+        if target.exists() and not force:
+            raise FileExistsError(f"--out: {target} exists already; --force overwrites it")
+        check_target(target, overwrite=force)
+    return targets
+
+
+def need_matplotlib() -> None:
+    """Raises ImportError with what to do unless figures can be drawn."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("drawing needs matplotlib: pip install matplotlib")
 
 
 def read_inputs(

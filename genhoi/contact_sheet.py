@@ -83,7 +83,10 @@ def draw_contact_sheet(
             )
     picks = sorted({round(i) for i in np.linspace(0, source.num_frames - 1, _FRAMES)})
     hidden = paint_grey(source.frames, mask)
-    rows = [("source", None, source.frames), ("mask", None, hidden)]
+    rows: list[tuple[str, Tensor | None, Tensor]] = [
+        ("source", None, source.frames),
+        ("mask", None, hidden),
+    ]
     rows += [(row.label, _side_by_side(row.objects, source), row.clip.frames) for row in edits]
     scale = _INCHES / max(source.height, source.width)
     cell = (scale * source.width, scale * source.height)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from genhoi.media import (
     atomic_path,
     check_target,
     count_frames,
+    digest,
     read_clip,
     read_image,
     read_mask,
@@ -122,7 +122,7 @@ def read_inputs(
         last_frame=finished[1],
         notes=tuple(notes),
         files={
-            name: {"path": str(path), "sha256": _digest(path)}
+            name: {"path": str(path), "sha256": digest(path)}
             for name, path in named.items()
             if path is not None
         },
@@ -202,12 +202,3 @@ def _finished(name: str, path: Path, stored: tuple[int, int], size: tuple[int, i
         f"{name}: {path} is {came[1]}x{came[0]}, want {stored[1]}x{stored[0]} like the clip's "
         f"frames" + (f", or {size[1]}x{size[0]} like the result's" if size != stored else "")
     )
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    for file in files:
-        with file.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest())
-    return found.hexdigest()

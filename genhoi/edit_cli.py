@@ -13,10 +13,9 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from genhoi.bases import base_config, base_defaults
-from genhoi.cli_common import DTYPES, PATH, parse_size, plain_errors
+from genhoi.cli_common import DTYPES, PATH, parse_size, plain_errors, progress_bar
 from genhoi.edit import EditInputs, Targets, read_inputs, write_results
 from genhoi.edit_record import make_record
 
@@ -237,7 +236,7 @@ def _run(
     start = time.monotonic()
     first_window: list[int] = []
     attention: dict[int, torch.Tensor] = {}
-    with _bar(console) as bar:
+    with progress_bar(console, "left") as bar:
         task = bar.add_task("preparing", total=1.0, left="")
 
         def show(progress: Any) -> None:
@@ -328,18 +327,6 @@ def _notes(pipeline: Any, inputs: EditInputs) -> list[str]:
     if not pipeline.attachment.options.mask_gate:
         notes.append("Mask gate: off, so all of the clip sees the objects.")
     return notes
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[left]}"),
-        console=console,
-        transient=True,
-    )
 
 
 def _bytes(count: float) -> str:

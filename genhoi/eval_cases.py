@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from genhoi.evaluation import Case
 from genhoi.media import (
     Clip,
     count_frames,
+    digest,
     read_clip,
     read_image,
     read_mask,
@@ -53,7 +53,7 @@ class CaseFiles:
         """Name of the input -> path and SHA-256 of its bytes, of a folder's files in order."""
         named = {name: getattr(self, name) for name in _ALLOWED[:-1]}
         return {
-            name: {"path": str(path), "sha256": _digest(path)}
+            name: {"path": str(path), "sha256": digest(path)}
             for name, path in named.items()
             if path is not None
         }
@@ -232,12 +232,3 @@ def _check_sizes(
             f"{came}; --fit wants a result with sides of multiples of {_PATCH}, as `genhoi edit` "
             "makes them"
         )
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    for file in files:
-        with file.open("rb") as opened:
-            found.update(hashlib.file_digest(opened, "sha256").digest())
-    return found.hexdigest()

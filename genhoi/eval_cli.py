@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from importlib import util
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
-from genhoi.cli_common import PATH, plain_errors
+from genhoi.cli_common import (
+    PATH,
+    free_targets,
+    need_matplotlib,
+    plain_errors,
+    progress_bar,
+)
 from genhoi.eval_cases import CaseFiles, check_case, read_case, read_table
 from genhoi.eval_figure import draw_evaluation
 from genhoi.evaluation import (
@@ -31,7 +34,6 @@ from genhoi.evaluation import (
     write_curves,
     write_record,
 )
-from genhoi.media import check_target
 from genhoi.metrics import PSNR_CAP
 
 __all__ = ["eval_command"]
@@ -90,7 +92,9 @@ def eval_command(**options: Any) -> None:
     with plain_errors():
         from genhoi.learned_metrics import load_models
 
-        targets = _targets(options["out"], options["force"])
+        need_matplotlib()
+        names = "eval.csv", "eval.png", "eval.json"
+        targets = free_targets(options["out"], *names, force=options["force"])
         cases = _cases(options)
         frames = _frames(options["frames"])
         lengths = [check_case(files, frames=frames, fit=options["fit"]) for files in cases]
@@ -98,7 +102,7 @@ def eval_command(**options: Any) -> None:
             **{name: options[name] for name in ("lpips_weights", "clip_model", "fvd_weights")},
             device=options["device"],
         )
-        with _bar(console) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task("reading", total=sum(lengths))
             done = [0]
 
@@ -129,20 +133,6 @@ def eval_command(**options: Any) -> None:
 
 
 # -------------------------------------------------------------------------------------- the options
-
-
-def _targets(out: Path, force: bool) -> tuple[Path, Path, Path]:
-    """Where the results go, after checking that they can go there: before the long work."""
-    if util.find_spec("matplotlib") is None:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib")
-    targets = out / "eval.csv", out / "eval.png", out / "eval.json"
-    for target in targets:
-        if target.is_dir():
-            raise IsADirectoryError(f"--out: {target} is a folder, want a free file name")
-        if target.exists() and not force:
-            raise FileExistsError(f"--out: {target} exists already; --force overwrites it")
-        check_target(target, overwrite=force)
-    return targets
 
 
 def _cases(options: dict[str, Any]) -> list[CaseFiles]:
@@ -193,17 +183,6 @@ def _arguments(options: dict[str, Any]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------- the screen
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-    )
 
 
 def _report(console: Console, evaluation: Evaluation) -> None:

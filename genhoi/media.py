@@ -9,6 +9,7 @@ name only when it is complete, so an interrupted program leaves nothing half-wri
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -34,6 +35,7 @@ __all__ = [
     "atomic_path",
     "check_target",
     "count_frames",
+    "digest",
     "fit_image",
     "read_clip",
     "read_image",
@@ -185,6 +187,16 @@ def count_frames(path: PathLike) -> int:
             return sum(packet.size > 0 for packet in container.demux(video=0))
         except FFmpegError as error:
             raise ValueError(f"{path}: cannot read this video to its end: {error}") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder, in hexadecimal."""
+    found = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    for file in files:
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------ writing

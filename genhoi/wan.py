@@ -143,9 +143,7 @@ class Attachment:
 
         for block, layer in zip(transformer.blocks, adapter.layers, strict=True):
             layer = cast(AdapterLayer, layer)
-            processor = SelfAttention(
-                block.attn1.processor, layer, options.flow_gate, backend
-            )
+            processor = SelfAttention(block.attn1.processor, layer, options.flow_gate, backend)
             self._processors.append(processor)
             block.attn1.set_processor(processor)
             block.attn2.set_processor(
