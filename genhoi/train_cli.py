@@ -307,7 +307,8 @@ def _dataset(config: TrainConfig) -> HOIDataset:
             "train", clips=config.clips, frames=config.frames, size=size,
             mask=config.mask, seed=config.data_seed,
         )  # fmt: skip
-    from genhoi.data.folders import ClipDataset, find_clips
+    from genhoi.data.clip_dataset import ClipDataset
+    from genhoi.data.folders import find_clips
 
     return ClipDataset(
         find_clips(config.data), frames=config.frames, size=size, windows="all",

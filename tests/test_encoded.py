@@ -12,8 +12,9 @@ from test_folders import make_clip
 from tiny_training import CLIPS, FRAMES, Noise, small_base
 
 from genhoi.conditioning import build_condition
+from genhoi.data.clip_dataset import ClipDataset
 from genhoi.data.encoded import EncodedClips, encode_dataset
-from genhoi.data.folders import ClipDataset, find_clips
+from genhoi.data.folders import find_clips
 from genhoi.data.sample import HOIDataset, HOISample
 from genhoi.media import fit_image
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from genhoi import media
-from genhoi.data.folders import SWAP_COLUMNS, ClipDataset, ClipFiles, Columns, find_clips
+from genhoi.data.clip_dataset import ClipDataset
+from genhoi.data.folders import SWAP_COLUMNS, ClipFiles, Columns, find_clips
 from genhoi.data.sample import HOIDataset
 
 SIZE = (32, 48)
@@ -254,7 +255,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(
         read.append(path)
         return media.read_clip(path, max_frames=max_frames)
 
-    monkeypatch.setattr("genhoi.data.folders.read_clip", reading)
+    monkeypatch.setattr("genhoi.data.clip_dataset.read_clip", reading)
     dataset = ClipDataset(find_clips(tmp_path), frames=5, windows="all")
     assert len(dataset) == 4 and not read
     first = list(dataset)
