@@ -46,6 +46,7 @@ class TestSet:
         folder: where the encoded clips are kept.
         clips, frames: how many, how long.
         pose: whether the model is told the object's pose.
+        side: height and width, in pixels.
         progress: called with (done, of how many).
     """
 
@@ -59,9 +60,10 @@ class TestSet:
         clips: int,
         frames: int,
         pose: bool,
+        side: int = SIDE,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        self.dataset = SyntheticHOI("test", clips=clips, frames=frames, size=(SIDE, SIDE))
+        self.dataset = SyntheticHOI("test", clips=clips, frames=frames, size=(side, side))
         self.encoded: EncodedClips = encode_dataset(
             base, self.dataset, folder, given=("none",), workers=2, progress=progress
         )

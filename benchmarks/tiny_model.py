@@ -1,0 +1,106 @@
+"""Measures the tiny model on held-out clips, and puts a newly trained one into the package.
+
+python -m benchmarks.tiny_model                         # what ships: metrics.json, metrics.png
+python -m benchmarks.tiny_model --take results/tiny-3   # first take a training's result
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.ablation.measure import GIVEN, Arrays, edited_latents, measure
+from benchmarks.ablation.results import mean_error, thirds
+from benchmarks.ablation.test_set import TestSet
+from genhoi.adapter import WEIGHTS_NAME, GenHOIAdapter
+from genhoi.bases import load_base
+from genhoi.media import atomic_path
+from genhoi.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
+from genhoi.wan import attach
+
+_SIDE = 96
+_LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}
+_MEANS = (
+    "hand_psnr", "background_psnr", "background_change", "swap_object", "swap_background", "colour",
+    "texture",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--take", type=click.Path(path_type=Path), help="Folder of a training's result.")
+@click.option("--clips", default=48, show_default=True, help="Held-out clips.")
+@click.option("--steps", default=25, show_default=True, help="Of Euler's method.")
+@click.option(
+    "--latents", default="results/tiny-test", show_default=True, type=click.Path(path_type=Path),
+    help="Folder for the encoded clips.",
+)  # fmt: skip
+@click.option("--out", default=SHIPPED_BASE.parent, type=click.Path(path_type=Path))
+def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) -> None:
+    """Measure the tiny model that ships; with --take, a newly trained one that shall."""
+    if take is not None:
+        _take(take)
+    base = load_base("tiny")
+    attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(SHIPPED_ADAPTER).float())
+    found: dict[str, Any] = {}
+    for name, frames in _LENGTHS.items():
+        click.echo(f"measuring: {name}")
+        test = TestSet(
+            base, latents / str(frames), clips=clips, frames=frames, pose=False, side=_SIDE
+        )
+        codec = torch.stack([test.codec_psnr(i) for i in range(clips)])
+        found[name] = {"codec_object_psnr": _shown(codec.numpy())}
+        for given in GIVEN:
+            attachment.set_reference(None)
+            without = edited_latents(base, None, test, clips, given=given, steps=steps)
+            arrays = measure(
+                base, attachment, test, clips, given=given, steps=steps, mask_gate=True,
+                without=without, swap=True,
+            )  # fmt: skip
+            found[name][f"{given} frame given"] = _summary(arrays)
+    record = {
+        "command": f"python -m benchmarks.tiny_model --clips {clips} --steps {steps}",
+        "torch": torch.__version__, "clips": clips, "results": found,
+    }  # fmt: skip
+    with atomic_path(out / "metrics.json", overwrite=True) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    click.echo(json.dumps(record, indent=2))
+
+
+def _take(folder: Path) -> None:
+    """Into the package, weights in bfloat16."""
+    TinyBase(folder / "base")  # raises
+    adapter = GenHOIAdapter.from_pretrained(folder / "adapter").to(torch.bfloat16)
+    adapter.save_pretrained(SHIPPED_ADAPTER)
+    SHIPPED_BASE.mkdir(parents=True, exist_ok=True)
+    for path in (folder / "base").iterdir():
+        with atomic_path(SHIPPED_BASE / path.name, overwrite=True) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    weights = load_file(SHIPPED_ADAPTER / WEIGHTS_NAME)
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def _summary(arrays: Arrays) -> dict[str, Any]:
+    found: dict[str, Any] = {"object_psnr": _shown(arrays["object_psnr"])}
+    worst = [float(np.nanmin(x)) for x in arrays["object_psnr"] if not np.isnan(x).all()]
+    found["object_psnr"]["worst_frame"] = round(mean_error(worst)[0], 2)
+    found["object_ssim"] = _shown(arrays["object_ssim"])
+    for name in _MEANS:
+        found[name] = round(mean_error(thirds(arrays[name])["all"])[0], 3)
+    return found
+
+
+def _shown(values: np.ndarray) -> dict[str, float]:
+    """By thirds and over all frames, with the standard error over clips."""
+    parts = thirds(values)
+    found = {name: round(mean_error(value)[0], 2) for name, value in parts.items()}
+    return found | {"error": round(mean_error(parts["all"])[1], 2)}
+
+
+if __name__ == "__main__":
+    main()
