@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, mean_error, read_measured, thirds
 from genhoi.media import atomic_path
 
 __all__ = ["collect_tables", "write_table"]
 
 Row = dict[str, Any]
-_AGAINST = "fixed"
+Place = tuple[int, int]  # seed, clip
+_PAIRS = (
+    *((variant, "fixed") for variant in ("alone", *VARIANTS) if variant != "fixed"),
+    ("paper", "middle"), ("paper", "release"), ("paper", "vace"), ("mask", "paper"),
+    ("mask+flow", "mask"), ("paper-v", "fixed-v"), ("paper-video", "fixed-video"),
+    ("mask-video", "paper-video"),
+)  # fmt: skip
 _MEANS = (
     "object_ssim", "hand_psnr", "background_psnr", "background_change", "swap_object", "swap_hand",
     "swap_background", "colour", "texture",
@@ -72,7 +79,7 @@ def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
             yield row
 
 
-def _curves(measured: Iterable[Measured]) -> Iterator[Row]:
+def _curves(measured: Sequence[Measured]) -> Iterator[Row]:
     """PSNR and SSIM of the object's region in every frame, at each run's last evaluation."""
     for m in _last(measured):
         for given in m.given:
@@ -85,18 +92,17 @@ def _curves(measured: Iterable[Measured]) -> Iterator[Row]:
                 }  # fmt: skip
 
 
-def _last(measured: Iterable[Measured]) -> list[Measured]:
-    found: dict[tuple[Any, ...], Measured] = {}
+def _last(measured: Sequence[Measured]) -> list[Measured]:
+    """Evaluations after the whole adaptation, and those of bases alone."""
+    final = {m.regime: 0 for m in measured}
     for m in measured:
-        key = (m.regime, m.variant, m.seed, m.long)
-        if key not in found or found[key].step < m.step:
-            found[key] = m
-    return list(found.values())
+        final[m.regime] = max(final[m.regime], m.step)
+    return [m for m in measured if m.variant == "alone" or m.step == final[m.regime]]
 
 
 def _clips(measured: Iterable[Measured]) -> Iterator[Row]:
-    """Each clip's object PSNR at each run's last evaluation: what `_paired` is computed from."""
-    for m in _last(measured):
+    """Each clip's object PSNR at each evaluation: what `_paired` is computed from."""
+    for m in measured:
         for given in m.given:
             parts = thirds(m.arrays[f"{given}/object_psnr"])
             for clip in range(len(parts["all"])):
@@ -104,44 +110,55 @@ def _clips(measured: Iterable[Measured]) -> Iterator[Row]:
 
 
 def _paired(clips: Iterable[Row]) -> Iterator[Row]:
-    """Each variant minus frame -1 on the same bases and the same clips.
+    """Differences of two variants on the same bases and the same clips.
 
     A clip's difference is its mean over the seeds there are for both; errors are over clips.
     """
-    groups: dict[tuple[Any, ...], dict[tuple[int, int], Row]] = defaultdict(dict)
+    groups: dict[tuple[str, ...], dict[str, dict[Place, Row]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for row in clips:
-        key = (row["regime"], row["variant"], row["length"], row["first_frame"])
-        groups[key][int(row["seed"]), int(row["clip"])] = row
-    for key, rows in groups.items():
-        regime, variant, length, given = key
-        against = groups.get((regime, _AGAINST, length, given), {})
-        common = sorted(set(rows) & set(against))
-        if variant == _AGAINST or not common:
-            continue
-        found: Row = {
-            "regime": regime, "variant": variant, "minus": _AGAINST, "length": length,
-            "first_frame": given, "seeds": " ".join(map(str, sorted({s for s, _ in common}))),
-            "clips": len({clip for _, clip in common}),
-        }  # fmt: skip
-        for part in (*PARTS, "all"):
-            by_clip: dict[int, list[float]] = defaultdict(list)
-            for place in common:
-                by_clip[place[1]].append(float(rows[place][part]) - float(against[place][part]))
-            differences = [float(np.mean(values)) for values in by_clip.values()]
-            found[f"{part}_db"], found[f"{part}_error"] = mean_error(differences)
-        yield found
+        key = tuple(str(row[name]) for name in ("regime", "step", "length", "first_frame"))
+        groups[key][row["variant"]][int(row["seed"]), int(row["clip"])] = row
+    for (regime, step, length, given), by_variant in sorted(groups.items()):
+        # A base alone has no steps.
+        alone = groups.get((regime, "0", length, given), {}).get("alone", {})
+        for variant, minus in _PAIRS:
+            ours = alone if variant == "alone" else by_variant.get(variant, {})
+            found = _difference(ours, by_variant.get(minus, {}))
+            if found:
+                yield {
+                    "regime": regime, "variant": variant, "minus": minus, "step": step,
+                    "length": length, "first_frame": given,
+                } | found  # fmt: skip
+
+
+def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
+    """Of two variants' rows; empty where they have no clip in common."""
+    common = sorted(set(ours) & set(theirs))
+    if not common:
+        return {}
+    found: Row = {
+        "seeds": " ".join(map(str, sorted({seed for seed, _ in common}))),
+        "clips": len({clip for _, clip in common}),
+    }
+    for part in (*PARTS, "all"):
+        by_clip: dict[int, list[float]] = defaultdict(list)
+        for place in common:
+            by_clip[place[1]].append(float(ours[place][part]) - float(theirs[place][part]))
+        differences = [float(np.mean(values)) for values in by_clip.values()]
+        found[f"{part}_db"], found[f"{part}_error"] = mean_error(differences)
+    return found
 
 
 def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
-    """Share of the attention on the reference by layer, head and latent frame."""
+    """Share of the attention on the reference by head and latent frame, mean over layers."""
     for m in measured:
         mass = m.arrays.get("none/mass")
         if mass is None:
             continue
-        for (layer, head, frame), share in np.ndenumerate(mass):
-            yield _label(m, "none") | {
-                "layer": layer, "head": head, "latent_frame": frame, "share": share,
-            }  # fmt: skip
+        for (head, frame), share in np.ndenumerate(mass.mean(0)):
+            yield _label(m, "none") | {"head": head, "latent_frame": frame, "share": share}
 
 
 def _merged(path: Path, rows: list[Row]) -> list[Row]:
