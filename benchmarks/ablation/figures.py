@@ -155,6 +155,7 @@ def _attention(path: Path, measured: Sequence[Measured], regime: str) -> Path | 
             ax = axes[row][column]
             runs = [m for m in _pick(measured, variant, step, False) if "none/mass" in m.arrays]
             if not runs:
+                ax.set_axis_off()
                 continue
             mass = np.mean([m.arrays["none/mass"] for m in runs], 0).mean(0)
             for head, share in enumerate(mass):
