@@ -92,8 +92,8 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 		--out $(DEMO)/edits.png --force
 	@echo "The figures and the edited clips are in $(DEMO)/; edits.png shows both edits"
 
-DEMO_INDEX := 1
-DEMO_OBJECTS := 3 4
+DEMO_INDEX := 6
+DEMO_OBJECTS := 4 3
 
 .PHONY: demo-real
 demo-real: CLIP := $(GENHOI_SHARED)/data/hoi_clip

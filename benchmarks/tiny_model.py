@@ -34,8 +34,8 @@ _MEANS = (
 
 @click.command()
 @click.option("--take", type=click.Path(path_type=Path), help="Folder of a training's result.")
-@click.option("--clips", default=48, show_default=True, help="Held-out clips.")
-@click.option("--steps", default=25, show_default=True, help="Of Euler's method.")
+@click.option("--clips", default=24, show_default=True, help="Held-out clips.")
+@click.option("--steps", default=15, show_default=True, help="Of Euler's method.")
 @click.option(
     "--latents", default="results/tiny-test", show_default=True, type=click.Path(path_type=Path),
     help="Folder for the encoded clips.",
