@@ -119,8 +119,8 @@ def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | No
     figure, axes = _figure(1, 3, (13, 0.35 * len(names) + 2.2))
     panels = {
         "swap_object": "object's region, another reference",
-        "swap_background": "background, another reference",
-        "background_change": "background, against the base alone",
+        "swap_far": "background in untouched tokens, another reference",
+        "far_change": "the same, against the base alone",
     }
     for ax, (name, title) in zip(axes[0], panels.items(), strict=True):
         values = [

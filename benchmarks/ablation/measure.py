@@ -91,8 +91,8 @@ def measure(
 
     Returns:
         object_psnr, hand_psnr, background_psnr, object_ssim: against the truth;
-        background_change: root mean square, 0 to 255, from the base without reference;
-        swap_object, swap_hand, swap_background: the same between two objects' pictures;
+        background_change, far_change: root mean square, 0 to 255, from the base without reference;
+        swap_object, swap_hand, swap_background, swap_far: the same between two objects' pictures;
         colour, texture [count, F / 10]: similarity to the object's picture.
     """
     edited = edited_latents(
@@ -110,10 +110,11 @@ def measure(
         found = dict(_against_truth(frames, test[i]))
         if without is not None:
             change = squared_error(frames, base.decode(without[i : i + 1]))
-            found["background_change"] = region_mean(change, test[i].background).sqrt()
+            for name in ("background", "far"):
+                found[f"{name}_change"] = region_mean(change, getattr(test[i], name)).sqrt()
         if other is not None:
             change = squared_error(frames, base.decode(other[i : i + 1]))
-            for name in ("object", "hand", "background"):
+            for name in ("object", "hand", "background", "far"):
                 found[f"swap_{name}"] = region_mean(change, getattr(test[i], name)).sqrt()
         for name, value in found.items():
             rows.setdefault(name, []).append(value.float())

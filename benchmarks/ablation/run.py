@@ -159,8 +159,9 @@ class Study:
             if progress.step in self.scale.evaluations:
                 self._evaluate(run, folder, trainer, progress.step, without)
 
-        if trainer.step == 0:
-            self._evaluate(run, folder, trainer, 0, without)
+        # Also where it goes on: it may have ended between a checkpoint and its evaluation.
+        if trainer.step in self.scale.evaluations:
+            self._evaluate(run, folder, trainer, trainer.step, without)
         trainer.run(after)
         (folder / "done").touch()
 

@@ -25,8 +25,8 @@ _PAIRS = (
     ("mask-video", "paper-video"),
 )  # fmt: skip
 _MEANS = (
-    "object_ssim", "hand_psnr", "background_psnr", "background_change", "swap_object", "swap_hand",
-    "swap_background", "colour", "texture",
+    "object_ssim", "hand_psnr", "background_psnr", "background_change", "far_change", "swap_object",
+    "swap_hand", "swap_background", "swap_far", "colour", "texture",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from benchmarks.ablation.posed import PosedClips
 from genhoi.base import Base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
+from genhoi.masks import token_mask
 
 __all__ = ["TestClip", "TestSet"]
 
@@ -24,8 +25,9 @@ class TestClip:
 
     Args:
         truth: uint8 [F, H, W, 3], as the codec gives it back: what a perfect model would paint.
-        object, hand, background: bool [F, H, W], visible pixels of each; background is all that is
-            not to be generated.
+        object, hand, background, far: bool [F, H, W], visible pixels of each. Background is all
+            that is not to be generated; far is what lies in tokens that no mask touches: behind a
+            mask gate these can know of a reference from other tokens only.
         picture: uint8 [h, w, 3], the object.
     """
 
@@ -35,6 +37,7 @@ class TestClip:
     object: Tensor
     hand: Tensor
     background: Tensor
+    far: Tensor
     picture: Tensor
 
 
@@ -85,6 +88,7 @@ class TestSet:
                 object=sample.object_mask,
                 hand=sample.hand_mask,
                 background=~sample.mask,
+                far=_untouched(sample.mask),
                 picture=sample.object,
             )
         return self._clips[index]
@@ -96,3 +100,12 @@ class TestSet:
         clip = self[index]
         error = squared_error(clip.truth, self.dataset[index].clip.frames)
         return torch.as_tensor(region_psnr(error, clip.object))
+
+
+def _untouched(mask: Tensor) -> Tensor:
+    """bool [F, H, W], pixels of the tokens in which no pixel is masked."""
+    frames, height, width = mask.shape
+    grid = (1 + (frames - 1) // 4, height // 16, width // 16)
+    touched = token_mask(mask, grid, rule="any", kind="pixel").view(grid)
+    by_frame = torch.cat([touched[:1], touched[1:].repeat_interleave(4, 0)])
+    return ~by_frame.repeat_interleave(16, 1).repeat_interleave(16, 2)
