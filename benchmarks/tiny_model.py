@@ -1,6 +1,6 @@
 """Measures the tiny model on held-out clips, and puts a newly trained one into the package.
 
-python -m benchmarks.tiny_model                         # what ships: metrics.json, metrics.png
+python -m benchmarks.tiny_model                         # what ships: metrics.json
 python -m benchmarks.tiny_model --take results/tiny-3   # first take a training's result
 """
 
@@ -14,13 +14,16 @@ import click
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.ablation.measure import GIVEN, Arrays, edited_latents, measure
 from benchmarks.ablation.results import mean_error, thirds
 from benchmarks.ablation.test_set import TestSet
 from genhoi.adapter import WEIGHTS_NAME, GenHOIAdapter
+from genhoi.base import Base
 from genhoi.bases import load_base
 from genhoi.media import atomic_path
+from genhoi.metrics import region_psnr, squared_error
 from genhoi.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
 from genhoi.wan import attach
 
@@ -62,7 +65,10 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
                 base, attachment, test, clips, given=given, steps=steps, mask_gate=True,
                 without=without, swap=True,
             )  # fmt: skip
-            found[name][f"{given} frame given"] = _summary(arrays)
+            label = "first frame given" if given == "first" else "no frame given"
+            found[name][label] = _summary(arrays) | {
+                "object_psnr_without_reference": _shown(_object_psnr(base, test, without)),
+            }
     record = {
         "command": f"python -m benchmarks.tiny_model --clips {clips} --steps {steps}",
         "torch": torch.__version__, "clips": clips, "results": found,
@@ -70,6 +76,15 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
     with atomic_path(out / "metrics.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     click.echo(json.dumps(record, indent=2))
+
+
+def _object_psnr(base: Base, test: TestSet, latents: Tensor) -> np.ndarray:
+    """[clips, F]."""
+    rows = []
+    for i in range(len(latents)):
+        error = squared_error(base.decode(latents[i : i + 1]), test[i].truth)
+        rows.append(region_psnr(error, test[i].object))
+    return torch.stack(rows).numpy()
 
 
 def _take(folder: Path) -> None:
