@@ -41,6 +41,14 @@ def _about(variant: str) -> str:
     return "no reference" if variant == "alone" else VARIANTS[variant].about
 
 
+def _label(variant: str, runs: Sequence[Measured], measured: Sequence[Measured]) -> str:
+    """Its name, and which seeds it has if it lacks some: levels differ from base to base."""
+    seeds = sorted({m.seed for m in runs})
+    if seeds == sorted({m.seed for m in measured}):
+        return _about(variant)
+    return f"{_about(variant)} ({_seeds(runs)} only)"
+
+
 def _last_step(measured: Iterable[Measured]) -> int:
     return max((m.step for m in measured), default=0)
 
@@ -70,7 +78,8 @@ def _over_frames(path: Path, measured: Sequence[Measured], regime: str) -> Path 
                 if not runs:
                     continue
                 curves = [np.nanmean(m.arrays[f"{given}/object_psnr"], 0) for m in runs]
-                ax.plot(np.mean(curves, 0), color=_COLORS[variant], label=_about(variant))
+                label = _label(variant, runs, measured)
+                ax.plot(np.mean(curves, 0), color=_COLORS[variant], label=label)
             length = "twice the trained length" if long else "trained length"
             ax.set_title(f"{_GIVEN[given]}, {length}", fontsize=10)
             ax.set_xlabel("frame")
@@ -95,7 +104,10 @@ def _over_steps(path: Path, measured: Sequence[Measured], regime: str) -> Path |
                 values = [
                     np.mean([_third(m, given, part) for m in runs if m.step == s]) for s in steps
                 ]
-                ax.plot(steps, values, "o-", ms=3, color=_COLORS[variant], label=_about(variant))
+                if not runs:
+                    continue
+                label = _label(variant, runs, measured)
+                ax.plot(steps, values, "o-", ms=3, color=_COLORS[variant], label=label)
             ax.set_title(f"{_GIVEN[given]}: {part} third", fontsize=10)
             ax.set_xscale("symlog", linthresh=25)
             ax.set_xlabel("steps of adaptation")
@@ -129,7 +141,8 @@ def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | No
             )
             for v in names
         ]
-        ax.barh([_about(v) for v in names], values, color=[_COLORS.get(v, "0.7") for v in names])
+        labels = [_label(v, _pick(measured, v, step, False), measured) for v in names]
+        ax.barh(labels, values, color=[_COLORS.get(v, "0.7") for v in names])
         for i, value in enumerate(values):
             ax.text(value, i, f" {value:.2f}", va="center", fontsize=8)
         ax.invert_yaxis()
