@@ -524,5 +524,5 @@ def test_attention_comes_with_the_last_step(tiny: GenHOIPipeline, steps: int) ->
     assert first.shape == (2, 2, 3)
     assert first[:, 0, 1].min() > 0 and first.isnan().sum() == first.numel() - 2
     assert second[0].isnan().all(), "finished, so it sees no object"
-    with pytest.raises(ValueError, match="attention_layer: got 2, wanted 0 to 1"):
-        tiny(clip(), box(), picture(), **FAST, attention_layer=2)
+    with pytest.raises(ValueError, match="attention_layer: got 4, wanted 0 to 3"):
+        tiny(clip(), box(), picture(), **FAST, attention_layer=4)
