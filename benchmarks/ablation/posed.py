@@ -36,7 +36,9 @@ class PosedClips(EncodedClips):
     def __init__(self, folder: Path, dataset: SyntheticHOI) -> None:
         super().__init__(folder)
         self._dataset = dataset
+        # Drawn from the scene, which takes longer than a sample's share of a training step.
         self._known: dict[int, Tensor] = {}
+        self._aspects: dict[int, float] = {}
 
     def has(self, name: str) -> bool:
         """Also "shown": the condition with every frame given."""
@@ -68,7 +70,9 @@ class PosedClips(EncodedClips):
         """[4 + 2 C, 1, h, w]: the picture, no mask, the picture with its pose."""
         latent = super().take("object", [index])[0]
         height, width = latent.shape[-2:]
-        aspect = self._dataset.aspect(index)
+        if index not in self._aspects:
+            self._aspects[index] = self._dataset.aspect(index)
+        aspect = self._aspects[index]
         u = ((torch.arange(width) + 0.5) / width * 2 - 1) * max(1.0, aspect)
         v = ((torch.arange(height) + 0.5) / height * 2 - 1) * max(1.0, 1 / aspect)
         uv = torch.stack([u.expand(height, -1), v[:, None].expand(-1, width)], -1)

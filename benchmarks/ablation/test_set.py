@@ -15,6 +15,7 @@ from genhoi.base import Base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
 from genhoi.masks import token_mask
+from genhoi.metrics import region_psnr, squared_error
 
 __all__ = ["TestClip", "TestSet"]
 
@@ -95,11 +96,9 @@ class TestSet:
 
     def codec_psnr(self, index: int) -> Tensor:
         """[F], the codec's own error in the object's region, against the clip itself."""
-        from genhoi.metrics import region_psnr, squared_error
-
         clip = self[index]
         error = squared_error(clip.truth, self.dataset[index].clip.frames)
-        return torch.as_tensor(region_psnr(error, clip.object))
+        return region_psnr(error, clip.object)
 
 
 def _untouched(mask: Tensor) -> Tensor:
