@@ -10,9 +10,9 @@ from torch import Tensor
 
 from genhoi.base import Base
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.masks import MaskRule, token_mask
+from genhoi.masks import MaskRule
 from genhoi.sampling import denoise, noise, noise_levels
-from genhoi.training import given_condition
+from genhoi.training import given_condition, seeing_tokens
 
 __all__ = ["rebuild"]
 
@@ -48,11 +48,8 @@ def rebuild(
     _, _, f, h, w = condition.shape
     if attachment is not None:
         pictures = clips.take("object", indices if objects is None else objects)
-        tokens = token_mask(
-            condition[:, :4], (f, h // 2, w // 2), rule=mask_rule or base.defaults.mask_rule
-        )
-        if not mask_gate:
-            tokens = torch.ones_like(tokens)
+        rule = mask_rule or base.defaults.mask_rule
+        tokens = seeing_tokens(condition, rule=rule, mask_gate=mask_gate)
         attachment.set_reference([pictures.to(device)], tokens)
     shape = (1, condition.shape[1] - 4, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["denoise", "noise", "noise_levels", "windows"]
+__all__ = ["denoise", "noise", "noise_levels", "shifted", "windows"]
 
 _TIMESTEPS = 1000
 
@@ -27,8 +27,12 @@ def noise_levels(steps: int, shift: float) -> Tensor:
         raise ValueError(f"steps: got {steps}, wanted at least 1")
     if not shift > 0:
         raise ValueError(f"shift: got {shift}, wanted a positive number")
-    s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return (shift * s / (1 + (shift - 1) * s)).float()
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
+
+
+def shifted(s: Tensor, shift: float) -> Tensor:
+    """Sigmas of levels s from 0 to 1: shift s / (1 + (shift - 1) s)."""
+    return shift * s / (1 + (shift - 1) * s)
 
 
 def noise(shape: tuple[int, ...], seed: int, window: int) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from genhoi.data.encoded import EncodedClips, Given
 from genhoi.masks import MaskRule, token_mask
+from genhoi.sampling import shifted
 
 __all__ = [
     "Batch",
@@ -30,6 +32,7 @@ __all__ = [
     "make_batch",
     "reconstruction_loss",
     "sample_of",
+    "seeing_tokens",
 ]
 
 # "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
@@ -95,8 +98,25 @@ class Batch:
 def sample_of(place: int, clips: int, seed: int) -> int:
     """The sample at a place in the endless order; each pass over the clips has its own order."""
     passes, position = divmod(place, clips)
-    generator = _generator(seed, "order", passes)
-    return int(torch.randperm(clips, generator=generator)[position])
+    return int(_order(clips, seed, passes)[position])
+
+
+@lru_cache(maxsize=2)  # a batch may reach from one pass into the next
+def _order(clips: int, seed: int, passes: int) -> Tensor:
+    return torch.randperm(clips, generator=_generator(seed, "order", passes))
+
+
+def seeing_tokens(condition: Tensor, *, rule: MaskRule, mask_gate: bool) -> Tensor:
+    """Which video tokens see the reference: bool [B, N].
+
+    Args:
+        condition: [B, 4 + C, f, h, w]; a frame that is given is not masked in it.
+        rule: see `token_mask`.
+        mask_gate: without, all do.
+    """
+    f, h, w = condition.shape[2:]
+    tokens = token_mask(condition[:, :4], (f, h // 2, w // 2), rule=rule)
+    return tokens if mask_gate else torch.ones_like(tokens)
 
 
 def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoices) -> Batch:
@@ -124,16 +144,11 @@ def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoice
         if clips.has(f"image_{stored}"):  # the base has an image encoder
             images.append(clips.take(f"image_{stored}", [index])[0])
     condition = torch.stack(conditions)
-    u = torch.stack(s)
-    _, _, f, h, w = clean.shape
-    grid = (f, h // 2, w // 2)
-    tokens = token_mask(condition[:, :4], grid, rule=choices.mask_rule)
-    if not choices.mask_gate:
-        tokens = torch.ones_like(tokens)
+    tokens = seeing_tokens(condition, rule=choices.mask_rule, mask_gate=choices.mask_gate)
     return Batch(
         clean=clean,
         noise=torch.stack(noise),
-        sigmas=choices.shift * u / (1 + (choices.shift - 1) * u),
+        sigmas=shifted(torch.stack(s), choices.shift),
         condition=condition,
         objects=clips.take("object", indices),
         tokens=tokens & ~torch.tensor(dropped)[:, None],
