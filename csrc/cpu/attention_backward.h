@@ -251,8 +251,6 @@ class KeySweep {
         k_transposed_(round_up(in.dim, Product<T>::kRows) * kBlock),
         dk_(kBlock * dim_padded_),
         dv_(kBlock * dim_padded_),
-        products_(kBlock * kBlock),
-        grad_p_(kBlock * kBlock),
         p_(kBlock * kBlock),
         ds_(kBlock * kBlock),
         ds_right_(kBlock * kBlock) {}
@@ -260,6 +258,7 @@ class KeySweep {
   void start(const Rows& keys, const Rows& values, const Rotation* rope, int64_t b, int64_t h,
              const KeyBlock& block) {
     count_ = block.count;
+    total_ = 0.;
     const int64_t dim = in_.dim;
     load_tile(values, in_.dtype, dim, b, h, block.first, count_, nullptr, nullptr, loaded_);
     pack_left(loaded_.get(), count_, dim, dim, v_.get());
@@ -276,23 +275,24 @@ class KeySweep {
   }
 
   // Takes a tile of query rows: adds to dK and dV, and to the tile's dQ when all blocks before this
-  // one, number `turn`, have. Returns the sum of dS.
-  double step(const QueryRows<T>& rows, int64_t at, int64_t columns, int32_t turn) {
-    const int64_t panels = div_up(columns, kPanel), dim = in_.dim;
-    gemm<false>(count_, panels, dim, k_.get(), dim, rows.q_transposed + at * kBlock * dim,
-                dim * kPanel, products_, kBlock);
-    gemm<false>(count_, panels, dim, v_.get(), dim, rows.grad_o_transposed + at * kBlock * dim,
-                dim * kPanel, grad_p_, kBlock);
-    const double total = score_gradients(rows, at, panels * kPanel);
-    gemm<true>(count_, dim_padded_ / kPanel, columns, p_.get(), kBlock,
-               rows.grad_o + at * kBlock * dim_padded_, kBlock * kPanel, dv_, dim_padded_);
-    gemm<true>(count_, dim_padded_ / kPanel, columns, ds_.get(), kBlock,
-               rows.q + at * kBlock * dim_padded_, kBlock * kPanel, dk_, dim_padded_);
-    wait_for(rows.added + at, turn);
-    gemm<true>(dim, panels, count_, k_transposed_.get(), kBlock, ds_right_.get(), kBlock * kPanel,
-               rows.dq + at * rows.dim_rows * kBlock, kBlock);
-    __atomic_store_n(rows.added + at, turn + 1, __ATOMIC_RELEASE);
-    return total;
+  // one, number `turn`, have. Where products have a unit of their own, a tile's scores are made
+  // beside the products of the next one, and what they add to is complete after end().
+  void take(const QueryRows<T>& rows, int64_t at, int64_t columns, int32_t turn) {
+    const Tile tile{&rows, at, columns, turn};
+    if constexpr (Product<T>::kApart) {
+      advance(&tile);
+    } else {
+      NothingBeside nothing;
+      multiply_keys(tile, products_[0], nothing);
+      for (int64_t i = 0; i < slices(); i++) make_scores(tile, products_[0], i);
+      add_gradients(tile);
+    }
+  }
+
+  // Returns the sum of dS over the tiles taken since start().
+  double end() {
+    if (current_.rows) advance(nullptr);
+    return total_;
   }
 
   void finish(const Rotation* rope, int64_t b, int64_t h, const KeyBlock& block, const Rows& to_k,
@@ -304,36 +304,85 @@ class KeySweep {
   }
 
  private:
-  // P = exp2(slope * product + bias - lse) and dS = P * (dP - delta), as left-hand sides, and dS
-  // also as a right-hand side. Returns the sum of dS.
-  double score_gradients(const QueryRows<T>& rows, int64_t at, int64_t columns) {
+  struct Tile {
+    const QueryRows<T>* rows;
+    int64_t at, columns;
+    int32_t turn;
+  };
+  struct Products {
+    Buffer<float> scores, grad_p;
+    Products() : scores(kBlock * kBlock), grad_p(kBlock * kBlock) {}
+  };
+
+  void advance(const Tile* next) {
+    Products &coming = products_[taken_ % 2], &current = products_[(taken_ + 1) % 2];
+    const int64_t steps =
+        next ? 2 * product_steps<T>(count_, div_up(next->columns, kPanel), in_.dim) : 0;
+    const auto slice = [&](int64_t i) { make_scores(current_, current, i); };
+    Beside beside(current_.rows ? slices() : 0, steps, slice);
+    if (next) multiply_keys(*next, coming, beside);
+    beside.finish();
+    if (current_.rows) add_gradients(current_);
+    current_ = next ? *next : Tile{};
+    taken_++;
+  }
+
+  template <class Work>
+  void multiply_keys(const Tile& tile, Products& to, Work& beside) {
+    const QueryRows<T>& rows = *tile.rows;
+    const int64_t panels = div_up(tile.columns, kPanel), dim = in_.dim, at = tile.at * kBlock * dim;
+    gemm<false>(count_, panels, dim, k_.get(), dim, rows.q_transposed + at, dim * kPanel, to.scores,
+                kBlock, beside);
+    gemm<false>(count_, panels, dim, v_.get(), dim, rows.grad_o_transposed + at, dim * kPanel,
+                to.grad_p, kBlock, beside);
+  }
+
+  void add_gradients(const Tile& tile) {
+    const QueryRows<T>& rows = *tile.rows;
+    const int64_t panels = div_up(tile.columns, kPanel), at = tile.at;
+    gemm<true>(count_, dim_padded_ / kPanel, tile.columns, p_.get(), kBlock,
+               rows.grad_o + at * kBlock * dim_padded_, kBlock * kPanel, dv_, dim_padded_);
+    gemm<true>(count_, dim_padded_ / kPanel, tile.columns, ds_.get(), kBlock,
+               rows.q + at * kBlock * dim_padded_, kBlock * kPanel, dk_, dim_padded_);
+    wait_for(rows.added + at, tile.turn);
+    gemm<true>(in_.dim, panels, count_, k_transposed_.get(), kBlock, ds_right_.get(),
+               kBlock * kPanel, rows.dq + at * rows.dim_rows * kBlock, kBlock);
+    __atomic_store_n(rows.added + at, tile.turn + 1, __ATOMIC_RELEASE);
+    total_ += sum(tile_total_);
+    tile_total_ = Vec{};
+  }
+
+  int64_t slices() const { return round_up(count_, Product<T>::kDepth) / Product<T>::kPair; }
+
+  // P = exp2(slope * product + bias - lse) and dS = P * (dP - delta) of kPair keys, as left-hand
+  // sides, and dS also as a right-hand side.
+  void make_scores(const Tile& tile, const Products& products, int64_t slice) {
     using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
     constexpr int kPair = Product<T>::kPair;
-    const float *high = rows.high + at * kBlock, *low = rows.low + at * kBlock;
-    const float* delta = rows.delta + at * kBlock;
+    const QueryRows<T>& rows = *tile.rows;
+    const float *high = rows.high + tile.at * kBlock, *low = rows.low + tile.at * kBlock;
+    const float* delta = rows.delta + tile.at * kBlock;
     const Vec slope = splat(factor_.behind);
-    const int64_t depth = round_up(count_, Product<T>::kDepth);
-    Vec total{};
-    for (int64_t i = 0; i < depth; i += kPair) {
-      for (int64_t j = 0; j < columns; j += kVector) {
-        Vec ds[kPair];
-        for (int s = 0; s < kPair; s++) {
-          const int64_t to = (i + s) * kBlock + j;
-          if (i + s < count_) {
-            const Vec p =
-                exp2<Polynomial>(load(products_ + to) * slope + load(high + j) + load(low + j));
-            ds[s] = p * (load(grad_p_ + to) - load(delta + j));
-            store(p_ + to, p);
-            store(ds_ + to, ds[s]);
-            total += ds[s];
-          } else {
-            ds[s] = Vec{};
-          }
+    const int64_t i = slice * kPair;
+    Vec total = tile_total_;
+    for (int64_t j = 0; j < round_up(tile.columns, kPanel); j += kVector) {
+      Vec ds[kPair];
+      for (int s = 0; s < kPair; s++) {
+        const int64_t to = (i + s) * kBlock + j;
+        if (i + s < count_) {
+          const Vec p =
+              exp2<Polynomial>(load(products.scores + to) * slope + load(high + j) + load(low + j));
+          ds[s] = p * (load(products.grad_p + to) - load(delta + j));
+          store(p_ + to, p);
+          store(ds_ + to, ds[s]);
+          total += ds[s];
+        } else {
+          ds[s] = Vec{};
         }
-        store_right(ds, ds_right_ + j / kPanel * kBlock * kPanel + i * kPanel + j % kPanel * kPair);
       }
+      store_right(ds, ds_right_ + j / kPanel * kBlock * kPanel + i * kPanel + j % kPanel * kPair);
     }
-    return sum(total);
+    tile_total_ = total;
   }
 
   static void store_right(const Vec (&x)[1], float* to) { store(to, x[0]); }
@@ -355,8 +404,13 @@ class KeySweep {
   int64_t count_ = 0;
   Buffer<float> loaded_, transposed_;
   Buffer<T> k_, v_, k_transposed_;  // left-hand sides
-  Buffer<float> dk_, dv_, products_, grad_p_;
+  Buffer<float> dk_, dv_;
+  Products products_[2];
   Buffer<T> p_, ds_, ds_right_;
+  Tile current_{};  // of which the products are there; rows null: none
+  int64_t taken_ = 0;
+  Vec tile_total_{};
+  double total_ = 0.;
 };
 
 // The keys of one source, and where their gradients go.
@@ -385,15 +439,14 @@ void sweep_keys(const BackwardHeads& at, const KeySource& keys, const QueryRows<
       const KeyBlock& block = keys.blocks[keys.first_block + turn];
       const int64_t key_b = key_pair / at.heads, h = key_pair % at.heads;
       sweep.start(keys.k, keys.v, keys.rope, key_b, at.first_head + h, block);
-      double total = 0.;
       for (int64_t b = key_b * samples; b < (key_b + 1) * samples; b++) {
         const int64_t pair = b * at.heads + h;
         for (int64_t t = 0; t * kBlock < rows.count[pair]; t++) {
-          total += sweep.step(rows, pair * rows.tiles + t, rows.rows_of(pair, t),
-                              static_cast<int32_t>(turn));
+          sweep.take(rows, pair * rows.tiles + t, rows.rows_of(pair, t),
+                     static_cast<int32_t>(turn));
         }
       }
-      sums[key_pair * blocks + turn] = total;
+      sums[key_pair * blocks + turn] = sweep.end();
       sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
     }
   });

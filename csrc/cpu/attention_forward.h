@@ -59,14 +59,13 @@ struct SoftmaxTile {
       : q(kBlock * dim), out(kBlock * dim_padded), highest(kBlock), total(kBlock * kVector) {}
 };
 
-// Products of a tile with a block of keys, and the probabilities they become.
+// Products of a tile with a block of keys, the probabilities they become, and what the tile's
+// output so far is to be multiplied by.
 template <class T>
 struct Scores {
-  Buffer<float> products;
+  Buffer<float> products, shrink;
   Buffer<T> probabilities;
-  LogitFactor<T> factor;
-  explicit Scores(float scale)
-      : products(kBlock * kBlock), probabilities(kBlock * kBlock), factor(scale) {}
+  Scores() : products(kBlock * kBlock), shrink(kBlock), probabilities(kBlock * kBlock) {}
 };
 
 // Probabilities may outgrow 1 by this many powers of two before a row is scaled down again. In
@@ -75,10 +74,10 @@ template <class T>
 constexpr float kHeadroom = sizeof(T) == 2 ? 8.f : 0.f;
 
 // A row of dot products with `count` keys: p = exp2(slope * product + bias - highest), zeros up to
-// the padding of products over keys.
+// the padding of products over keys. Returns what the row's output so far is to be multiplied by.
 template <class T>
-inline void softmax_row(float* products, T* p, int64_t count, float slope, float bias,
-                        float& highest, float* total, float* out, int64_t out_size) {
+inline float softmax_row(float* products, T* p, int64_t count, float slope, float bias,
+                         float& highest, float* total) {
   using Polynomial = std::conditional_t<sizeof(T) == 2, Coarse, Exact>;
   const int64_t padded = round_up(count, kVector);
   // With a negative slope the highest logit is that of the lowest product.
@@ -89,11 +88,12 @@ inline void softmax_row(float* products, T* p, int64_t count, float slope, float
     const Vec x = load(products + j) * splat(slope);
     most = x > most ? x : most;
   }
+  float shrink = 1.f;
   if (any(most + splat(bias) > splat(highest + kHeadroom<T>))) {
-    const float raised = max(most) + bias, shrink = exp2(highest - raised);
+    const float raised = max(most) + bias;
+    shrink = exp2(highest - raised);
     highest = raised;
     multiply(total, kVector, shrink);
-    multiply(out, out_size, shrink);
   }
   // A row whose logits are all -inf so far must not turn into -inf - -inf.
   const Vec shift = splat(bias - (highest == -__builtin_inff() ? 0.f : highest));
@@ -108,21 +108,115 @@ inline void softmax_row(float* products, T* p, int64_t count, float slope, float
   if (depth > padded) {
     std::memset(static_cast<void*>(p + padded), 0, (depth - padded) * sizeof(T));
   }
+  return shrink;
 }
 
+// A tile of rows on its way past one block of keys.
 template <class T>
-inline void attend(SoftmaxTile<T>& tile, int64_t rows, const PackedKeys<T>& keys, int64_t pair,
-                   int64_t block, int64_t count, float bias, Scores<T>& scores) {
-  gemm<false>(rows, div_up(count, kPanel), keys.dim, tile.q.get(), keys.dim,
-              keys.key_block(pair, block), keys.dim * kPanel, scores.products, kBlock);
-  for (int64_t i = 0; i < rows; i++) {
-    softmax_row(scores.products + i * kBlock, scores.probabilities + i * kBlock, count,
-                scores.factor.behind, bias, tile.highest[i], tile.total + i * kVector,
-                tile.out + i * keys.dim_padded, keys.dim_padded);
+struct Step {
+  SoftmaxTile<T>* tile;
+  int64_t rows;
+  const PackedKeys<T>* keys;
+  int64_t pair, block, count;
+  float bias;
+};
+
+// Takes steps, one after the other: products with the keys, softmax, products with the values.
+// Where products have a unit of their own, the softmax of a step runs beside the next step's
+// products with keys and the last step's with values; what comes out is the same.
+template <class T>
+class Attend {
+ public:
+  const LogitFactor<T> factor;
+  explicit Attend(float scale) : factor(scale) {}
+
+  void take(const Step<T>& step) {
+    if constexpr (Product<T>::kApart) {
+      advance(&step);
+    } else {
+      NothingBeside nothing;
+      Scores<T>& scores = slots_[0].scores;
+      multiply_keys(step, scores, nothing);
+      for (int64_t i = 0; i < step.rows; i++) make_probabilities(step, scores, i);
+      rescale(step, scores);
+      add_values(step, scores, nothing);
+    }
   }
-  gemm<true>(rows, keys.dim_padded / kPanel, count, scores.probabilities.get(), kBlock,
-             keys.value_block(pair, block), kBlock * kPanel, tile.out, keys.dim_padded);
-}
+
+  // Ends the steps that were taken; until then their tiles are not complete.
+  void finish() {
+    while (added_ < multiplied_) advance(nullptr);
+  }
+
+ private:
+  template <class Work>
+  void multiply_keys(const Step<T>& step, Scores<T>& scores, Work& beside) {
+    const PackedKeys<T>& keys = *step.keys;
+    gemm<false>(step.rows, div_up(step.count, kPanel), keys.dim, step.tile->q.get(), keys.dim,
+                keys.key_block(step.pair, step.block), keys.dim * kPanel, scores.products, kBlock,
+                beside);
+  }
+
+  void make_probabilities(const Step<T>& step, Scores<T>& scores, int64_t row) {
+    scores.shrink[row] = softmax_row(
+        scores.products + row * kBlock, scores.probabilities + row * kBlock, step.count,
+        factor.behind, step.bias, step.tile->highest[row], step.tile->total + row * kVector);
+  }
+
+  static void rescale(const Step<T>& step, const Scores<T>& scores) {
+    const int64_t size = step.keys->dim_padded;
+    for (int64_t i = 0; i < step.rows; i++) {
+      multiply(step.tile->out + i * size, size, scores.shrink[i]);
+    }
+  }
+
+  template <class Work>
+  void add_values(const Step<T>& step, const Scores<T>& scores, Work& beside) {
+    const PackedKeys<T>& keys = *step.keys;
+    gemm<true>(step.rows, keys.dim_padded / kPanel, step.count, scores.probabilities.get(), kBlock,
+               keys.value_block(step.pair, step.block), kBlock * kPanel, step.tile->out,
+               keys.dim_padded, beside);
+  }
+
+  // One step's softmax, beside the next one's products with keys and the last one's with values.
+  // All three may be of one tile: its output is rescaled when the last step's part is in.
+  void advance(const Step<T>* next) {
+    Slot* coming = next ? &slot(multiplied_) : nullptr;
+    Slot* current = softmaxed_ < multiplied_ ? &slot(softmaxed_) : nullptr;
+    Slot* last = added_ < softmaxed_ ? &slot(added_) : nullptr;
+    if (coming) coming->step = *next;
+    const int64_t rows = current ? current->step.rows : 0;
+    const int64_t steps =
+        (coming ? keys_steps(coming->step) : 0) + (last ? values_steps(last->step) : 0);
+    const auto softmax = [&](int64_t row) {
+      make_probabilities(current->step, current->scores, row);
+    };
+    Beside beside(rows, steps, softmax);
+    if (coming) multiply_keys(coming->step, coming->scores, beside);
+    if (last) add_values(last->step, last->scores, beside);
+    beside.finish();
+    if (current) rescale(current->step, current->scores);
+    multiplied_ += coming != nullptr;
+    softmaxed_ += current != nullptr;
+    added_ += last != nullptr;
+  }
+
+  static int64_t keys_steps(const Step<T>& step) {
+    return product_steps<T>(step.rows, div_up(step.count, kPanel), step.keys->dim);
+  }
+  static int64_t values_steps(const Step<T>& step) {
+    return product_steps<T>(step.rows, step.keys->dim_padded / kPanel, step.count);
+  }
+
+  struct Slot {
+    Step<T> step;
+    Scores<T> scores;
+  };
+  Slot& slot(int64_t step) { return slots_[step % 3]; }
+
+  Slot slots_[3];
+  int64_t multiplied_ = 0, softmaxed_ = 0, added_ = 0;  // steps that have come so far
+};
 
 // Attends to the reference segments with those rows only that see them: the others are not touched,
 // and what an unseen reference holds (NaN even) cannot reach them.
@@ -130,7 +224,7 @@ template <class T>
 void attend_references(const Attention& in, int64_t b, int64_t first, int64_t rows,
                        const PackedKeys<T>& keys, int64_t pair, const KeyBlocks& blocks,
                        SoftmaxTile<T>& tile, SoftmaxTile<T>& part, int32_t* which,
-                       Scores<T>& scores) {
+                       Attend<T>& attend) {
   int64_t i = 0;
   while (i < blocks.size()) {
     const int64_t segment = blocks[i].segment;
@@ -144,8 +238,9 @@ void attend_references(const Attention& in, int64_t b, int64_t first, int64_t ro
       gather_rows(tile.total.get(), kVector, which, seen, part.total.get());
     }
     for (; i < blocks.size() && blocks[i].segment == segment; i++) {
-      if (seen > 0) attend(on, seen, keys, pair, i, blocks[i].count, bias, scores);
+      if (seen > 0) attend.take({&on, seen, &keys, pair, i, blocks[i].count, bias});
     }
+    attend.finish();
     if (seen > 0 && seen < rows) {
       scatter_rows(part.out, keys.dim_padded, which, seen, tile.out);
       scatter_rows(part.highest, 1, which, seen, tile.highest);
@@ -241,7 +336,7 @@ class ForwardWorker {
                {heads.in.dim, heads.video.dim_padded},
                {heads.in.dim, heads.video.dim_padded}},
         part_(heads.in.dim, heads.video.dim_padded),
-        scores_(heads.in.scale),
+        attend_(heads.in.scale),
         scratch_(kBlock * heads.in.dim),
         which_(kBlock),
         gate_(heads.gate ? new GateScratch(*heads.gate) : nullptr) {}
@@ -252,19 +347,20 @@ class ForwardWorker {
     const int64_t b = pair / at_.heads, h = at_.first_head + pair % at_.heads;
     const int64_t ref_pair = in.ref_batch == 1 ? pair % at_.heads : pair;
     for (int64_t t = first_tile; t < last_tile; t++) {
-      start_tile(in, b, h, t * kBlock, rows(t), at_.video.dim_padded, scores_.factor.in_queries,
+      start_tile(in, b, h, t * kBlock, rows(t), at_.video.dim_padded, attend_.factor.in_queries,
                  scratch_, tiles_[t - first_tile]);
     }
     for (int64_t i = 0; i < at_.video_blocks.size(); i++) {
       for (int64_t t = first_tile; t < last_tile; t++) {
-        attend(tiles_[t - first_tile], rows(t), at_.video, pair, i, at_.video_blocks[i].count, 0.f,
-               scores_);
+        attend_.take({&tiles_[t - first_tile], rows(t), &at_.video, pair, i,
+                      at_.video_blocks[i].count, 0.f});
       }
     }
+    attend_.finish();
     for (int64_t t = first_tile; t < last_tile; t++) {
       SoftmaxTile<T>& tile = tiles_[t - first_tile];
       attend_references(in, b, t * kBlock, rows(t), at_.refs, ref_pair, at_.ref_blocks, tile, part_,
-                        which_, scores_);
+                        which_, attend_);
       logit_sums[(b * in.heads + h) * at_.tiles + t] =
           finish_tile(at_.call, at_.gate.get(), gate_.get(), b, h, t * kBlock, rows(t), tile,
                       at_.video.dim_padded);
@@ -278,7 +374,7 @@ class ForwardWorker {
   const ForwardHeads<T>& at_;
   SoftmaxTile<T> tiles_[kTogether];
   SoftmaxTile<T> part_;
-  Scores<T> scores_;
+  Attend<T> attend_;
   Buffer<float> scratch_;
   Buffer<int32_t> which_;
   std::unique_ptr<GateScratch> gate_;

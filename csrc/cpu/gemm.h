@@ -19,24 +19,53 @@ namespace {
 
 // Sizes of a register tile for operands of type T: its rows, and the depth it takes in one go, to
 // which operands are padded with zeros. `kPair` values along the depth lie side by side in B.
+// kApart: products are taken by a unit beside the vector units, which can do other work meanwhile.
 template <class T>
 struct Product {
   static constexpr int kRows = kTileRows, kDepth = 1, kPair = 1;
+  static constexpr bool kApart = false;
   struct Unit {};  // what a thread must hold while it multiplies
 };
 #if GENHOI_BFLOAT16 == GENHOI_BFLOAT16_PAIRS
 template <>
 struct Product<BFloat16> {
   static constexpr int kRows = kTileRows, kDepth = 2, kPair = 2;
+  static constexpr bool kApart = false;
   struct Unit {};
 };
 #elif GENHOI_BFLOAT16 == GENHOI_BFLOAT16_TILES
 template <>
 struct Product<BFloat16> {
   static constexpr int kRows = 32, kDepth = 32, kPair = 2;
+  static constexpr bool kApart = true;
   using Unit = TileUnit;
 };
 #endif
+
+// What a product that is kApart calls after each of its steps, product_steps() times in all: slices
+// of other work, spread evenly over the steps of one product or more.
+template <class Slice>
+class Beside {
+ public:
+  Beside(int64_t slices, int64_t steps, const Slice& slice)
+      : slices_(slices), steps_(steps), slice_(slice) {}
+  void operator()() {
+    for (due_ += slices_; due_ >= steps_; due_ -= steps_) slice_(done_++);
+  }
+  // What is left, if there were fewer steps.
+  void finish() {
+    while (done_ < slices_) slice_(done_++);
+  }
+
+ private:
+  const int64_t slices_, steps_;
+  int64_t due_ = 0, done_ = 0;
+  const Slice& slice_;
+};
+
+struct NothingBeside {
+  void operator()() const {}
+};
 
 template <bool kAccumulate>
 inline void store_sums(const Vec (&sums)[kTileRows][2], float* c, int64_t c_stride) {
@@ -81,10 +110,11 @@ inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b
   store_sums<kAccumulate>(sums, c, c_stride);
 }
 #elif GENHOI_BFLOAT16 == GENHOI_BFLOAT16_TILES
-// 32 x 32 results in tiles 0 to 3, 16 x 16 each; 4 and 5 hold rows of A, 6 and 7 columns of B.
-template <bool kAccumulate>
+// 32 x 32 results in tiles 0 to 3, 16 x 16 each; 4 and 5 hold rows of A, 6 and 7 columns of B. Four
+// products take the tile unit 64 cycles, in which `beside` runs in the vector units.
+template <bool kAccumulate, class Work>
 inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b, int64_t depth,
-                          float* c, int64_t c_stride) {
+                          float* c, int64_t c_stride, Work& beside) {
   static_assert(kPanel == 32);
   const int64_t c_bytes = c_stride * 4, a_bytes = a_stride * 2, b_bytes = kPanel * 4;
   float* lower = c + 16 * c_stride;
@@ -108,6 +138,7 @@ inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b
     TILE_LOAD(7, b + t * kPanel + 32, b_bytes);
     TILE_MULTIPLY(1, 4, 7);
     TILE_MULTIPLY(3, 5, 7);
+    beside();
   }
   TILE_STORE(0, c, c_bytes);
   TILE_STORE(1, c + 16, c_bytes);
@@ -118,16 +149,33 @@ inline void register_tile(const BFloat16* a, int64_t a_stride, const BFloat16* b
 
 // Rows are rounded up to the register tile's: A and C must have room for that many, and A and B for
 // a depth rounded up to Product<T>::kDepth.
-template <bool kAccumulate, class T>
+template <bool kAccumulate, class T, class Work>
 inline void gemm(int64_t rows, int64_t panels, int64_t depth, const T* a, int64_t a_stride,
-                 const T* b, int64_t panel_stride, float* c, int64_t c_stride) {
+                 const T* b, int64_t panel_stride, float* c, int64_t c_stride, Work& beside) {
   const int64_t padded = round_up(depth, Product<T>::kDepth);
   for (int64_t p = 0; p < panels; p++) {
     for (int64_t i = 0; i < rows; i += Product<T>::kRows) {
-      register_tile<kAccumulate>(a + i * a_stride, a_stride, b + p * panel_stride, padded,
-                                 c + i * c_stride + p * kPanel, c_stride);
+      const T *a_tile = a + i * a_stride, *b_panel = b + p * panel_stride;
+      float* c_tile = c + i * c_stride + p * kPanel;
+      if constexpr (Product<T>::kApart) {
+        register_tile<kAccumulate>(a_tile, a_stride, b_panel, padded, c_tile, c_stride, beside);
+      } else {
+        register_tile<kAccumulate>(a_tile, a_stride, b_panel, padded, c_tile, c_stride);
+      }
     }
   }
+}
+
+template <bool kAccumulate, class T>
+inline void gemm(int64_t rows, int64_t panels, int64_t depth, const T* a, int64_t a_stride,
+                 const T* b, int64_t panel_stride, float* c, int64_t c_stride) {
+  NothingBeside nothing;
+  gemm<kAccumulate>(rows, panels, depth, a, a_stride, b, panel_stride, c, c_stride, nothing);
+}
+
+template <class T>
+inline int64_t product_steps(int64_t rows, int64_t panels, int64_t depth) {
+  return div_up(rows, Product<T>::kRows) * panels * div_up(depth, Product<T>::kDepth);
 }
 
 inline void convert(float x, float* to) { *to = x; }
