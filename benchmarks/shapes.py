@@ -95,6 +95,8 @@ SHAPES = {
     for shape in (
         Shape("tiny", (3, 8, 8), (4, 4), heads=2, head_dim=32),
         *HEADLINE.values(),
+        Shape("headline-12-heads", (8, 16, 32), (32, 32), heads=12),
+        Shape("headline-dim-64", (8, 32, 32), head_dim=64),
         Shape("wan1.3b-480p", (21, 30, 52), (32, 32), heads=12),
         Shape("wan14b-480p", (21, 30, 52), (32, 32), heads=40),
         Shape("wan14b-720p", (21, 80, 45), (80, 45), heads=40),
