@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,6 +84,19 @@ class Base(ABC):
 
         Only bases for first and last frame look at `last`.
         """
+
+    def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
+        """Add low-rank weights to the video's own attention, as `genhoi train` writes them.
+
+        Raises:
+            ImportError: peft is not installed.
+            OSError: there are none in the folder.
+            ValueError: this kind of base takes none.
+        """
+        raise ValueError(
+            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a tiny base has such "
+            f"weights in it"
+        )
 
     # Bases that are made where they compute, in one piece, need neither of the following two.
 

@@ -57,6 +57,11 @@ __all__ = ["edit"]
 )
 @click.option("--adapter", help="Folder or Hub name.  [default: tiny's own; else untrained]")
 @click.option(
+    "--video-lora",
+    type=PATH,
+    help="Folder of low-rank weights for the base itself, as genhoi train --video-rank writes it.",
+)
+@click.option(
     "--preset",
     type=click.Choice(["paper", "release"]),
     help="Gates and schedule.  [default: the adapter's; a fresh one's is paper]",
@@ -216,6 +221,7 @@ def _run(
         pipeline = GenHOIPipeline.from_pretrained(
             options["base"],
             adapter=options["adapter"],
+            video_lora=options["video_lora"],
             device=options["device"],
             dtype=DTYPES[options["dtype"]],
             offload=options["offload"],

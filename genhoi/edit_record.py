@@ -52,6 +52,7 @@ def make_record(
             "name": options["base"],
             "about": pipeline.base.about,
             "trained": pipeline.base.trained,
+            "video_lora": None if options["video_lora"] is None else str(options["video_lora"]),
         },
         "adapter": {"name": options["adapter"], "trained": pipeline.adapter_trained},
         "attachment": asdict(pipeline.attachment.options),

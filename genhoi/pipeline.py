@@ -103,6 +103,7 @@ class GenHOIPipeline:
         base: str | os.PathLike[str] = "tiny",
         *,
         adapter: str | os.PathLike[str] | GenHOIAdapter | None = None,
+        video_lora: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: Literal["none", "model", "group"] = "none",
@@ -111,12 +112,14 @@ class GenHOIPipeline:
         """Load a base, and an adapter on it.
 
         Args:
-            base: "tiny", an untrained model that needs no download; or the folder of a diffusers
-                Wan2.1 image-to-video pipeline; or the name of one on the Hugging Face Hub that has
-                been downloaded before.
+            base: "tiny", trained and shipped with the package; "tiny-untrained"; or the folder of
+                a tiny base or of a diffusers Wan2.1 image-to-video pipeline; or the name of one on
+                the Hugging Face Hub that has been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
                 None for the one that comes with the base "tiny", else for a fresh one, which is
                 not trained.
+            video_lora: folder of low-rank weights for the video's own attention, as `genhoi train
+                --video-rank` writes them for bases in diffusers' format.
             device: where to compute.
             dtype: of transformer, adapter and text encoder.
             offload: "model" keeps one component at a time on the device, "group" one block of the
@@ -124,8 +127,9 @@ class GenHOIPipeline:
             options: preset, mask_gate, flow_gate, schedule; see the class.
 
         Raises:
-            FileNotFoundError: no such base; the message says what to fetch.
-            TypeError, ValueError: as the class.
+            FileNotFoundError: no such base; the message says what to fetch. Or no video_lora.
+            ImportError: video_lora needs peft.
+            TypeError, ValueError: as the class; a base that takes no video_lora.
         """
         device = torch.device(device)
         if offload not in ("none", "model", "group"):
@@ -141,6 +145,8 @@ class GenHOIPipeline:
             adapter = GenHOIAdapter.from_pretrained(adapter)
         loaded = load_base(base, device=device, dtype=dtype)
         pipeline = cls(loaded, adapter, **options)
+        if video_lora is not None:
+            loaded.load_video_lora(video_lora)
         loaded.place(offload)
         return pipeline
 

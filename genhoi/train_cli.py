@@ -451,9 +451,9 @@ def _last_words(say: _Screen, config: TrainConfig, out: Path) -> None:
     folders = _results(config, out) or {}
     for name, path in folders.items():
         say.line(f"{name.replace('_', ' ').capitalize()}: {path}")
-    if "video_lora" in folders:
-        say.line("In Python: pipe.load_lora_weights(the folder video_lora), after attach.")
     words = ["genhoi", "edit", "--base", str(folders.get("base", config.base))]
     if "adapter" in folders:
         words += ["--adapter", str(folders["adapter"])]
+    if "video_lora" in folders:
+        words += ["--video-lora", str(folders["video_lora"])]
     say.line(f"To use it: {shlex.join(words)} --video V --mask M --object O")

@@ -4,8 +4,8 @@
 - base/: after stage "base", and where low-rank weights of a tiny base's own attention were trained
   too: a tiny base for `--base`, these merged in; of other bases the transformer alone, in
   diffusers' format.
-- video_lora/: such low-rank weights of other bases, too large to be merged and written out: for
-  `pipe.load_lora_weights(folder)` of diffusers.
+- video_lora/: such low-rank weights of other bases, which are too large to be merged and written
+  out: for `--video-lora`, or `pipe.load_lora_weights(folder)` of diffusers.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,17 @@ class WanBase(Base):
             dtype={"transformer": dtype, "text_encoder": dtype, "default": torch.float32},
         )
         self.transformer = self.pipe.transformer.eval()
+
+    def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
+        """See `Base`."""
+        if find_spec("peft") is None:
+            raise ImportError("video_lora needs peft: pip install peft")
+        if not any(Path(folder).glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"video_lora: there is no .safetensors file in {os.fspath(folder)}; wanted the "
+                f"folder video_lora of a training run"
+            )
+        self.pipe.load_lora_weights(folder)
 
     def place(self, offload: Offload) -> None:
         """Move the components to the device, or let them come as they are needed.
