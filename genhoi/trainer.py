@@ -23,6 +23,7 @@ from genhoi.adapter import GenHOIAdapter
 from genhoi.base import Base
 from genhoi.bases import load_base
 from genhoi.checkpoint import (
+    alone_in,
     copy_into,
     latest_checkpoint,
     load_checkpoint,
@@ -222,8 +223,17 @@ class Trainer:
         Raises:
             KeyboardInterrupt: the run ended early; everything up to `step` is safe.
             FloatingPointError: loss or gradient is no number any more; no checkpoint was written.
+            FileExistsError: another program is training in this folder.
             OSError: a file cannot be written; the last checkpoint is whole.
         """
+        with alone_in(self.out) if self.accelerator.is_main_process else nullcontext():
+            self._run(callback, stopping)
+
+    def _run(
+        self,
+        callback: Callable[[TrainProgress], object] | None,
+        stopping: Callable[[], object] | None,
+    ) -> None:
         config, main = self.config, self.accelerator.is_main_process
         if main:
             self._write_config()

@@ -120,6 +120,23 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert left == {"step-000011", "step-000012"}
 
 
+def test_two_programs_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused and changes nothing; the folder is free again after the first."""
+    first = trainer_in(tmp_path, "run")
+    refused = []
+
+    def other(progress: TrainProgress) -> None:
+        if progress.step == 2:
+            with pytest.raises(FileExistsError, match="out: another program is training in"):
+                trainer_in(tmp_path, "run").run()
+            refused.append(progress.step)
+
+    first.run(other)
+    assert refused == [2]
+    assert len(losses(tmp_path / "run")) == first.config.steps
+    trainer_in(tmp_path, "run").run()
+
+
 def test_ctrl_c_waits_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal in the middle of a step ends the run after it, with a checkpoint that is of it."""
     trainer = trainer_in(tmp_path, "broken", checkpoint_every=0)
