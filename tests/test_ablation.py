@@ -60,7 +60,7 @@ def test_the_whole_study(tmp_path: Path) -> None:
 
     written = {path.name for path in collect_tables(tmp_path)}
     assert {"summary.csv", "curves.csv", "clips.csv", "paired.csv", "mass.csv"} <= written
-    assert {"frames-near.png", "steps-near.png", "leakage-near.png"} <= written
+    assert {f"{name}-near.png" for name in ("frames", "steps", "gaps", "leakage")} <= written
     summary = rows(tmp_path / "results" / "summary.csv")
     last = [r for r in summary if r["variant"] == "fixed" and r["step"] == "2"]
     assert {(r["length"], r["first_frame"]) for r in last} == {

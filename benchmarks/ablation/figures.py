@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
-from benchmarks.ablation.results import Measured, thirds
+from benchmarks.ablation.results import PARTS, Measured, thirds
 from genhoi.media import atomic_path
 
 __all__ = ["draw_figures"]
@@ -20,17 +20,30 @@ _COLORS = {
     "alone": "0.55", "fixed": "tab:red", "middle": "tab:orange", "paper": "tab:blue",
     "release": "tab:cyan", "mask": "tab:green", "mask+flow": "tab:olive", "vace": "tab:purple",
 }  # fmt: skip
+_GAPS = {
+    ("paper", "fixed"): "o-", ("paper-v", "fixed-v"): "o--", ("middle", "fixed"): "o-",
+    ("mask", "fixed"): "o-", ("vace", "fixed"): "o-",
+}  # fmt: skip
 _GIVEN = {"first": "first frame given", "none": "no frame given"}
 
 
-def draw_figures(folder: Path, measured: Sequence[Measured]) -> list[Path]:
-    """Draw what the measurements allow."""
+def draw_figures(
+    folder: Path, measured: Sequence[Measured], paired: Sequence[dict[str, Any]]
+) -> list[Path]:
+    """Draw what the measurements allow.
+
+    Args:
+        folder: for the plots.
+        measured: all evaluations.
+        paired: rows of paired.csv.
+    """
     out = []
     for regime in sorted({m.regime for m in measured}):
         own = [m for m in measured if m.regime == regime]
         out += [
             _over_frames(folder / f"frames-{regime}.png", own, regime),
             _over_steps(folder / f"steps-{regime}.png", own, regime),
+            _gaps(folder / f"gaps-{regime}.png", paired, regime),
             _leakage(folder / f"leakage-{regime}.png", own, regime),
             _attention(folder / f"attention-{regime}.png", own, regime),
         ]
@@ -39,14 +52,6 @@ def draw_figures(folder: Path, measured: Sequence[Measured]) -> list[Path]:
 
 def _about(variant: str) -> str:
     return "no reference" if variant == "alone" else VARIANTS[variant].about
-
-
-def _label(variant: str, runs: Sequence[Measured], measured: Sequence[Measured]) -> str:
-    """Its name, and which seeds it has if it lacks some: levels differ from base to base."""
-    seeds = sorted({m.seed for m in runs})
-    if seeds == sorted({m.seed for m in measured}):
-        return _about(variant)
-    return f"{_about(variant)} ({_seeds(runs)} only)"
 
 
 def _last_step(measured: Iterable[Measured]) -> int:
@@ -64,6 +69,21 @@ def _pick(
     ]  # fmt: skip
 
 
+def _groups(
+    measured: Sequence[Measured], variants: Iterable[str], step: int | None, long: bool
+) -> Iterator[tuple[str, list[Measured], str]]:
+    """The variants there are, each with its evaluations and its label.
+
+    The label says which seeds it has if it lacks some: levels differ from base to base.
+    """
+    everyone = _seeds(measured)
+    for variant in variants:
+        runs = _pick(measured, variant, step, long)
+        if runs:
+            only = "" if _seeds(runs) == everyone else f" ({_seeds(runs)} only)"
+            yield variant, runs, _about(variant) + only
+
+
 def _over_frames(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
     """Object PSNR in every frame, at the last step."""
     step = _last_step(measured)
@@ -73,12 +93,8 @@ def _over_frames(path: Path, measured: Sequence[Measured], regime: str) -> Path 
     for row, long in enumerate((False, True)):
         for column, given in enumerate(_GIVEN):
             ax = axes[row][column]
-            for variant in _MAIN:
-                runs = _pick(measured, variant, step, long)
-                if not runs:
-                    continue
+            for variant, runs, label in _groups(measured, _MAIN, step, long):
                 curves = [np.nanmean(m.arrays[f"{given}/object_psnr"], 0) for m in runs]
-                label = _label(variant, runs, measured)
                 ax.plot(np.mean(curves, 0), color=_COLORS[variant], label=label)
             length = "twice the trained length" if long else "trained length"
             ax.set_title(f"{_GIVEN[given]}, {length}", fontsize=10)
@@ -96,39 +112,88 @@ def _over_steps(path: Path, measured: Sequence[Measured], regime: str) -> Path |
         return None
     figure, axes = _figure(2, 3, (14, 7.5))
     for row, given in enumerate(_GIVEN):
-        for column, part in enumerate(("first", "middle", "last")):
+        for column, part in enumerate(PARTS):
             ax = axes[row][column]
-            for variant in _MAIN[1:]:
-                runs = _pick(measured, variant, None, False)
+            for variant, runs, label in _groups(measured, _MAIN[1:], None, False):
                 steps = sorted({m.step for m in runs})
                 values = [
                     np.mean([_third(m, given, part) for m in runs if m.step == s]) for s in steps
                 ]
-                if not runs:
-                    continue
-                label = _label(variant, runs, measured)
                 ax.plot(steps, values, "o-", ms=3, color=_COLORS[variant], label=label)
             ax.set_title(f"{_GIVEN[given]}: {part} third", fontsize=10)
-            ax.set_xscale("symlog", linthresh=25)
-            ax.set_xlabel("steps of adaptation")
+            _steps_axis(ax, {m.step for m in measured})
             ax.set_ylabel("object PSNR, dB")
-            ax.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    _legend_below(figure, axes[0][0])
     figure.suptitle(f"{regime} base, {_seeds(measured)}")
     return _save(path, figure)
+
+
+def _steps_axis(ax: Any, steps: set[int]) -> None:
+    ticks = sorted(steps)
+    ax.set_xscale("symlog", linthresh=25)
+    ax.set_xticks(ticks, [str(step) for step in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("steps of adaptation")
+    ax.grid(alpha=0.3)
+
+
+def _legend_below(figure: Any, ax: Any) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
 
 
 def _third(m: Measured, given: str, part: str) -> float:
     return float(np.nanmean(thirds(m.arrays[f"{given}/object_psnr"])[part]))
 
 
+def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | None:
+    """What other ways are ahead of frame -1 by, in each third over the steps."""
+    own = [
+        row for row in paired
+        if row["regime"] == regime and row["length"] == "trained"
+        and (row["variant"], row["minus"]) in _GAPS
+    ]  # fmt: skip
+    if not own:
+        return None
+    figure, axes = _figure(2, 3, (14, 7.5))
+    for row, given in enumerate(_GIVEN):
+        for column, part in enumerate(PARTS):
+            ax = axes[row][column]
+            ax.axhline(0, color="k", lw=1)
+            for pair, style in _GAPS.items():
+                rows = [
+                    r for r in own if (r["variant"], r["minus"]) == pair
+                    and r["first_frame"] == given
+                ]  # fmt: skip
+                rows.sort(key=lambda r: int(r["step"]))
+                values, errors = (
+                    [float(r[f"{part}_{name}"]) for r in rows] for name in ("db", "error")
+                )
+                steps = [int(r["step"]) for r in rows]
+                if not rows:
+                    continue
+                label = f"{_about(pair[0])} (seeds {rows[-1]['seeds']})"
+                ax.errorbar(steps, values, errors, fmt=style, ms=3, capsize=2,
+                            color=_COLORS[pair[0].removesuffix("-v")], label=label)  # fmt: skip
+            ax.set_title(f"{_GIVEN[given]}: {part} third", fontsize=10)
+            _steps_axis(ax, {int(r["step"]) for r in own})
+            ax.set_ylabel("object PSNR above frame -1, dB")
+    _legend_below(figure, axes[0][0])
+    figure.suptitle(
+        f"{regime} base: paired differences on the same clips and bases, standard errors over "
+        f"clips; v adapted alone (dashed) against frame -1 with v alone"
+    )
+    return _save(path, figure)
+
+
 def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
     """What changes, and where, when the reference is another object's."""
-    step = _last_step(measured)
-    names = [v for v in VARIANTS if _pick(measured, v, step, False)]
-    if not step or not names:
+    measured = [m for m in measured if "first/swap_object" in m.arrays]  # at the end of a run
+    if not measured:
         return None
-    figure, axes = _figure(1, 3, (13, 0.35 * len(names) + 2.2))
+    step = _last_step(measured)
+    groups = list(_groups(measured, VARIANTS, step, False))
+    figure, axes = _figure(1, 3, (13, 0.35 * len(groups) + 2.2))
     panels = {
         "swap_object": "object's region, another reference",
         "swap_far": "background in untouched tokens, another reference",
@@ -136,13 +201,10 @@ def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | No
     }
     for ax, (name, title) in zip(axes[0], panels.items(), strict=True):
         values = [
-            np.mean(
-                [np.nanmean(m.arrays[f"first/{name}"]) for m in _pick(measured, v, step, False)]
-            )
-            for v in names
+            np.mean([np.nanmean(m.arrays[f"first/{name}"]) for m in runs]) for _, runs, _ in groups
         ]
-        labels = [_label(v, _pick(measured, v, step, False), measured) for v in names]
-        ax.barh(labels, values, color=[_COLORS.get(v, "0.7") for v in names])
+        colors = [_COLORS.get(variant, "0.7") for variant, _, _ in groups]
+        ax.barh([label for _, _, label in groups], values, color=colors)
         for i, value in enumerate(values):
             ax.text(value, i, f" {value:.2f}", va="center", fontsize=8)
         ax.invert_yaxis()

@@ -41,17 +41,18 @@ def collect_tables(out: Path) -> list[Path]:
     measured = read_measured(out)
     folder = out / "results"
     clips = _merged(folder / "clips.csv", list(_clips(measured)))
+    paired = list(_paired(clips))
     written = [
         write_table(folder / f"{name}.csv", rows)
         for name, rows in (
             ("summary", _summary(measured)),
             ("curves", _curves(measured)),
             ("clips", clips),
-            ("paired", _paired(clips)),
+            ("paired", paired),
             ("mass", _mass(measured)),
         )
     ]
-    return [path for path in written if path is not None] + draw_figures(folder, measured)
+    return [path for path in written if path is not None] + draw_figures(folder, measured, paired)
 
 
 def _label(m: Measured, given: str) -> Row:
