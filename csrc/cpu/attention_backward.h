@@ -276,7 +276,7 @@ class KeySweep {
 
   // Takes a tile of query rows: adds to dK and dV, and to the tile's dQ when all blocks before this
   // one, number `turn`, have. Where products have a unit of their own, a tile's scores are made
-  // beside the products of the next one, and what they add to is complete after end().
+  // beside the products of the next one, and what they add to is complete after finish().
   void take(const QueryRows<T>& rows, int64_t at, int64_t columns, int32_t turn) {
     const Tile tile{&rows, at, columns, turn};
     if constexpr (Product<T>::kApart) {
@@ -289,18 +289,15 @@ class KeySweep {
     }
   }
 
-  // Returns the sum of dS over the tiles taken since start().
-  double end() {
+  // Writes dK and dV. Returns the sum of dS over the tiles taken since start().
+  double finish(const Rotation* rope, int64_t b, int64_t h, const KeyBlock& block, const Rows& to_k,
+                const Rows& to_v) {
     if (current_.rows) advance(nullptr);
-    return total_;
-  }
-
-  void finish(const Rotation* rope, int64_t b, int64_t h, const KeyBlock& block, const Rows& to_k,
-              const Rows& to_v) {
     // Of a factor that q carries, dK keeps the scale.
     const float scale = factor_.in_queries == 1.f ? in_.scale : static_cast<float>(kLn2);
     store_grad_tile(dk_, dim_padded_, in_, b, h, block.first, count_, rope, scale, to_k);
     store_grad_tile(dv_, dim_padded_, in_, b, h, block.first, count_, nullptr, 1.f, to_v);
+    return total_;
   }
 
  private:
@@ -446,8 +443,8 @@ void sweep_keys(const BackwardHeads& at, const KeySource& keys, const QueryRows<
                      static_cast<int32_t>(turn));
         }
       }
-      sums[key_pair * blocks + turn] = sweep.end();
-      sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
+      sums[key_pair * blocks + turn] =
+          sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
     }
   });
 }
