@@ -11,20 +11,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = [
-    "alone_in",
     "copy_into",
     "latest_checkpoint",
     "load_checkpoint",
@@ -34,34 +31,8 @@ __all__ = [
     "whole",
 ]
 
-_PREFIX, _UNFINISHED, _LOCK = "step-", ".unfinished", ".lock"
+_PREFIX, _UNFINISHED = "step-", ".unfinished"
 _TENSORS, _STATE = "state.safetensors", "state.json"
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """No other program trains in a run's folder within the block.
-
-    The lock is the operating system's: it ends with the program, also with one that is killed.
-
-    Raises:
-        FileExistsError: another program does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(
-            f"out: another program is training in {folder}; wait for it, or name another folder"
-        ) from None
-    except NotImplementedError:  # a file system without locks: two programs are the user's care
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def whole(x: Tensor) -> Tensor:

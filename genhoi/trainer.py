@@ -23,7 +23,6 @@ from genhoi.adapter import GenHOIAdapter
 from genhoi.base import Base
 from genhoi.bases import load_base
 from genhoi.checkpoint import (
-    alone_in,
     copy_into,
     latest_checkpoint,
     load_checkpoint,
@@ -33,6 +32,7 @@ from genhoi.checkpoint import (
     whole,
 )
 from genhoi.data.encoded import EncodedClips
+from genhoi.locks import alone_in
 from genhoi.media import atomic_path
 from genhoi.tiny import TinyBase
 from genhoi.train_config import TrainConfig, changed_settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -57,6 +58,28 @@ def test_another_process_reads_the_same(tmp_path: Path) -> None:
         assert torch.equal(one.take(name, range(3)), two.take(name, range(3)))
 
 
+def test_two_programs_at_once(tmp_path: Path) -> None:
+    """The second waits, and takes what the first has made."""
+    base, calls = small_base(), []
+
+    def second() -> None:
+        encode_dataset(base, Noise(3), tmp_path / "latents", given=("none",),
+                       progress=lambda *_: calls.append("second"))  # fmt: skip
+
+    other = Thread(target=second)
+
+    def show(done: int, total: int) -> None:
+        calls.append("first")
+        if done == 1:
+            other.start()
+            other.join(timeout=0.5)
+            assert other.is_alive()
+
+    encode_dataset(base, Noise(3), tmp_path / "latents", given=("none",), progress=show)
+    other.join(timeout=30)
+    assert not other.is_alive() and calls == ["first"] * 3
+
+
 class Unreadable(Noise):
     """Any sample asked of it is a mistake."""
 
@@ -104,11 +127,11 @@ def test_whole_or_absent(tmp_path: Path) -> None:
         encode_dataset(base, Failing("larger"), tmp_path / "latents", given=("none",))
     with pytest.raises(ValueError, match="dataset: got no sample"):
         encode_dataset(base, Noise(0), tmp_path / "latents", given=("none",))
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".latents.lock"]
     killed = tmp_path / ".latents.12ab.unfinished"
     killed.mkdir()
     encode_dataset(base, Noise(1), tmp_path / "latents", given=("none",))
-    assert [path.name for path in tmp_path.iterdir()] == ["latents"]
+    assert {path.name for path in tmp_path.iterdir()} == {"latents", ".latents.lock"}
 
 
 def test_fingerprint_of_clips_in_folders(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_interrupted_while_encoding(
     result = run(*command)
     assert result.exit_code == 130, result.output
     assert "Interrupted while encoding" in result.output
-    assert not list((tmp_path / "run").iterdir())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".latents.lock"]
 
 
 def test_not_a_number(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,13 +81,23 @@ def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
 
 
 def _curves(measured: Sequence[Measured]) -> Iterator[Row]:
-    """PSNR and SSIM of the object's region in every frame, at each run's last evaluation."""
+    """PSNR and SSIM of the object's region in every frame, after the whole adaptation.
+
+    A clip's value is its mean over the seeds; errors are over clips.
+    """
+    groups: dict[tuple[str, str, bool], list[Measured]] = defaultdict(list)
     for m in _last(measured):
-        for given in m.given:
-            psnr, ssim = (m.arrays[f"{given}/object_{name}"] for name in ("psnr", "ssim"))
+        groups[m.regime, m.variant, m.long].append(m)
+    for runs in groups.values():
+        for given in runs[0].given:
+            psnr, ssim = (
+                np.mean([m.arrays[f"{given}/object_{name}"] for m in runs], axis=0)
+                for name in ("psnr", "ssim")
+            )
+            label = _label(runs[0], given) | {"seed": " ".join(str(m.seed) for m in runs)}
             for frame in range(psnr.shape[1]):
                 mean, error = mean_error(psnr[:, frame])
-                yield _label(m, given) | {
+                yield label | {
                     "frame": frame, "object_psnr": mean, "object_psnr_error": error,
                     "object_ssim": mean_error(ssim[:, frame])[0],
                 }  # fmt: skip

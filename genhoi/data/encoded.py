@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from genhoi.base import Base
 from genhoi.conditioning import build_condition
 from genhoi.data.sample import HOIDataset, HOISample
+from genhoi.locks import one_after_the_other
 from genhoi.media import fit_image
 
 __all__ = ["EncodedClips", "Given", "conditions_for", "encode_dataset"]
@@ -105,6 +106,8 @@ def encode_dataset(
 ) -> EncodedClips:
     """Encode every sample, or take a folder where just this has been done.
 
+    Of several programs that start at once, one encodes and the others wait.
+
     Args:
         base: whose codec and encoders are used.
         dataset: all samples of one length and size.
@@ -119,26 +122,38 @@ def encode_dataset(
     """
     if len(dataset) == 0:
         raise ValueError("dataset: got no sample, wanted at least one")
-    job = _fingerprint(base, dataset, given)
-    if folder.exists():
-        found = EncodedClips(folder)
-        if found.fingerprint not in _fingerprints(base, dataset, given):
-            raise FileExistsError(
-                f"latents: {folder} was encoded from other data or settings; name another folder "
-                f"or remove it"
-            )
-        return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        with one_after_the_other(folder):
+            if not folder.exists():
+                _encode_new(base, dataset, folder, given, workers, progress)
+    found = EncodedClips(folder)
+    if found.fingerprint not in _fingerprints(base, dataset, given):
+        raise FileExistsError(
+            f"latents: {folder} was encoded from other data or settings; name another folder or "
+            f"remove it"
+        )
+    return found
+
+
+def _encode_new(
+    base: Base,
+    dataset: HOIDataset,
+    folder: Path,
+    given: Sequence[Given],
+    workers: int,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    """Make the folder, whole or not at all."""
     for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
         shutil.rmtree(left)  # of a program that was killed
     unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
     unfinished.mkdir()
     try:
+        job = _fingerprint(base, dataset, given)
         _encode_all(base, dataset, unfinished, job, given, workers, progress)
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return EncodedClips(folder)
 
 
 def _fingerprint(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> str:
