@@ -44,7 +44,7 @@ def _held(path: Path, *, timeout: float) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout)
-    except NotImplementedError:
+    except NotImplementedError:  # how filelock says that the file system has no locks
         yield
         return
     try:

@@ -165,13 +165,13 @@ def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | N
                     r for r in own if (r["variant"], r["minus"]) == pair
                     and r["first_frame"] == given
                 ]  # fmt: skip
+                if not rows:
+                    continue
                 rows.sort(key=lambda r: int(r["step"]))
                 values, errors = (
                     [float(r[f"{part}_{name}"]) for r in rows] for name in ("db", "error")
                 )
                 steps = [int(r["step"]) for r in rows]
-                if not rows:
-                    continue
                 label = f"{_about(pair[0])} (seeds {rows[-1]['seeds']})"
                 ax.errorbar(steps, values, errors, fmt=style, ms=3, capsize=2,
                             color=_COLORS[pair[0].removesuffix("-v")], label=label)  # fmt: skip
