@@ -52,8 +52,7 @@ bool has_avx512bf16() { return has_avx512() && has_avx512bf16_bit(); }
 bool may_use_tiles() {
 #if defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-  return granted;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;
 #endif
@@ -63,12 +62,13 @@ bool has_amx_bf16() { return has_avx512bf16() && has_amx(24) && has_amx(22) && m
 
 }  // namespace
 
-std::vector<Isa> isas() {
-  return {{&kAmxKernels, has_amx_bf16()},
-          {&kAvx512Bf16Kernels, has_avx512bf16()},
-          {&kAvx512Kernels, has_avx512()},
-          {&kAvx2Kernels, has_avx2()},
-          {&kPortableKernels, true}};
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> found = {{&kAmxKernels, has_amx_bf16()},
+                                         {&kAvx512Bf16Kernels, has_avx512bf16()},
+                                         {&kAvx512Kernels, has_avx512()},
+                                         {&kAvx2Kernels, has_avx2()},
+                                         {&kPortableKernels, true}};
+  return found;
 }
 
 std::vector<Feature> cpu_features() {
@@ -82,7 +82,10 @@ std::vector<Feature> cpu_features() {
           {"amx_bf16", has_amx(22)}};
 }
 #else
-std::vector<Isa> isas() { return {{&kPortableKernels, true}}; }
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> found = {{&kPortableKernels, true}};
+  return found;
+}
 
 std::vector<Feature> cpu_features() { return {}; }
 #endif

@@ -13,8 +13,9 @@ struct Isa {
   bool usable;  // on this CPU
 };
 
-// Every instruction set of this build, fastest first.
-std::vector<Isa> isas();
+// Every instruction set of this build, fastest first. Asked of the CPU once: a virtual machine
+// takes tens of microseconds to answer.
+const std::vector<Isa>& isas();
 
 // The fastest usable one, or the one named by the environment variable GENHOI_CPU_ISA. Throws
 // std::runtime_error when that names none of this build or one this CPU lacks.

@@ -9,6 +9,7 @@
 namespace genhoi::cpu {
 namespace {
 
+constexpr int64_t kGroupRows = 128;    // rows that a thread takes
 constexpr int64_t kWeightChunks = 64;  // partitions of the rows for the weight's gradient
 
 // n <= kVector values from x, zeros behind them.
@@ -24,20 +25,20 @@ inline Vec load_values(const char* x, int64_t n) {
   } else if constexpr (kType == DType::kBFloat16) {
     return load_bfloat16(reinterpret_cast<const uint16_t*>(x));
   } else {
-    Vec values;
-    load_row(x, kType, kVector, reinterpret_cast<float*>(&values));
-    return values;
+    return load_float16(reinterpret_cast<const uint16_t*>(x));
   }
 }
 
 template <DType kType>
 inline void store_values(Vec values, int64_t n, char* to) {
-  if (n == kVector && kType == DType::kFloat32) {
+  if (n < kVector) {
+    store_row(reinterpret_cast<const float*>(&values), kType, n, to);
+  } else if constexpr (kType == DType::kFloat32) {
     store(reinterpret_cast<float*>(to), values);
-  } else if (n == kVector && kType == DType::kBFloat16) {
+  } else if constexpr (kType == DType::kBFloat16) {
     store_bfloat16(reinterpret_cast<uint16_t*>(to), values);
   } else {
-    store_row(reinterpret_cast<const float*>(&values), kType, min_of(n, kVector), to);
+    store_float16(reinterpret_cast<uint16_t*>(to), values);
   }
 }
 
@@ -49,125 +50,277 @@ inline void for_vectors(int64_t dim, const Body& body) {
   if (d < dim) body(d, dim - d);
 }
 
-inline float reciprocal_rms(Vec squares, int64_t n, float eps) {
-  return 1.f / std::sqrt(static_cast<float>(static_cast<double>(sum(squares)) / n) + eps);
-}
-
 inline const char* chars(const float* x) { return reinterpret_cast<const char*>(x); }
+inline Vec load_floats(const float* x, int64_t n) {
+  return load_values<DType::kFloat32>(chars(x), n);
+}
+inline void store_floats(Vec values, int64_t n, float* to) {
+  store_values<DType::kFloat32>(values, n, reinterpret_cast<char*>(to));
+}
 
-// One row: y = R(x r weight), r = 1 / rms(x). Squares are added up head by head, so that no float32
-// sum has many terms. `angles` has room for kMaxDim + kVector.
-template <DType kType>
-inline void norm_rope_row(const NormRope& call, int64_t b, int64_t i, Vec signs, float* angles) {
-  float r = 1.f;
-  if (call.weight) {
-    Vec squares{};
-    for (int64_t h = 0; h < call.heads; h++) {
-      const char* x = row_at(call.x, kType, b, i, h);
-      Vec of_head{};
-      for_vectors(call.dim, [&](int64_t d, int64_t n) {
-        const Vec value = load_values<kType>(x + d * size_of(kType), n);
-        of_head += value * value;
-      });
-      squares += of_head;
-    }
-    r = reciprocal_rms(squares, call.heads * call.dim, call.eps);
+// Rows [first, first + count) of sample b.
+struct RowGroup {
+  int64_t b, first, count;
+};
+
+class RowGroups {
+ public:
+  explicit RowGroups(const NormRope& call)
+      : rows_(call.rows),
+        per_sample_(div_up(call.rows, kGroupRows)),
+        size_(call.batch * per_sample_) {}
+  int64_t size() const { return size_; }
+  RowGroup operator[](int64_t i) const {
+    const int64_t first = i % per_sample_ * kGroupRows;
+    return {i / per_sample_, first, min_of(kGroupRows, rows_ - first)};
   }
-  for (int64_t h = 0; h < call.heads; h++) {
-    if (h == 0 || call.rope.frame_is_head) load_angles(call.rope, i, h, angles);
-    const char* x = row_at(call.x, kType, b, i, h);
-    const float* weight = call.weight ? call.weight + h * call.dim : nullptr;
-    char* y = row_at(call.y, kType, b, i, h);
-    for_vectors(call.dim, [&](int64_t d, int64_t n) {
-      Vec value = load_values<kType>(x + d * size_of(kType), n);
-      if (weight) value = value * splat(r) * load_values<DType::kFloat32>(chars(weight + d), n);
-      store_values<kType>(turn(value, load(angles + d), signs), n, y + d * size_of(kType));
-    });
+
+ private:
+  int64_t rows_, per_sample_, size_;
+};
+
+// prepare(b, row, slot) of a row comes before write(b, row, slot) of the one before it, so that no
+// row waits for its sums and its angles.
+template <class Worker>
+inline void for_rows(const RowGroup& group, Worker& worker) {
+  const int64_t end = group.first + group.count;
+  worker.prepare(group.b, group.first, group.first % 2);
+  for (int64_t row = group.first; row < end; row++) {
+    if (row + 1 < end) worker.prepare(group.b, row + 1, (row + 1) % 2);
+    worker.write(group.b, row, row % 2);
   }
 }
 
-template <DType kType>
-void norm_rope_forward_of(const NormRope& call, const Pool& pool) {
-  const int64_t rows = call.batch * call.rows, chunk = 16;
-  const Vec signs = turning_signs(call.inverse ? -1.f : 1.f);
-  parallel(pool, div_up(rows, chunk), [&](Queue& queue) {
-    alignas(64) float angles[kMaxDim + kVector] = {};
-    for (int64_t item; (item = queue.next()) < queue.items;) {
-      for (int64_t r = item * chunk; r < min_of(rows, (item + 1) * chunk); r++) {
-        norm_rope_row<kType>(call, r / call.rows, r % call.rows, signs, angles);
-      }
+// What the pairs of a row's head are turned by: (cos, cos) and (-sin, sin) of every pair. They stay
+// from row to row along the axes where the place stays.
+class Turns {
+ public:
+  // sign -1: turned back.
+  Turns(const Rotation& rope, float sign) : rope_(rope), signs_(turning_signs(sign)) {}
+
+  void move_to(int64_t token, int64_t head) {
+    int64_t d = 0;
+    for (int a = 0; a < 3; a++) {
+      const int64_t floats = 2 * rope_.pairs[a], place = place_of(rope_, token, head, a);
+      if (place != place_[a]) spread(rope_.axis[a] + place * floats, floats, d);
+      place_[a] = place;
+      d += floats;
     }
+  }
+  // The row's other heads, where the angles depend on the head.
+  const Turns& of_head(int64_t token, int64_t head) {
+    if (rope_.frame_is_head) move_to(token, head);
+    return *this;
+  }
+  Vec turn(Vec pairs, int64_t d) const {
+    return pairs * load(cos_ + d) + shuffle_pairs<Pairs::kSwap>(pairs) * load(sin_ + d);
+  }
+
+ private:
+  // The last vector may overlap the one before.
+  void spread(const float* angles, int64_t floats, int64_t first) {
+    const int64_t n = min_of(floats, kVector), last = floats - n;
+    for (int64_t i = 0; i < floats; i += kVector) {
+      const int64_t d = min_of(i, last);
+      const Vec some = load_floats(angles + d, n);
+      store_floats(shuffle_pairs<Pairs::kFirst>(some), n, cos_ + first + d);
+      store_floats(shuffle_pairs<Pairs::kSecond>(some) * signs_, n, sin_ + first + d);
+    }
+  }
+
+  const Rotation& rope_;
+  const Vec signs_;
+  int64_t place_[3] = {-1, -1, -1};                          // in the angle tables
+  alignas(64) float cos_[kMaxDim] = {}, sin_[kMaxDim] = {};  // zeros behind the last pair
+};
+
+// The functions of one head take what they need by value: its results are written through pointers
+// to bytes, behind which a compiler must read again all that it only has a reference to.
+
+template <DType kType>
+inline Vec squares_of_head(const char* x, int64_t dim) {
+  Vec squares{};
+  for_vectors(dim, [&](int64_t d, int64_t n) {
+    const Vec value = load_values<kType>(x + d * size_of(kType), n);
+    squares += value * value;
+  });
+  return squares;
+}
+
+// y = R(x r weight), or y = R(x).
+template <DType kType, bool kNorm>
+inline void write_head(const char* x, const float* weight, float r, const Turns& turns, int64_t dim,
+                       char* y) {
+  for_vectors(dim, [&](int64_t d, int64_t n) {
+    Vec value = load_values<kType>(x + d * size_of(kType), n);
+    if constexpr (kNorm) value *= splat(r) * load_floats(weight + d, n);
+    store_values<kType>(turns.turn(value, d), n, y + d * size_of(kType));
   });
 }
 
-// One row of the gradient, with g the gradient rotated back and r = 1 / rms(x):
-//   dweight += g x r;  dx = r (g weight - x r^2 mean(g weight x))
+// Adds to the sums of x^2 and of g weight x, with g the gradient turned back.
 template <DType kType>
-inline void norm_rope_backward_row(const NormRopeBackward& call, int64_t b, int64_t i, Vec signs,
-                                   float* angles, float* dweight) {
-  const NormRope& in = call.in;
-  const int64_t size = size_of(kType);
-  // body(h, d, n, x, g) for all vectors [d, d + n) of all heads h; after_head() behind each head.
-  const auto each = [&](const auto& body, const auto& after_head) {
-    for (int64_t h = 0; h < in.heads; h++) {
-      if (h == 0 || in.rope.frame_is_head) load_angles(in.rope, i, h, angles);
-      const char *x = row_at(in.x, kType, b, i, h), *grad = row_at(in.y, kType, b, i, h);
-      for_vectors(in.dim, [&](int64_t d, int64_t n) {
-        const Vec g = turn(load_values<kType>(grad + d * size, n), load(angles + d), signs);
-        body(h, d, n, load_values<kType>(x + d * size, n), g);
-      });
-      after_head();
+inline void sums_of_head(const char* x, const char* grad, const float* weight, const Turns& turns,
+                         int64_t dim, Vec& squares, Vec& along) {
+  Vec squares_here{}, along_here{};  // head by head, so that no float32 sum has many terms
+  for_vectors(dim, [&](int64_t d, int64_t n) {
+    const Vec value = load_values<kType>(x + d * size_of(kType), n);
+    const Vec g = turns.turn(load_values<kType>(grad + d * size_of(kType), n), d);
+    squares_here += value * value;
+    along_here += g * load_floats(weight + d, n) * value;
+  });
+  squares += squares_here;
+  along += along_here;
+}
+
+// dweight += g x r;  dx = r (g weight - x shrink)
+template <DType kType>
+inline void write_head_gradient(const char* x, const char* grad, const float* weight,
+                                const Turns& turns, float r, float shrink, int64_t dim,
+                                float* dweight, char* dx) {
+  for_vectors(dim, [&](int64_t d, int64_t n) {
+    const Vec value = load_values<kType>(x + d * size_of(kType), n);
+    const Vec g = turns.turn(load_values<kType>(grad + d * size_of(kType), n), d);
+    store_floats(load_floats(dweight + d, n) + g * value * splat(r), n, dweight + d);
+    const Vec along = g * load_floats(weight + d, n) - value * splat(shrink);
+    store_values<kType>(along * splat(r), n, dx + d * size_of(kType));
+  });
+}
+
+inline float mean(Vec sums, double one_nth) { return static_cast<float>(sum(sums) * one_nth); }
+
+inline float reciprocal_rms(Vec squares, double one_nth, float eps) {
+  return 1.f / std::sqrt(mean(squares, one_nth) + eps);
+}
+
+// The rows of a thread; r = 1 / rms(x).
+template <DType kType, bool kNorm>
+class NormRopeRows {
+ public:
+  explicit NormRopeRows(const NormRope& call)
+      : call_(call),
+        one_nth_(1. / static_cast<double>(call.heads * call.dim)),
+        turns_{{call.rope, call.inverse ? -1.f : 1.f}, {call.rope, call.inverse ? -1.f : 1.f}} {}
+
+  void prepare(int64_t b, int64_t row, int64_t slot) {
+    turns_[slot].move_to(row, 0);
+    if constexpr (kNorm) {
+      Vec squares{};
+      for (int64_t h = 0; h < call_.heads; h++) {
+        squares += squares_of_head<kType>(row_at(call_.x, kType, b, row, h), call_.dim);
+      }
+      r_[slot] = reciprocal_rms(squares, one_nth_, call_.eps);
     }
-  };
-  const auto weight_at = [&](int64_t h, int64_t d, int64_t n) {
-    return load_values<DType::kFloat32>(chars(in.weight + h * in.dim + d), n);
-  };
-  Vec squares{}, along{}, squares_of_head{}, along_of_head{};
-  each(
-      [&](int64_t h, int64_t d, int64_t n, Vec x, Vec g) {
-        squares_of_head += x * x;
-        along_of_head += g * weight_at(h, d, n) * x;
-      },
-      [&] {
-        squares += squares_of_head;
-        along += along_of_head;
-        squares_of_head = along_of_head = Vec{};
-      });
-  const int64_t n_row = in.heads * in.dim;
-  const float r = reciprocal_rms(squares, n_row, in.eps);
-  const float shrink = static_cast<float>(static_cast<double>(sum(along)) / n_row) * r * r;
-  each(
-      [&](int64_t h, int64_t d, int64_t n, Vec x, Vec g) {
-        float* to = dweight + h * in.dim + d;
-        const Vec sums = load_values<DType::kFloat32>(chars(to), n) + g * x * splat(r);
-        store_values<DType::kFloat32>(sums, n, reinterpret_cast<char*>(to));
-        const Vec dx = splat(r) * (g * weight_at(h, d, n) - x * splat(shrink));
-        store_values<kType>(dx, n, row_at(call.dx, kType, b, i, h) + d * size);
-      },
-      [] {});
+  }
+
+  void write(int64_t b, int64_t row, int64_t slot) {
+    for (int64_t h = 0; h < call_.heads; h++) {
+      const float* weight = kNorm ? call_.weight + h * call_.dim : nullptr;
+      write_head<kType, kNorm>(row_at(call_.x, kType, b, row, h), weight, r_[slot],
+                               turns_[slot].of_head(row, h), call_.dim,
+                               row_at(call_.y, kType, b, row, h));
+    }
+  }
+
+ private:
+  const NormRope& call_;
+  const double one_nth_;
+  Turns turns_[2];
+  float r_[2] = {1.f, 1.f};
+};
+
+template <DType kType, bool kNorm>
+void norm_rope_forward_of(const NormRope& call, const Pool& pool) {
+  const RowGroups groups(call);
+  parallel(pool, groups.size(), [&](Queue& queue) {
+    NormRopeRows<kType, kNorm> rows(call);
+    for (int64_t item; (item = queue.next()) < queue.items;) for_rows(groups[item], rows);
+  });
+}
+
+// The gradient, with g the gradient turned back and r = 1 / rms(x):
+//   dweight += g x r;  dx = r (g weight - x shrink), shrink = r^2 mean(g weight x)
+template <DType kType>
+class NormRopeGradientRows {
+ public:
+  explicit NormRopeGradientRows(const NormRopeBackward& call)
+      : call_(call),
+        one_nth_(1. / static_cast<double>(call.in.heads * call.in.dim)),
+        turns_{{call.in.rope, -1.f}, {call.in.rope, -1.f}} {}
+
+  // Where dweight is added up: [heads * dim].
+  void add_to(float* dweight) { dweight_ = dweight; }
+
+  void prepare(int64_t b, int64_t row, int64_t slot) {
+    const NormRope& in = call_.in;
+    turns_[slot].move_to(row, 0);
+    Vec squares{}, along{};
+    for (int64_t h = 0; h < in.heads; h++) {
+      sums_of_head<kType>(row_at(in.x, kType, b, row, h), row_at(in.y, kType, b, row, h),
+                          in.weight + h * in.dim, turns_[slot].of_head(row, h), in.dim, squares,
+                          along);
+    }
+    r_[slot] = reciprocal_rms(squares, one_nth_, in.eps);
+    shrink_[slot] = mean(along, one_nth_) * r_[slot] * r_[slot];
+  }
+
+  void write(int64_t b, int64_t row, int64_t slot) {
+    const NormRope& in = call_.in;
+    for (int64_t h = 0; h < in.heads; h++) {
+      write_head_gradient<kType>(row_at(in.x, kType, b, row, h), row_at(in.y, kType, b, row, h),
+                                 in.weight + h * in.dim, turns_[slot].of_head(row, h), r_[slot],
+                                 shrink_[slot], in.dim, dweight_ + h * in.dim,
+                                 row_at(call_.dx, kType, b, row, h));
+    }
+  }
+
+ private:
+  const NormRopeBackward& call_;
+  const double one_nth_;
+  Turns turns_[2];
+  float r_[2], shrink_[2];
+  float* dweight_ = nullptr;
+};
+
+// Column sums of the partitions, in double.
+inline void add_up(const float* partials, int64_t n, float* to) {
+  constexpr int64_t kColumns = kVector / 2;
+  const int64_t whole = n / kColumns * kColumns;
+  for (int64_t d = 0; d < whole; d += kColumns) {
+    DoubleVec total{};
+    for (int64_t c = 0; c < kWeightChunks; c++) total += load_doubles(partials + c * n + d);
+    for (int64_t i = 0; i < kColumns; i++) to[d + i] = static_cast<float>(total[i]);
+  }
+  for (int64_t d = whole; d < n; d++) {
+    double total = 0.;
+    for (int64_t c = 0; c < kWeightChunks; c++) total += partials[c * n + d];
+    to[d] = static_cast<float>(total);
+  }
 }
 
 template <DType kType>
 void norm_rope_backward_of(const NormRopeBackward& call, const Pool& pool) {
-  const NormRope& in = call.in;
-  const int64_t n = in.heads * in.dim, rows = in.batch * in.rows;
-  const Vec signs = turning_signs(-1.f);
+  const int64_t n = call.in.heads * call.in.dim;
+  const RowGroups groups(call.in);
   Buffer<float> partials(kWeightChunks * n);
   std::memset(partials, 0, kWeightChunks * n * sizeof(float));
   parallel(pool, kWeightChunks, [&](Queue& queue) {
-    alignas(64) float angles[kMaxDim + kVector] = {};
+    NormRopeGradientRows<kType> rows(call);
     for (int64_t item; (item = queue.next()) < queue.items;) {
-      for (int64_t r = rows * item / kWeightChunks; r < rows * (item + 1) / kWeightChunks; r++) {
-        norm_rope_backward_row<kType>(call, r / in.rows, r % in.rows, signs, angles,
-                                      partials + item * n);
+      rows.add_to(partials + item * n);
+      const int64_t end = groups.size() * (item + 1) / kWeightChunks;
+      for (int64_t g = groups.size() * item / kWeightChunks; g < end; g++) {
+        for_rows(groups[g], rows);
       }
     }
   });
-  for (int64_t d = 0; d < n; d++) {
-    double total = 0.;
-    for (int64_t c = 0; c < kWeightChunks; c++) total += partials[c * n + d];
-    call.dweight[d] = static_cast<float>(total);
-  }
+  add_up(partials, n, call.dweight);
+}
+
+template <DType kType>
+void norm_rope_forward_of(const NormRope& call, const Pool& pool) {
+  call.weight ? norm_rope_forward_of<kType, true>(call, pool)
+              : norm_rope_forward_of<kType, false>(call, pool);
 }
 
 void norm_rope_forward(const NormRope& call, const Pool& pool) {

@@ -50,10 +50,27 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec splat(float x) { return x - Vec{}; }
+// x[from[i]] in place i; `from` is a constant to the compiler.
+inline Vec permute(Vec x, IntVec from) {
+#if defined(__clang__)
+  Vec y;
+  for (int i = 0; i < kVector; i++) y[i] = x[from[i]];
+  return y;
+#else
+  return __builtin_shuffle(x, from);
+#endif
+}
+// Halves are added to halves.
+template <int kWidth = kVector / 2>
 inline float sum(Vec v) {
-  float s = 0.f;
-  for (int i = 0; i < kVector; i++) s += v[i];
-  return s;
+  IntVec from;
+  for (int i = 0; i < kVector; i++) from[i] = i ^ kWidth;
+  v += permute(v, from);
+  if constexpr (kWidth > 1) {
+    return sum<kWidth / 2>(v);
+  } else {
+    return v[0];
+  }
 }
 inline float max(Vec v) {
   float m = v[0];
@@ -230,9 +247,38 @@ inline void store_bfloat16(uint16_t* to, Vec x) {
 inline void store(BFloat16* to, Vec x) { store_bfloat16(&to->bits, x); }
 
 inline Vec load_bfloat16(const uint16_t* from) {
+#if defined(__AVX512F__) && GENHOI_VECTOR_FLOATS == 16
+  // What compilers make of the lines below takes three instructions more.
+  const __m256i low = _mm256_loadu_si256((const __m256i*)from);
+  return (Vec)((UIntVec)_mm512_maskz_cvtepu16_epi32(0xffff, low) << 16);
+#else
   ShortVec low;
   std::memcpy(&low, from, sizeof low);
   return (Vec)(__builtin_convertvector(low, UIntVec) << 16);
+#endif
+}
+
+// A vector of half precision, to and from float; rounded to nearest even.
+inline Vec load_float16(const uint16_t* from) {
+#if defined(__AVX512F__) && GENHOI_VECTOR_FLOATS == 16
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__) && GENHOI_VECTOR_FLOATS == 8
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+  Vec x{};
+  for (int i = 0; i < kVector; i++) x[i] = from_float16(from[i]);
+  return x;
+#endif
+}
+inline void store_float16(uint16_t* to, Vec x) {
+#if defined(__AVX512F__) && GENHOI_VECTOR_FLOATS == 16
+  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256((__m256i*)to, halves);
+#elif defined(__F16C__) && GENHOI_VECTOR_FLOATS == 8
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kVector; i++) to[i] = to_float16(x[i]);
+#endif
 }
 
 inline void prefetch(const char* from, int64_t bytes) {
@@ -248,11 +294,7 @@ inline void load_row(const void* from, DType dtype, int64_t n, float* to) {
     for (; i + kVector <= n; i += kVector) store(to + i, load_bfloat16(half + i));
     for (; i < n; i++) to[i] = from_bfloat16(half[i]);
   } else {
-#if defined(__F16C__)
-    for (; i + 8 <= n; i += 8) {
-      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(half + i))));
-    }
-#endif
+    for (; i + kVector <= n; i += kVector) store(to + i, load_float16(half + i));
     for (; i < n; i++) to[i] = from_float16(half[i]);
   }
 }
@@ -266,12 +308,7 @@ inline void store_row(const float* from, DType dtype, int64_t n, void* to) {
     for (; i + kVector <= n; i += kVector) store_bfloat16(half + i, load(from + i));
     for (; i < n; i++) half[i] = to_bfloat16(from[i]);
   } else {
-#if defined(__F16C__)
-    for (; i + 8 <= n; i += 8) {
-      const __m128i x = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-      _mm_storeu_si128((__m128i*)(half + i), x);
-    }
-#endif
+    for (; i + kVector <= n; i += kVector) store_float16(half + i, load(from + i));
     for (; i < n; i++) half[i] = to_float16(from[i]);
   }
 }
@@ -280,12 +317,26 @@ inline char* row_at(const Rows& x, DType dtype, int64_t b, int64_t i, int64_t h)
   return static_cast<char*>(x.data) + (b * x.batch + i * x.row + h * x.head) * size_of(dtype);
 }
 
+// A short row: the last vector may overlap the one before.
+inline void copy_floats(const float* from, int64_t n, float* to) {
+  if (n < kVector) {
+    std::memcpy(to, from, n * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i + kVector <= n; i += kVector) store(to + i, load(from + i));
+  store(to + n - kVector, load(from + n - kVector));
+}
+
+// A token's row in the angle table of an axis.
+inline int64_t place_of(const Rotation& rope, int64_t token, int64_t head, int axis) {
+  return axis == 0 && rope.frame_is_head ? head : rope.index[3 * token + axis];
+}
+
 // The (cos, sin) of every pair of a token's row, one axis after the other: to[0 .. dim).
 inline void load_angles(const Rotation& rope, int64_t token, int64_t head, float* to) {
   for (int a = 0; a < 3; a++) {
     const int64_t floats = 2 * rope.pairs[a];
-    const int64_t at = a == 0 && rope.frame_is_head ? head : rope.index[3 * token + a];
-    std::memcpy(to, rope.axis[a] + at * floats, floats * sizeof(float));
+    copy_floats(rope.axis[a] + place_of(rope, token, head, a) * floats, floats, to);
     to += floats;
   }
 }
@@ -298,13 +349,7 @@ inline Vec shuffle_pairs(Vec x) {
   for (int i = 0; i < kVector; i++) {
     from[i] = kHow == Pairs::kSwap ? i ^ 1 : kHow == Pairs::kFirst ? i & ~1 : i | 1;
   }
-#if defined(__clang__)
-  Vec y;
-  for (int i = 0; i < kVector; i++) y[i] = x[from[i]];
-  return y;
-#else
-  return __builtin_shuffle(x, from);
-#endif
+  return permute(x, from);
 }
 
 // What `turn` multiplies the second product by: -1, 1, -1, ... or for the inverse rotation 1, -1,
