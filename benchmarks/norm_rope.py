@@ -1,7 +1,9 @@
 """The suite `norm_rope`: RMS norm over all heads of q and k, and their rotation.
 
-Peers are PyTorch's calls, with the angles of every token made outside the clock. Checked on the
-last tokens only, for a gradient that is zero elsewhere.
+The peer is PyTorch's calls, with the angles of every token made outside the clock. Checked on the
+last tokens only, for a gradient that is zero elsewhere. Beside them the bare traffic is timed, as
+many bytes from and to memory: q and k cloned, or in the backward pass each added to a gradient. How
+much of the machine's bandwidth that reaches depends on caches and on the memory it is given.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from .torch_parts import cos_sin, rotate
 
 __all__ = ["PEER_LABELS", "build_norm_rope"]
 
-PEER_LABELS = ("eager norm + RoPE",)
+_EAGER, _TRAFFIC = PEER_LABELS = ("eager norm + RoPE", "bare traffic (clone; add)")
 EPS = 1e-6
 _CHECKED = 512
 Both = tuple[Tensor, Tensor]
@@ -59,14 +61,33 @@ def build_norm_rope(case: Case) -> Workload:
     given = _Inputs(case)
     names = op_backends(case.device)
     truth = functools.cache(functools.partial(_truth, given))
-    (peer,) = PEER_LABELS
-    calls = {op_label(name): _op(given, name) for name in names} | {peer: _eager(given)}
+    calls = {op_label(name): _op(given, name) for name in names} | {_EAGER: _eager(given)}
     values = case.shape.n * given.width * case.dtype.itemsize
     moved = 2 * values * (2 if case.direction == "forward" else 3)
-    work = Workload(op_label(names[0]), peer, 0.0, moved)
+    work = Workload(op_label(names[0]), _EAGER, 0.0, moved)
     for label, call in calls.items():
         work.contenders.append(_contender(label, given, call, truth))
+    work.contenders.append(_traffic(given))
     return work
+
+
+def _traffic(given: _Inputs) -> Contender:
+    q, k = given.q.detach(), given.k.detach()
+    grads = given.upstream.flatten(-2).split(1)
+
+    def results() -> Results:
+        if given.case.direction == "forward":
+            return {"q": q.clone(), "k": k.clone()}
+        return {"q": q + grads[0], "k": k + grads[1]}
+
+    def truth() -> Truth:
+        here = results()
+        if given.case.direction == "forward":
+            return Truth({"q": q.double(), "k": k.double()}, here, "all")
+        sums = {"q": q.double() + grads[0], "k": k.double() + grads[1]}
+        return Truth(sums, here, "all")
+
+    return Contender(_TRAFFIC, results, results, truth)
 
 
 def _op(given: _Inputs, backend: str) -> Call:

@@ -427,25 +427,32 @@ void sweep_keys(const BackwardHeads& at, const KeySource& keys, const QueryRows<
                 double* sums, const Pool& pool) {
   const int64_t blocks = keys.last_block - keys.first_block, key_pairs = keys.batch * at.heads;
   const int64_t samples = at.in.batch / max_of(1, keys.batch);
+  Buffer<Queue> left(key_pairs);  // blocks of each head
+  for (int64_t i = 0; i < key_pairs; i++) left[i] = {blocks};
   parallel(pool, key_pairs * blocks, [&](Queue& queue) {
     [[maybe_unused]] const typename Product<T>::Unit unit;
     KeySweep<T> sweep(at.in);
-    for (int64_t item; (item = queue.next()) < queue.items;) {
-      // Neighbours are blocks of different heads, which do not wait for each other.
-      const int64_t key_pair = item % key_pairs, turn = item / key_pairs;
-      const KeyBlock& block = keys.blocks[keys.first_block + turn];
+    const auto sweep_head = [&](int64_t key_pair) {
       const int64_t key_b = key_pair / at.heads, h = key_pair % at.heads;
-      sweep.start(keys.k, keys.v, keys.rope, key_b, at.first_head + h, block);
-      for (int64_t b = key_b * samples; b < (key_b + 1) * samples; b++) {
-        const int64_t pair = b * at.heads + h;
-        for (int64_t t = 0; t * kBlock < rows.count[pair]; t++) {
-          sweep.take(rows, pair * rows.tiles + t, rows.rows_of(pair, t),
-                     static_cast<int32_t>(turn));
+      for (int64_t turn; (turn = left[key_pair].next()) < blocks;) {
+        const KeyBlock& block = keys.blocks[keys.first_block + turn];
+        sweep.start(keys.k, keys.v, keys.rope, key_b, at.first_head + h, block);
+        for (int64_t b = key_b * samples; b < (key_b + 1) * samples; b++) {
+          const int64_t pair = b * at.heads + h;
+          for (int64_t t = 0; t * kBlock < rows.count[pair]; t++) {
+            sweep.take(rows, pair * rows.tiles + t, rows.rows_of(pair, t),
+                       static_cast<int32_t>(turn));
+          }
         }
+        sums[key_pair * blocks + turn] =
+            sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
       }
-      sums[key_pair * blocks + turn] =
-          sweep.finish(keys.rope, key_b, at.first_head + h, block, keys.dk, keys.dv);
-    }
+    };
+    // A head to each thread, so that its dQ stays in that thread's caches; then what others have
+    // left.
+    int64_t ticket;
+    while ((ticket = queue.next()) < key_pairs) sweep_head(ticket);
+    for (int64_t i = 0; i < key_pairs; i++) sweep_head((ticket + i) % key_pairs);
   });
 }
 
@@ -539,6 +546,13 @@ void store_query_grads(const BackwardHeads& at, const QueryRows<T>& rows, const 
   });
 }
 
+// A head for each thread, but not more than half of them (or what keeps all threads busy), so that
+// their memory stays within a few times that of q.
+inline int64_t backward_heads_at_once(const Attention& in, const Pool& pool) {
+  const int64_t of_threads = div_up(pool.threads, max_of(1, in.batch));
+  return max_of(heads_at_once(in, pool), min_of(of_threads, div_up(in.heads, 2)));
+}
+
 template <class T>
 void attention_backward_in(const AttentionBackward& call, const Pool& pool) {
   const Attention& in = call.in;
@@ -546,7 +560,7 @@ void attention_backward_in(const AttentionBackward& call, const Pool& pool) {
   std::unique_ptr<const PackedGate> gate;
   if (in.gate_mode != GateMode::kNone) gate.reset(new PackedGate(in.gate, in.dim));
   SharedGrads shared(in, gate.get());
-  const int64_t group = heads_at_once(in, pool), pairs = in.batch * group;
+  const int64_t group = backward_heads_at_once(in, pool), pairs = in.batch * group;
   BackwardHeads at(call, group);
   const QueryRows<T> rows(pairs, in.rows, in.dim);
   Buffer<double> partials(pairs * at.chunks * shared.gate_size());

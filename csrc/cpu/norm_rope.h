@@ -79,15 +79,19 @@ class RowGroups {
   int64_t rows_, per_sample_, size_;
 };
 
-// prepare(b, row, slot) of a row comes before write(b, row, slot) of the one before it, so that no
-// row waits for its sums and its angles.
+// A row's sums, sum(b, row, slot), are taken before the row before it is written, and made into
+// factors, finish(slot), behind that: neither the sums nor the root and the division are waited
+// for.
 template <class Worker>
 inline void for_rows(const RowGroup& group, Worker& worker) {
   const int64_t end = group.first + group.count;
-  worker.prepare(group.b, group.first, group.first % 2);
+  worker.sum(group.b, group.first, group.first % 2);
+  worker.finish(group.first % 2);
   for (int64_t row = group.first; row < end; row++) {
-    if (row + 1 < end) worker.prepare(group.b, row + 1, (row + 1) % 2);
+    const int64_t next = row + 1;
+    if (next < end) worker.sum(group.b, next, next % 2);
     worker.write(group.b, row, row % 2);
+    if (next < end) worker.finish(next % 2);
   }
 }
 
@@ -202,15 +206,18 @@ class NormRopeRows {
         one_nth_(1. / static_cast<double>(call.heads * call.dim)),
         turns_{{call.rope, call.inverse ? -1.f : 1.f}, {call.rope, call.inverse ? -1.f : 1.f}} {}
 
-  void prepare(int64_t b, int64_t row, int64_t slot) {
+  void sum(int64_t b, int64_t row, int64_t slot) {
     turns_[slot].move_to(row, 0);
     if constexpr (kNorm) {
-      Vec squares{};
+      squares_[slot] = Vec{};
       for (int64_t h = 0; h < call_.heads; h++) {
-        squares += squares_of_head<kType>(row_at(call_.x, kType, b, row, h), call_.dim);
+        squares_[slot] += squares_of_head<kType>(row_at(call_.x, kType, b, row, h), call_.dim);
       }
-      r_[slot] = reciprocal_rms(squares, one_nth_, call_.eps);
     }
+  }
+
+  void finish(int64_t slot) {
+    if constexpr (kNorm) r_[slot] = reciprocal_rms(squares_[slot], one_nth_, call_.eps);
   }
 
   void write(int64_t b, int64_t row, int64_t slot) {
@@ -226,6 +233,7 @@ class NormRopeRows {
   const NormRope& call_;
   const double one_nth_;
   Turns turns_[2];
+  Vec squares_[2];
   float r_[2] = {1.f, 1.f};
 };
 
@@ -251,17 +259,21 @@ class NormRopeGradientRows {
   // Where dweight is added up: [heads * dim].
   void add_to(float* dweight) { dweight_ = dweight; }
 
-  void prepare(int64_t b, int64_t row, int64_t slot) {
+  void sum(int64_t b, int64_t row, int64_t slot) {
     const NormRope& in = call_.in;
     turns_[slot].move_to(row, 0);
-    Vec squares{}, along{};
+    squares_[slot] = along_[slot] = Vec{};
     for (int64_t h = 0; h < in.heads; h++) {
       sums_of_head<kType>(row_at(in.x, kType, b, row, h), row_at(in.y, kType, b, row, h),
-                          in.weight + h * in.dim, turns_[slot].of_head(row, h), in.dim, squares,
-                          along);
+                          in.weight + h * in.dim, turns_[slot].of_head(row, h), in.dim,
+                          squares_[slot], along_[slot]);
     }
-    r_[slot] = reciprocal_rms(squares, one_nth_, in.eps);
-    shrink_[slot] = mean(along, one_nth_) * r_[slot] * r_[slot];
+  }
+
+  void finish(int64_t slot) {
+    const float r = reciprocal_rms(squares_[slot], one_nth_, call_.in.eps);
+    r_[slot] = r;
+    shrink_[slot] = mean(along_[slot], one_nth_) * r * r;
   }
 
   void write(int64_t b, int64_t row, int64_t slot) {
@@ -278,6 +290,7 @@ class NormRopeGradientRows {
   const NormRopeBackward& call_;
   const double one_nth_;
   Turns turns_[2];
+  Vec squares_[2], along_[2];
   float r_[2], shrink_[2];
   float* dweight_ = nullptr;
 };
