@@ -25,8 +25,11 @@ __all__ = [
 MAX_QUEUED = 0.03
 """Share of the threads' time in the run queue above which a sample is dropped."""
 
-MIN_SAMPLE = 2e-3
+MIN_SAMPLE = 10e-3
 """Seconds of a sample on a CPU at least: shorter calls are repeated within it."""
+
+WARM_BELOW = 20e-3
+"""Seconds of a call on a CPU below which everyone in turn with it is warmed up before each sample."""
 
 MORE_ROUNDS = 3
 
@@ -138,6 +141,10 @@ def interleave(
 ) -> list[Timings]:
     """Time calls that are warm already, in turn within each round.
 
+    If one of them is short, each is called once before its sample, outside the clock: caches, and
+    memory that the contender before gave back to the allocator or the system, would else be most of
+    what is measured, for handing back another's 100 MB takes longer than the call.
+
     Args:
         calls: what to time.
         device: where they compute.
@@ -153,8 +160,9 @@ def interleave(
     start = time.monotonic()
     first = [watch(call, 1) for call in calls]
     repeats = [_repeats(sample.seconds, device) for sample in first]
+    short = device.type == "cpu" and min((s.seconds for s in first), default=1.0) < WARM_BELOW
     found = [Timings() for _ in calls]
-    if all(count == 1 for count in repeats):
+    if not short and all(count == 1 for count in repeats):
         found = [Timings([sample]) for sample in first]
     for done in range(MORE_ROUNDS * rounds):
         fewest = min((len(timings.clean) for timings in found), default=rounds)
@@ -163,6 +171,8 @@ def interleave(
             break
         progress(fewest, rounds)
         for call, count, timings in zip(calls, repeats, found, strict=True):
+            if short:
+                call()
             timings.samples.append(watch(call, count))
     return found
 

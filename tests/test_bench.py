@@ -359,10 +359,21 @@ def test_contended_rounds_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> No
     answers = iter([False, False, True, False, False, False])
     monkeypatch.setattr(timing, "is_contended", lambda *_: next(answers))
     monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
+    monkeypatch.setattr(timing, "WARM_BELOW", 0.0)
     calls = [lambda: turns.append("a"), lambda: turns.append("b")]
     found = interleave(calls, device=CPU, rounds=2, seconds=60)
     assert turns == ["a", "b"] * 3, "all take turns within a round"
     assert [len(t.clean) for t in found] == [2, 3]
+
+
+def test_beside_a_short_call_everyone_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+    monkeypatch.setattr(timing, "is_contended", lambda *_: False)
+    monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
+    calls = [lambda: turns.append("a"), lambda: turns.append("b")]
+    found = interleave(calls, device=CPU, rounds=2, seconds=60)
+    assert turns == ["a", "b"] + ["a", "a", "b", "b"] * 2
+    assert [len(t.samples) for t in found] == [2, 2], "the warm-up is no sample"
 
 
 def test_the_limit_is_the_roofline() -> None:
