@@ -29,7 +29,7 @@ MIN_SAMPLE = 10e-3
 """Seconds of a sample on a CPU at least: shorter calls are repeated within it."""
 
 WARM_BELOW = 20e-3
-"""Seconds of a call on a CPU below which everyone in turn with it is warmed up before each sample."""
+"""Seconds of a call on a CPU below which all who take turns with it are warmed up first."""
 
 MORE_ROUNDS = 3
 

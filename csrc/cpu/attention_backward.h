@@ -384,7 +384,7 @@ class KeySweep {
 
   static void store_right(const Vec (&x)[1], float* to) { store(to, x[0]); }
   static void store_right(const Vec (&x)[2], BFloat16* to) {
-    const IntVec pairs = bfloat16_bits(x[0]) | bfloat16_bits(x[1]) << 16;
+    const IntVec pairs = bfloat16_pairs(x[0], x[1]);
     std::memcpy(static_cast<void*>(to), &pairs, sizeof pairs);
   }
 

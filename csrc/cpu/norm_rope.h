@@ -12,50 +12,77 @@ namespace {
 constexpr int64_t kGroupRows = 128;    // rows that a thread takes
 constexpr int64_t kWeightChunks = 64;  // partitions of the rows for the weight's gradient
 
-// n <= kVector values from x, zeros behind them.
-template <DType kType>
-inline Vec load_values(const char* x, int64_t n) {
-  alignas(64) char padded[4 * kVector] = {};
-  if (n < kVector) {
-    std::memcpy(padded, x, max_of(n, 0) * size_of(kType));
-    x = padded;
-  }
-  if constexpr (kType == DType::kFloat32) {
-    return load(reinterpret_cast<const float*>(x));
-  } else if constexpr (kType == DType::kBFloat16) {
-    return load_bfloat16(reinterpret_cast<const uint16_t*>(x));
-  } else {
-    return load_float16(reinterpret_cast<const uint16_t*>(x));
-  }
-}
-
-template <DType kType>
-inline void store_values(Vec values, int64_t n, char* to) {
-  if (n < kVector) {
-    store_row(reinterpret_cast<const float*>(&values), kType, n, to);
-  } else if constexpr (kType == DType::kFloat32) {
-    store(reinterpret_cast<float*>(to), values);
-  } else if constexpr (kType == DType::kBFloat16) {
-    store_bfloat16(reinterpret_cast<uint16_t*>(to), values);
-  } else {
-    store_float16(reinterpret_cast<uint16_t*>(to), values);
-  }
-}
-
-// body(d, n): vectors [d, d + n) of a head, n = kVector except for the last.
-template <class Body>
-inline void for_vectors(int64_t dim, const Body& body) {
-  int64_t d = 0;
-  for (; d + kVector <= dim; d += kVector) body(d, int64_t{kVector});
-  if (d < dim) body(d, dim - d);
-}
+// The pairs that are turned, as complex numbers.
+struct Complex {
+  Vec re{}, im{};
+};
 
 inline const char* chars(const float* x) { return reinterpret_cast<const char*>(x); }
-inline Vec load_floats(const float* x, int64_t n) {
-  return load_values<DType::kFloat32>(chars(x), n);
+
+// n <= kVector pairs from x, zeros behind them.
+template <DType kType>
+inline Complex load_pairs(const char* x, int64_t n) {
+  alignas(64) char padded[8 * kVector];
+  if (n < kVector) {
+    std::memset(padded, 0, sizeof padded);
+    std::memcpy(padded, x, 2 * n * size_of(kType));
+    x = padded;
+  }
+  Complex pairs;
+  if constexpr (kType == DType::kBFloat16) {
+    UIntVec bits;
+    std::memcpy(&bits, x, sizeof bits);
+    pairs.re = (Vec)(bits << 16);
+    pairs.im = (Vec)(bits & 0xffff0000u);
+  } else if constexpr (kType == DType::kFloat16) {
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(x);
+    deinterleave(load_float16(halves), load_float16(halves + kVector), pairs.re, pairs.im);
+  } else {
+    const float* floats = reinterpret_cast<const float*>(x);
+    deinterleave(load(floats), load(floats + kVector), pairs.re, pairs.im);
+  }
+  return pairs;
 }
-inline void store_floats(Vec values, int64_t n, float* to) {
-  store_values<DType::kFloat32>(values, n, reinterpret_cast<char*>(to));
+
+template <DType kType>
+inline void store_pairs(Complex pairs, int64_t n, char* to) {
+  alignas(64) char padded[8 * kVector];
+  char* out = n < kVector ? padded : to;
+  if constexpr (kType == DType::kBFloat16) {
+    const IntVec bits = bfloat16_pairs(pairs.re, pairs.im);
+    std::memcpy(out, &bits, sizeof bits);
+  } else {
+    Vec a, b;
+    interleave(pairs.re, pairs.im, a, b);
+    if constexpr (kType == DType::kFloat16) {
+      store_float16(reinterpret_cast<uint16_t*>(out), a);
+      store_float16(reinterpret_cast<uint16_t*>(out) + kVector, b);
+    } else {
+      store(reinterpret_cast<float*>(out), a);
+      store(reinterpret_cast<float*>(out) + kVector, b);
+    }
+  }
+  if (n < kVector) std::memcpy(to, padded, 2 * n * size_of(kType));
+}
+
+// Where float values of [heads, dim] lie as pairs: all real parts, then all imaginary parts, with
+// room for whole vectors behind every head.
+struct PairLayout {
+  int64_t heads, stride;
+  explicit PairLayout(const NormRope& call)
+      : heads(call.heads), stride(round_up(call.dim / 2, kVector)) {}
+  int64_t size() const { return 2 * heads * stride; }
+  int64_t re(int64_t h) const { return h * stride; }
+  int64_t im(int64_t h) const { return (heads + h) * stride; }
+};
+
+// body(p, n): pairs [p, p + n) of a head, n = kVector except for the last.
+template <class Body>
+inline void for_pairs(int64_t dim, const Body& body) {
+  const int64_t pairs = dim / 2;
+  int64_t p = 0;
+  for (; p + kVector <= pairs; p += kVector) body(p, int64_t{kVector});
+  if (p < pairs) body(p, pairs - p);
 }
 
 // Rows [first, first + count) of sample b.
@@ -95,20 +122,20 @@ inline void for_rows(const RowGroup& group, Worker& worker) {
   }
 }
 
-// What the pairs of a row's head are turned by: (cos, cos) and (-sin, sin) of every pair. They stay
-// from row to row along the axes where the place stays.
+// What the pairs of a row's head are turned by. Cosines and sines stay from row to row along the
+// axes where the place stays.
 class Turns {
  public:
   // sign -1: turned back.
-  Turns(const Rotation& rope, float sign) : rope_(rope), signs_(turning_signs(sign)) {}
+  Turns(const Rotation& rope, float sign) : rope_(rope), sign_(sign) {}
 
   void move_to(int64_t token, int64_t head) {
-    int64_t d = 0;
+    int64_t p = 0;
     for (int a = 0; a < 3; a++) {
-      const int64_t floats = 2 * rope_.pairs[a], place = place_of(rope_, token, head, a);
-      if (place != place_[a]) spread(rope_.axis[a] + place * floats, floats, d);
+      const int64_t pairs = rope_.pairs[a], place = place_of(rope_, token, head, a);
+      if (place != place_[a]) read(rope_.axis[a] + place * 2 * pairs, pairs, p);
       place_[a] = place;
-      d += floats;
+      p += pairs;
     }
   }
   // The row's other heads, where the angles depend on the head.
@@ -116,26 +143,33 @@ class Turns {
     if (rope_.frame_is_head) move_to(token, head);
     return *this;
   }
-  Vec turn(Vec pairs, int64_t d) const {
-    return pairs * load(cos_ + d) + shuffle_pairs<Pairs::kSwap>(pairs) * load(sin_ + d);
+  Complex turn(Complex x, int64_t p) const {
+    const Vec c = load(cos_ + p), s = load(sin_ + p);
+    return {x.re * c - x.im * s, x.im * c + x.re * s};
   }
 
  private:
   // The last vector may overlap the one before.
-  void spread(const float* angles, int64_t floats, int64_t first) {
-    const int64_t n = min_of(floats, kVector), last = floats - n;
-    for (int64_t i = 0; i < floats; i += kVector) {
-      const int64_t d = min_of(i, last);
-      const Vec some = load_floats(angles + d, n);
-      store_floats(shuffle_pairs<Pairs::kFirst>(some), n, cos_ + first + d);
-      store_floats(shuffle_pairs<Pairs::kSecond>(some) * signs_, n, sin_ + first + d);
+  void read(const float* angles, int64_t pairs, int64_t first) {
+    if (pairs < kVector) {
+      for (int64_t p = 0; p < pairs; p++) {
+        cos_[first + p] = angles[2 * p];
+        sin_[first + p] = angles[2 * p + 1] * sign_;
+      }
+      return;
+    }
+    for (int64_t i = 0; i < pairs; i += kVector) {
+      const int64_t p = min_of(i, pairs - kVector);
+      const Complex some = load_pairs<DType::kFloat32>(chars(angles + 2 * p), kVector);
+      store(cos_ + first + p, some.re);
+      store(sin_ + first + p, some.im * splat(sign_));
     }
   }
 
   const Rotation& rope_;
-  const Vec signs_;
-  int64_t place_[3] = {-1, -1, -1};                          // in the angle tables
-  alignas(64) float cos_[kMaxDim] = {}, sin_[kMaxDim] = {};  // zeros behind the last pair
+  const float sign_;
+  int64_t place_[3] = {-1, -1, -1};                                  // in the angle tables
+  alignas(64) float cos_[kMaxDim / 2] = {}, sin_[kMaxDim / 2] = {};  // zeros behind the last pair
 };
 
 // The functions of one head take what they need by value: its results are written through pointers
@@ -143,51 +177,63 @@ class Turns {
 
 template <DType kType>
 inline Vec squares_of_head(const char* x, int64_t dim) {
-  Vec squares{};
-  for_vectors(dim, [&](int64_t d, int64_t n) {
-    const Vec value = load_values<kType>(x + d * size_of(kType), n);
-    squares += value * value;
+  Complex squares;
+  for_pairs(dim, [&](int64_t p, int64_t n) {
+    const Complex value = load_pairs<kType>(x + 2 * p * size_of(kType), n);
+    squares.re += value.re * value.re;
+    squares.im += value.im * value.im;
   });
-  return squares;
+  return squares.re + squares.im;
 }
 
 // y = R(x r weight), or y = R(x).
 template <DType kType, bool kNorm>
-inline void write_head(const char* x, const float* weight, float r, const Turns& turns, int64_t dim,
-                       char* y) {
-  for_vectors(dim, [&](int64_t d, int64_t n) {
-    Vec value = load_values<kType>(x + d * size_of(kType), n);
-    if constexpr (kNorm) value *= splat(r) * load_floats(weight + d, n);
-    store_values<kType>(turns.turn(value, d), n, y + d * size_of(kType));
+inline void write_head(const char* x, const float* weight_re, const float* weight_im, float r,
+                       const Turns& turns, int64_t dim, char* y) {
+  for_pairs(dim, [&](int64_t p, int64_t n) {
+    const int64_t at = 2 * p * size_of(kType);
+    Complex value = load_pairs<kType>(x + at, n);
+    if constexpr (kNorm) {
+      value.re *= load(weight_re + p) * splat(r);
+      value.im *= load(weight_im + p) * splat(r);
+    }
+    store_pairs<kType>(turns.turn(value, p), n, y + at);
   });
 }
 
 // Adds to the sums of x^2 and of g weight x, with g the gradient turned back.
 template <DType kType>
-inline void sums_of_head(const char* x, const char* grad, const float* weight, const Turns& turns,
-                         int64_t dim, Vec& squares, Vec& along) {
-  Vec squares_here{}, along_here{};  // head by head, so that no float32 sum has many terms
-  for_vectors(dim, [&](int64_t d, int64_t n) {
-    const Vec value = load_values<kType>(x + d * size_of(kType), n);
-    const Vec g = turns.turn(load_values<kType>(grad + d * size_of(kType), n), d);
-    squares_here += value * value;
-    along_here += g * load_floats(weight + d, n) * value;
+inline void sums_of_head(const char* x, const char* grad, const float* weight_re,
+                         const float* weight_im, const Turns& turns, int64_t dim, Vec& squares,
+                         Vec& along) {
+  Complex squares_here, along_here;  // head by head, so that no float32 sum has many terms
+  for_pairs(dim, [&](int64_t p, int64_t n) {
+    const int64_t at = 2 * p * size_of(kType);
+    const Complex value = load_pairs<kType>(x + at, n);
+    const Complex g = turns.turn(load_pairs<kType>(grad + at, n), p);
+    squares_here.re += value.re * value.re;
+    squares_here.im += value.im * value.im;
+    along_here.re += g.re * load(weight_re + p) * value.re;
+    along_here.im += g.im * load(weight_im + p) * value.im;
   });
-  squares += squares_here;
-  along += along_here;
+  squares += squares_here.re + squares_here.im;
+  along += along_here.re + along_here.im;
 }
 
 // dweight += g x r;  dx = r (g weight - x shrink)
 template <DType kType>
-inline void write_head_gradient(const char* x, const char* grad, const float* weight,
-                                const Turns& turns, float r, float shrink, int64_t dim,
-                                float* dweight, char* dx) {
-  for_vectors(dim, [&](int64_t d, int64_t n) {
-    const Vec value = load_values<kType>(x + d * size_of(kType), n);
-    const Vec g = turns.turn(load_values<kType>(grad + d * size_of(kType), n), d);
-    store_floats(load_floats(dweight + d, n) + g * value * splat(r), n, dweight + d);
-    const Vec along = g * load_floats(weight + d, n) - value * splat(shrink);
-    store_values<kType>(along * splat(r), n, dx + d * size_of(kType));
+inline void write_head_gradient(const char* x, const char* grad, const float* weight_re,
+                                const float* weight_im, const Turns& turns, float r, float shrink,
+                                int64_t dim, float* dweight_re, float* dweight_im, char* dx) {
+  for_pairs(dim, [&](int64_t p, int64_t n) {
+    const int64_t at = 2 * p * size_of(kType);
+    const Complex value = load_pairs<kType>(x + at, n);
+    const Complex g = turns.turn(load_pairs<kType>(grad + at, n), p);
+    store(dweight_re + p, load(dweight_re + p) + g.re * value.re * splat(r));
+    store(dweight_im + p, load(dweight_im + p) + g.im * value.im * splat(r));
+    const Vec re = g.re * load(weight_re + p) - value.re * splat(shrink);
+    const Vec im = g.im * load(weight_im + p) - value.im * splat(shrink);
+    store_pairs<kType>({re * splat(r), im * splat(r)}, n, dx + at);
   });
 }
 
@@ -197,12 +243,34 @@ inline float reciprocal_rms(Vec squares, double one_nth, float eps) {
   return 1.f / std::sqrt(mean(squares, one_nth) + eps);
 }
 
+// The weight as pairs; zeros where there is no value, or no weight.
+class PairWeight {
+ public:
+  explicit PairWeight(const NormRope& call) : layout(call), values_(layout.size()) {
+    std::memset(values_, 0, layout.size() * sizeof(float));
+    for (int64_t h = 0; call.weight && h < call.heads; h++) {
+      const float* from = call.weight + h * call.dim;
+      for (int64_t p = 0; p < call.dim / 2; p++) {
+        values_[layout.re(h) + p] = from[2 * p];
+        values_[layout.im(h) + p] = from[2 * p + 1];
+      }
+    }
+  }
+  const PairLayout layout;
+  const float* re(int64_t h) const { return values_ + layout.re(h); }
+  const float* im(int64_t h) const { return values_ + layout.im(h); }
+
+ private:
+  Buffer<float> values_;
+};
+
 // The rows of a thread; r = 1 / rms(x).
 template <DType kType, bool kNorm>
 class NormRopeRows {
  public:
-  explicit NormRopeRows(const NormRope& call)
+  NormRopeRows(const NormRope& call, const PairWeight& weight)
       : call_(call),
+        weight_(weight),
         one_nth_(1. / static_cast<double>(call.heads * call.dim)),
         turns_{{call.rope, call.inverse ? -1.f : 1.f}, {call.rope, call.inverse ? -1.f : 1.f}} {}
 
@@ -222,15 +290,15 @@ class NormRopeRows {
 
   void write(int64_t b, int64_t row, int64_t slot) {
     for (int64_t h = 0; h < call_.heads; h++) {
-      const float* weight = kNorm ? call_.weight + h * call_.dim : nullptr;
-      write_head<kType, kNorm>(row_at(call_.x, kType, b, row, h), weight, r_[slot],
-                               turns_[slot].of_head(row, h), call_.dim,
+      write_head<kType, kNorm>(row_at(call_.x, kType, b, row, h), weight_.re(h), weight_.im(h),
+                               r_[slot], turns_[slot].of_head(row, h), call_.dim,
                                row_at(call_.y, kType, b, row, h));
     }
   }
 
  private:
   const NormRope& call_;
+  const PairWeight& weight_;
   const double one_nth_;
   Turns turns_[2];
   Vec squares_[2];
@@ -240,8 +308,9 @@ class NormRopeRows {
 template <DType kType, bool kNorm>
 void norm_rope_forward_of(const NormRope& call, const Pool& pool) {
   const RowGroups groups(call);
+  const PairWeight weight(call);
   parallel(pool, groups.size(), [&](Queue& queue) {
-    NormRopeRows<kType, kNorm> rows(call);
+    NormRopeRows<kType, kNorm> rows(call, weight);
     for (int64_t item; (item = queue.next()) < queue.items;) for_rows(groups[item], rows);
   });
 }
@@ -251,12 +320,13 @@ void norm_rope_forward_of(const NormRope& call, const Pool& pool) {
 template <DType kType>
 class NormRopeGradientRows {
  public:
-  explicit NormRopeGradientRows(const NormRopeBackward& call)
+  NormRopeGradientRows(const NormRopeBackward& call, const PairWeight& weight)
       : call_(call),
+        weight_(weight),
         one_nth_(1. / static_cast<double>(call.in.heads * call.in.dim)),
         turns_{{call.in.rope, -1.f}, {call.in.rope, -1.f}} {}
 
-  // Where dweight is added up: [heads * dim].
+  // Where dweight is added up, as pairs.
   void add_to(float* dweight) { dweight_ = dweight; }
 
   void sum(int64_t b, int64_t row, int64_t slot) {
@@ -265,7 +335,7 @@ class NormRopeGradientRows {
     squares_[slot] = along_[slot] = Vec{};
     for (int64_t h = 0; h < in.heads; h++) {
       sums_of_head<kType>(row_at(in.x, kType, b, row, h), row_at(in.y, kType, b, row, h),
-                          in.weight + h * in.dim, turns_[slot].of_head(row, h), in.dim,
+                          weight_.re(h), weight_.im(h), turns_[slot].of_head(row, h), in.dim,
                           squares_[slot], along_[slot]);
     }
   }
@@ -280,14 +350,16 @@ class NormRopeGradientRows {
     const NormRope& in = call_.in;
     for (int64_t h = 0; h < in.heads; h++) {
       write_head_gradient<kType>(row_at(in.x, kType, b, row, h), row_at(in.y, kType, b, row, h),
-                                 in.weight + h * in.dim, turns_[slot].of_head(row, h), r_[slot],
-                                 shrink_[slot], in.dim, dweight_ + h * in.dim,
+                                 weight_.re(h), weight_.im(h), turns_[slot].of_head(row, h),
+                                 r_[slot], shrink_[slot], in.dim, dweight_ + weight_.layout.re(h),
+                                 dweight_ + weight_.layout.im(h),
                                  row_at(call_.dx, kType, b, row, h));
     }
   }
 
  private:
   const NormRopeBackward& call_;
+  const PairWeight& weight_;
   const double one_nth_;
   Turns turns_[2];
   Vec squares_[2], along_[2];
@@ -295,39 +367,41 @@ class NormRopeGradientRows {
   float* dweight_ = nullptr;
 };
 
-// Column sums of the partitions, in double.
-inline void add_up(const float* partials, int64_t n, float* to) {
-  constexpr int64_t kColumns = kVector / 2;
-  const int64_t whole = n / kColumns * kColumns;
-  for (int64_t d = 0; d < whole; d += kColumns) {
-    DoubleVec total{};
-    for (int64_t c = 0; c < kWeightChunks; c++) total += load_doubles(partials + c * n + d);
-    for (int64_t i = 0; i < kColumns; i++) to[d + i] = static_cast<float>(total[i]);
+// Sums of the partitions, in double, to [heads * dim] floats.
+inline void add_up(const float* partials, const NormRope& call, float* to) {
+  const PairLayout layout(call);
+  Buffer<double> totals(layout.size());
+  for (int64_t i = 0; i < layout.size(); i++) totals[i] = 0.;
+  for (int64_t c = 0; c < kWeightChunks; c++) {
+    const float* part = partials + c * layout.size();
+    for (int64_t i = 0; i < layout.size(); i++) totals[i] += part[i];
   }
-  for (int64_t d = whole; d < n; d++) {
-    double total = 0.;
-    for (int64_t c = 0; c < kWeightChunks; c++) total += partials[c * n + d];
-    to[d] = static_cast<float>(total);
+  for (int64_t h = 0; h < call.heads; h++) {
+    for (int64_t p = 0; p < call.dim / 2; p++) {
+      to[h * call.dim + 2 * p] = static_cast<float>(totals[layout.re(h) + p]);
+      to[h * call.dim + 2 * p + 1] = static_cast<float>(totals[layout.im(h) + p]);
+    }
   }
 }
 
 template <DType kType>
 void norm_rope_backward_of(const NormRopeBackward& call, const Pool& pool) {
-  const int64_t n = call.in.heads * call.in.dim;
   const RowGroups groups(call.in);
-  Buffer<float> partials(kWeightChunks * n);
-  std::memset(partials, 0, kWeightChunks * n * sizeof(float));
+  const PairWeight weight(call.in);
+  const int64_t size = weight.layout.size();
+  Buffer<float> partials(kWeightChunks * size);
+  std::memset(partials, 0, kWeightChunks * size * sizeof(float));
   parallel(pool, kWeightChunks, [&](Queue& queue) {
-    NormRopeGradientRows<kType> rows(call);
+    NormRopeGradientRows<kType> rows(call, weight);
     for (int64_t item; (item = queue.next()) < queue.items;) {
-      rows.add_to(partials + item * n);
+      rows.add_to(partials + item * size);
       const int64_t end = groups.size() * (item + 1) / kWeightChunks;
       for (int64_t g = groups.size() * item / kWeightChunks; g < end; g++) {
         for_rows(groups[g], rows);
       }
     }
   });
-  add_up(partials, n, call.dweight);
+  add_up(partials, call.in, call.dweight);
 }
 
 template <DType kType>

@@ -72,6 +72,33 @@ inline float sum(Vec v) {
     return v[0];
   }
 }
+// Of 2 * kVector values those in even and in odd places, and back.
+inline void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
+#if defined(__clang__)
+  for (int i = 0; i < kVector; i++) {
+    even[i] = 2 * i < kVector ? a[2 * i] : b[2 * i - kVector];
+    odd[i] = 2 * i < kVector ? a[2 * i + 1] : b[2 * i + 1 - kVector];
+  }
+#else
+  IntVec from;
+  for (int i = 0; i < kVector; i++) from[i] = 2 * i;
+  even = __builtin_shuffle(a, b, from);
+  odd = __builtin_shuffle(a, b, from + 1);
+#endif
+}
+inline void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
+#if defined(__clang__)
+  for (int i = 0; i < kVector; i++) {
+    a[i] = i % 2 ? odd[i / 2] : even[i / 2];
+    b[i] = i % 2 ? odd[(i + kVector) / 2] : even[(i + kVector) / 2];
+  }
+#else
+  IntVec from;
+  for (int i = 0; i < kVector; i++) from[i] = i / 2 + i % 2 * kVector;
+  a = __builtin_shuffle(even, odd, from);
+  b = __builtin_shuffle(even, odd, from + kVector / 2);
+#endif
+}
 inline float max(Vec v) {
   float m = v[0];
   for (int i = 1; i < kVector; i++) m = v[i] > m ? v[i] : m;
@@ -242,6 +269,19 @@ inline void store_bfloat16(uint16_t* to, Vec x) {
 #else
   const ShortVec low = __builtin_convertvector((UIntVec)bfloat16_bits(x), ShortVec);
   std::memcpy(to, &low, sizeof low);
+#endif
+}
+
+// Two vectors rounded to bfloat16: neighbours (low, high).
+inline IntVec bfloat16_pairs(Vec low, Vec high) {
+#if defined(__AVX512BF16__) && GENHOI_VECTOR_FLOATS == 16
+  typedef uint16_t WideShortVec __attribute__((vector_size(64)));
+  WideShortVec from;
+  for (int i = 0; i < 2 * kVector; i++) from[i] = static_cast<uint16_t>(i % 2 * kVector + i / 2);
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (IntVec)_mm512_permutexvar_epi16((__m512i)from, both);
+#else
+  return bfloat16_bits(low) | bfloat16_bits(high) << 16;
 #endif
 }
 inline void store(BFloat16* to, Vec x) { store_bfloat16(&to->bits, x); }
