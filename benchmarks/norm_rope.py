@@ -72,22 +72,16 @@ def build_norm_rope(case: Case) -> Workload:
 
 
 def _traffic(given: _Inputs) -> Contender:
-    q, k = given.q.detach(), given.k.detach()
+    forward = given.case.direction == "forward"
     grads = given.upstream.flatten(-2).split(1)
 
-    def results() -> Results:
-        if given.case.direction == "forward":
-            return {"q": q.clone(), "k": k.clone()}
-        return {"q": q + grads[0], "k": k + grads[1]}
+    def results(dtype: torch.dtype = given.case.dtype) -> Results:
+        q, k, dq, dk = (x.detach().to(dtype) for x in (given.q, given.k, *grads))
+        return {"q": q.clone(), "k": k.clone()} if forward else {"q": q + dq, "k": k + dk}
 
-    def truth() -> Truth:
-        here = results()
-        if given.case.direction == "forward":
-            return Truth({"q": q.double(), "k": k.double()}, here, "all")
-        sums = {"q": q.double() + grads[0], "k": k.double() + grads[1]}
-        return Truth(sums, here, "all")
-
-    return Contender(_TRAFFIC, results, results, truth)
+    return Contender(
+        _TRAFFIC, results, results, lambda: Truth(results(torch.float64), results(), "all")
+    )
 
 
 def _op(given: _Inputs, backend: str) -> Call:

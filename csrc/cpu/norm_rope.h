@@ -9,7 +9,7 @@
 namespace genhoi::cpu {
 namespace {
 
-constexpr int64_t kGroupRows = 128;    // rows that a thread takes
+constexpr int64_t kMostGroupRows = 128, kFewestGroupRows = 8;  // that a thread takes
 constexpr int64_t kWeightChunks = 64;  // partitions of the rows for the weight's gradient
 
 // The pairs that are turned, as complex numbers.
@@ -90,20 +90,26 @@ struct RowGroup {
   int64_t b, first, count;
 };
 
+// The same groups whatever the number of threads: the weight's gradient is summed by them.
 class RowGroups {
  public:
   explicit RowGroups(const NormRope& call)
       : rows_(call.rows),
-        per_sample_(div_up(call.rows, kGroupRows)),
+        group_rows_(rows_of_group(call.batch * call.rows)),
+        per_sample_(div_up(call.rows, group_rows_)),
         size_(call.batch * per_sample_) {}
   int64_t size() const { return size_; }
   RowGroup operator[](int64_t i) const {
-    const int64_t first = i % per_sample_ * kGroupRows;
-    return {i / per_sample_, first, min_of(kGroupRows, rows_ - first)};
+    const int64_t first = i % per_sample_ * group_rows_;
+    return {i / per_sample_, first, min_of(group_rows_, rows_ - first)};
   }
 
  private:
-  int64_t rows_, per_sample_, size_;
+  // Few rows are shared by the threads, too.
+  static int64_t rows_of_group(int64_t rows) {
+    return max_of(kFewestGroupRows, min_of(kMostGroupRows, div_up(rows, 16)));
+  }
+  int64_t rows_, group_rows_, per_sample_, size_;
 };
 
 // A row's sums, sum(b, row, slot), are taken before the row before it is written, and made into

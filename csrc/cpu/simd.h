@@ -50,14 +50,15 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec splat(float x) { return x - Vec{}; }
-// x[from[i]] in place i; `from` is a constant to the compiler.
-inline Vec permute(Vec x, IntVec from) {
+// In place i what is in place from[i] of a and b, one behind the other; `from` is a constant to the
+// compiler. Clang has no __builtin_shuffle, and makes a shuffle of the loop.
+inline Vec permute(Vec a, Vec b, IntVec from) {
 #if defined(__clang__)
-  Vec y;
-  for (int i = 0; i < kVector; i++) y[i] = x[from[i]];
+  Vec y{};
+  for (int i = 0; i < kVector; i++) y[i] = from[i] < kVector ? a[from[i]] : b[from[i] - kVector];
   return y;
 #else
-  return __builtin_shuffle(x, from);
+  return __builtin_shuffle(a, b, from);
 #endif
 }
 // Halves are added to halves.
@@ -65,7 +66,7 @@ template <int kWidth = kVector / 2>
 inline float sum(Vec v) {
   IntVec from;
   for (int i = 0; i < kVector; i++) from[i] = i ^ kWidth;
-  v += permute(v, from);
+  v += permute(v, v, from);
   if constexpr (kWidth > 1) {
     return sum<kWidth / 2>(v);
   } else {
@@ -74,30 +75,16 @@ inline float sum(Vec v) {
 }
 // Of 2 * kVector values those in even and in odd places, and back.
 inline void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
-#if defined(__clang__)
-  for (int i = 0; i < kVector; i++) {
-    even[i] = 2 * i < kVector ? a[2 * i] : b[2 * i - kVector];
-    odd[i] = 2 * i < kVector ? a[2 * i + 1] : b[2 * i + 1 - kVector];
-  }
-#else
   IntVec from;
   for (int i = 0; i < kVector; i++) from[i] = 2 * i;
-  even = __builtin_shuffle(a, b, from);
-  odd = __builtin_shuffle(a, b, from + 1);
-#endif
+  even = permute(a, b, from);
+  odd = permute(a, b, from + 1);
 }
 inline void interleave(Vec even, Vec odd, Vec& a, Vec& b) {
-#if defined(__clang__)
-  for (int i = 0; i < kVector; i++) {
-    a[i] = i % 2 ? odd[i / 2] : even[i / 2];
-    b[i] = i % 2 ? odd[(i + kVector) / 2] : even[(i + kVector) / 2];
-  }
-#else
   IntVec from;
   for (int i = 0; i < kVector; i++) from[i] = i / 2 + i % 2 * kVector;
-  a = __builtin_shuffle(even, odd, from);
-  b = __builtin_shuffle(even, odd, from + kVector / 2);
-#endif
+  a = permute(even, odd, from);
+  b = permute(even, odd, from + kVector / 2);
 }
 inline float max(Vec v) {
   float m = v[0];
@@ -272,7 +259,8 @@ inline void store_bfloat16(uint16_t* to, Vec x) {
 #endif
 }
 
-// Two vectors rounded to bfloat16: neighbours (low, high).
+// Two vectors rounded to bfloat16 (by the instruction as in store_bfloat16): neighbours (low,
+// high).
 inline IntVec bfloat16_pairs(Vec low, Vec high) {
 #if defined(__AVX512BF16__) && GENHOI_VECTOR_FLOATS == 16
   typedef uint16_t WideShortVec __attribute__((vector_size(64)));
@@ -389,7 +377,7 @@ inline Vec shuffle_pairs(Vec x) {
   for (int i = 0; i < kVector; i++) {
     from[i] = kHow == Pairs::kSwap ? i ^ 1 : kHow == Pairs::kFirst ? i & ~1 : i | 1;
   }
-  return permute(x, from);
+  return permute(x, x, from);
 }
 
 // What `turn` multiplies the second product by: -1, 1, -1, ... or for the inverse rotation 1, -1,
