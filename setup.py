@@ -60,7 +60,7 @@ BUILD_CPU, BUILD_CUDA = "GENHOI_BUILD_CPU", "GENHOI_BUILD_CUDA"
 MISSING_FILE = "_C_missing.txt"
 CUDA_LIBRARY = "libgenhoi_cuda.so"
 CUDA_MISSING_FILE = "_cuda_missing.txt"
-MIN_TORCH = (2, 13)
+MIN_TORCH = (2, 11)
 MIN_NVCC = (12, 8)  # the first that knows all of CUDA_ARCHITECTURES
 
 # The binding is the only source that sees Python and pybind11. Under build isolation their headers
@@ -376,7 +376,8 @@ def write_extension(
     ninja.variable("extra", shell_variable("CXXFLAGS"))
     ninja.rule(
         "compile",
-        command="$cxx $common $flags $extra -MMD -MF $out.d -c $in -o $out",
+        # Their headers first: torch brings a pybind11 of its own, which 2.11 guards with #error.
+        command="$cxx $flags $common $extra -MMD -MF $out.d -c $in -o $out",
         depfile="$out.d",
         deps="gcc",
         description="compile $in",

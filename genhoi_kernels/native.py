@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-MIN_TORCH = (2, 13)
+MIN_TORCH = (2, 11)
 """First torch whose stable ABI has all that the compiled part uses."""
 
 

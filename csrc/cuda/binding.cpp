@@ -33,8 +33,18 @@ void check(int error, const char* name) {
   STD_TORCH_CHECK(false, name, ": CUDA error ", error, ", ", words);
 }
 
+// The stable interface gives a stream's handle from torch 2.13 on. The older function that does is
+// in torch's CUDA library, which a CPU build has not: it is looked up where torch has loaded it.
 void* current_stream(const Tensor& x) {
-  return torch::stable::accelerator::getCurrentStream(x.get_device_index()).nativeHandle();
+  static const auto ask = [] {
+    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* found = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<decltype(&aoti_torch_get_current_cuda_stream)>(found);
+  }();
+  STD_TORCH_CHECK(ask != nullptr, "this torch has no CUDA streams");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(ask(x.get_device_index(), &stream));
+  return stream;
 }
 
 GenhoiTokens tokens_of(const Tensor& x) {
