@@ -20,12 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
-import av
 import numpy as np
 import torch
-from av.error import FFmpegError
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -185,7 +184,7 @@ def count_frames(path: PathLike) -> int:
     with _open_video(path) as container:
         try:
             return sum(packet.size > 0 for packet in container.demux(video=0))
-        except FFmpegError as error:
+        except _pyav().FFmpegError as error:
             raise ValueError(f"{path}: cannot read this video to its end: {error}") from error
 
 
@@ -410,10 +409,20 @@ def _is_video(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
 
 
+def _pyav() -> ModuleType:
+    """PyAV, imported where a video is: models and still images do without it."""
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ImportError("reading and writing videos needs PyAV: pip install av") from error
+    return av
+
+
 def _open_video(path: Path) -> Any:
+    av = _pyav()
     try:
         container = av.open(str(path))
-    except (FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: not a video that can be read ({error})") from error
     if not container.streams.video:
         container.close()
@@ -433,7 +442,7 @@ def _decode(path: Path, max_frames: int | None) -> Iterator[np.ndarray]:
                 turns = round(frame.rotation / 90)
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                 count += 1
-        except FFmpegError as error:
+        except _pyav().FFmpegError as error:
             raise ValueError(f"{path}: broken after {count} frames ({error})") from error
     if count == 0:
         raise ValueError(f"{path}: holds no frame")
@@ -543,7 +552,7 @@ def _write_video(path: Path, clip: Clip) -> None:
         if webm
         else ("libx264", {"crf": "15", "preset": "medium"})
     )
-    container = av.open(str(path), mode="w", format="webm" if webm else "mp4")
+    container = _pyav().open(str(path), mode="w", format="webm" if webm else "mp4")
     with container:
         stream: Any = container.add_stream(codec, rate=Fraction(clip.fps), options=options)
         stream.width, stream.height = clip.width, clip.height
@@ -560,6 +569,7 @@ def _write_video(path: Path, clip: Clip) -> None:
 
 def _write_gif(path: Path, clip: Clip) -> None:
     """Write a GIF with one palette made from all frames, so that still areas do not flicker."""
+    av = _pyav()
     graph: Any = av.filter.Graph()
     time_base = 1 / Fraction(clip.fps)
     source = graph.add_buffer(
@@ -585,10 +595,9 @@ def _write_gif(path: Path, clip: Clip) -> None:
 
 
 def _video_frames(clip: Clip) -> Iterator[Any]:
+    new_frame = _pyav().VideoFrame.from_ndarray
     for i, pixels in enumerate(clip.frames):
-        frame = av.VideoFrame.from_ndarray(
-            np.ascontiguousarray(pixels.cpu().numpy()), format="rgb24"
-        )
+        frame = new_frame(np.ascontiguousarray(pixels.cpu().numpy()), format="rgb24")
         frame.pts, frame.time_base = i, 1 / Fraction(clip.fps)
         yield frame
 

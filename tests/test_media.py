@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -302,3 +304,16 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file, want a folder"):
         media.check_target(tmp_path / "file" / "clip.mp4")
+
+
+def test_only_videos_need_pyav(tmp_path: Path) -> None:
+    """Without it the package imports, and a video is refused in words."""
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import genhoi\n"
+        f"try: genhoi.read_clip({str(tmp_path / 'clip.mp4')!r})\n"
+        "except ImportError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "reading and writing videos needs PyAV: pip install av"
