@@ -1,0 +1,88 @@
+"""Stage: a suite's cases at named shapes, on backends that were found right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import genhoi_kernels as gk
+from benchmarks import bare_attention
+from benchmarks.case import Case
+from benchmarks.limits import Limits
+from benchmarks.machine import describe_machine
+from benchmarks.runner import Budget, Finished, run_cases
+from benchmarks.shapes import Shape, find_shape
+from benchmarks.suites import SUITES, Selection
+
+from .folder import CHECKS, ENVIRONMENT, RESULTS, add_rows, read_json, read_rows
+from .stage import DEVICE, say, stage_options
+from .table import row_words
+
+_TINY = {"grid": (2, 8, 16), "ref_grid": (8, 8), "heads": 1}
+
+
+@click.command()
+@stage_options
+@click.option("--suite", default="attention")
+@click.option("--shape", "shapes", multiple=True, required=True)
+@click.option("--backend", "backends", multiple=True, help="[default: all that are right]")
+@click.option("--peer", "peers", multiple=True)
+@click.option("--setting", default="", help="What is special, for the column of this name.")
+@click.option("--rounds", default=15, type=click.IntRange(1))
+@click.option("--seconds", default=8.0, help="Of a case's rounds, about.")
+def main(out: Path, work: Path, **options: Any) -> None:
+    """Time, and add a case's rows when it is done."""
+    tiny = options["tiny"]
+    names = chosen_backends(out, options["backends"])
+    bare_attention.use_backends(names)
+    known = read_json(work / ENVIRONMENT).get("limits")
+    limits = Limits(**known) if known else None
+    budget = Budget(1 if tiny else options["rounds"], 0.0 if tiny else options["seconds"])
+    for case in cases(options["suite"], options["shapes"], options["peers"], tiny=tiny):
+        for finished in run_cases([case], describe_machine(DEVICE), budget, say, limits=limits):
+            rows = [row | {"setting": options["setting"]} for row in finished.rows]
+            add_rows(out / RESULTS, rows)
+            _print(finished, rows)
+
+
+def _print(finished: Finished, rows: Sequence[dict[str, Any]]) -> None:
+    for words in (*finished.notes, *map(row_words, rows)):
+        say(words)
+
+
+def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:
+    """Those named, or all usable ones, but for those that a check found wrong."""
+    wrong = {
+        row["backend"]
+        for row in read_rows(out / CHECKS)
+        if row["what"] == "check" and row["outcome"] not in ("right", "refused")
+    }
+    usable = [b.name for b in gk.backends() if b.usable and b.name not in ("cpu", "eager")]
+    for name in sorted(wrong & set(usable)):
+        say(f"{name} is left out: a check found it wrong")
+    return [name for name in usable if name not in wrong and name in (wanted or usable)]
+
+
+def cases(suite: str, shapes: Sequence[str], peers: Sequence[str], *, tiny: bool) -> list[Case]:
+    """A suite's cases in bfloat16."""
+    selection = Selection(
+        device=DEVICE, threads=torch.get_num_threads(), shapes=tuple(shapes), peers=tuple(peers),
+        dtypes=("bfloat16",), steps=1 if tiny else 2,
+    )  # fmt: skip
+    found = list(SUITES[suite](selection))
+    if not tiny:
+        return found
+    return [dataclasses.replace(case, shape=_small(case.shape)) for case in found]
+
+
+def _small(shape: Shape) -> Shape:
+    return dataclasses.replace(find_shape(shape.name), **_TINY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Stage: the compiled part, built in place for this Python and this GPU, unless it is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from .stage import DEVICE, say, stage_options
+
+_MOST_JOBS = 16
+
+_LOADS = """
+from genhoi_kernels import native
+from genhoi_kernels.backends import cuda
+assert native.module is not None, native.missing_reason
+problem = cuda.unavailable()
+assert problem is None, problem
+"""
+
+
+@click.command()
+@stage_options
+def main(out: Path, work: Path, tiny: bool) -> None:
+    """Build, and see whether it can be loaded."""
+    if _loads():
+        say("the compiled part is there already")
+        return
+    major, minor = torch.cuda.get_device_capability(DEVICE)
+    given = {
+        "GENHOI_BUILD_CPU": "1",
+        "GENHOI_BUILD_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}",
+        "MAX_JOBS": str(min(os.cpu_count() or 1, _MOST_JOBS)),
+    }
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, env={**os.environ, **given}, check=True)
+    if not _loads():
+        sys.exit("it was built, and does not load")
+
+
+def _loads() -> bool:
+    """Asked in a process of its own: this one could not load a library twice."""
+    found = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
+    if found.returncode:
+        say(found.stderr.strip().splitlines()[-1])
+    return found.returncode == 0
+
+
+if __name__ == "__main__":
+    main()

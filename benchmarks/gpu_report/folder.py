@@ -1,0 +1,92 @@
+"""The report's folder: at most eight files, each written whole, rows as they come."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import append_rows
+
+__all__ = [
+    "CHECKS",
+    "CHOICES",
+    "CONFIGS",
+    "COUNTERS",
+    "ENVIRONMENT",
+    "FILES",
+    "LOG",
+    "REPORT",
+    "RESULTS",
+    "TUNING",
+    "add_rows",
+    "read_json",
+    "read_rows",
+    "write_json",
+]
+
+REPORT = "report.json"
+"""Machine, versions, ceilings, and how each stage ended."""
+CHECKS = "checks.csv"
+"""Errors against float64, and the tests that failed."""
+RESULTS = "results.csv"
+"""Times, as `genhoi bench` writes them."""
+TUNING = "tuning.csv"
+"""The time of every candidate of every Triton kernel."""
+CONFIGS = "triton-configs.json"
+"""The fastest of them, as GENHOI_AUTOTUNE=1 keeps it."""
+CHOICES = "choices.json"
+"""Which backend to try first, as `genhoi bench --tune` writes it."""
+COUNTERS = "counters.csv"
+"""Hardware counters of the main kernels."""
+LOG = "log.txt"
+"""What every stage printed."""
+ENVIRONMENT = "environment.json"
+"""In the work folder: the stage's part of the report."""
+FILES = (REPORT, CHECKS, RESULTS, TUNING, CONFIGS, CHOICES, COUNTERS, LOG)
+
+Row = dict[str, Any]
+
+
+def add_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to a CSV file that several processes may write to."""
+    with _locked(path):
+        append_rows(path, rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file; empty if there is no file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    assert isinstance(found, dict)
+    return found
+
+
+def write_json(path: Path, found: dict[str, Any]) -> None:
+    """An object into a file, which is replaced as a whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else writes to the folder meanwhile. The folder is the lock: no file is left."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,118 @@
+"""The short table that is printed last, and a row of results in one line."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bare_attention import backend_of
+
+from .folder import CHECKS, REPORT, RESULTS, read_json, read_rows
+
+__all__ = ["row_words", "summary"]
+
+_MOST_TESTS = 15
+
+
+def row_words(row: dict[str, Any]) -> str:
+    """A row of results in one line."""
+    what = f"{row['suite'][:9]:9} {row['shape']:13} {row['direction']:8} {row['contender']:32.32}"
+    setting = row.get("setting") or ""
+    if row["reason"]:
+        return f"{what} {setting} {row['reason'][:90]}"
+    return (
+        f"{what} {_form(row['ms'], '8.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
+        f"{_form(row.get('limit_share'), '4.0%')} of the ceiling, error "
+        f"{_form(row.get('error'), '.1e')} {setting}"
+    ).rstrip()
+
+
+def _form(value: Any, how: str) -> str:
+    try:
+        return format(float(value), how)
+    except (TypeError, ValueError):
+        return "-"
+
+
+def summary(out: Path) -> Iterator[str]:
+    """How the stages ended, what is wrong, and what each backend takes beside its best peer."""
+    report = read_json(out / REPORT)
+    yield "stages: " + ", ".join(
+        f"{stage['name']} {stage['outcome']} {stage['seconds']:.0f} s"
+        for stage in report.get("stages", ())
+    )
+    environment = report.get("environment", {})
+    if "limits" in environment:
+        limits = environment["limits"]
+        yield (
+            f"{environment['gpu']}: {limits['flops'] / 1e12:.0f} TFLOP/s, "
+            f"copy {limits['bandwidth'] / 1e12:.2f} TB/s"
+        )
+    yield from _checks(read_rows(out / CHECKS))
+    yield from times(read_rows(out / RESULTS))
+
+
+def _checks(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """A line a backend, and the tests that failed."""
+    by: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        if row["what"] == "check":
+            by[row["backend"]].append(row)
+    for backend, found in by.items():
+        outcomes = [row["outcome"] for row in found]
+        words = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+        yield f"check {backend}: {words}"
+        for row in found:
+            if row["outcome"] != "right":
+                label = " ".join((row["dtype"], row["head_dim"], row["form"], row["worst"]))
+                yield f"  {row['outcome']}: {label} {row['words'][:120]}"
+    tests = [row for row in rows if row["what"] == "test"]
+    failed = [row for row in tests if row["outcome"] == "failed" and row["form"] != "all"]
+    for row in tests:
+        if row["form"] == "all":
+            yield f"tests: {row['words']}"
+    for row in failed[:_MOST_TESTS]:
+        yield f"  failed: {row['form'].split('/')[-1][:110]}: {row['words'][:80]}"
+    if len(failed) > _MOST_TESTS:
+        yield f"  and {len(failed) - _MOST_TESTS} more: {CHECKS}"
+
+
+def times(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """A block a case: everyone's time, and relative to the best peer that computes the same."""
+    cases: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        cases[row["suite"], row["shape"], row["direction"]].append(row)
+    for (suite, shape, direction), found in cases.items():
+        yield f"{suite}, {shape}, {direction}:"
+        peers = [row for row in found if not _is_ours(row) and _ms(row) and _is_same(row)]
+        best = min(peers, key=lambda row: _ms(row) or 0.0, default=None)
+        for row in found:
+            yield "  " + _line(row, best)
+
+
+def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
+    name = " ".join(filter(None, (row["contender"], row.get("setting"))))
+    if row["reason"]:
+        return f"{name:44.44} {row['reason'][:100]}"
+    ratio = ""
+    if best is not None and _is_ours(row):
+        ratio = f"  {(_ms(row) or 0) / (_ms(best) or 1):.2f} of {best['contender']}"
+    return (
+        f"{name:44.44} {_form(row['ms'], '9.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
+        f"{_form(row.get('limit_share'), '4.0%')}{ratio}"
+    )
+
+
+def _is_ours(row: dict[str, str]) -> bool:
+    return backend_of(row["contender"]) is not None or row["contender"].startswith("genhoi")
+
+
+def _is_same(row: dict[str, str]) -> bool:
+    """The peer computes the op's function."""
+    return "no mask" not in row["contender"]
+
+
+def _ms(row: dict[str, str]) -> float | None:
+    return float(row["ms"]) if row["ms"] and not row["reason"] else None

@@ -1,0 +1,47 @@
+"""Stage: the project's GPU tests on this machine, failures written as they come."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from .folder import CHECKS
+from .pytest_rows import VARIABLE
+from .stage import is_emulated, say, stage_options
+
+_FIRST = ("test_gpu.py", "test_cuda.py", "test_cuda_backward.py", "test_cuda_norm_rope.py",
+          "test_flash.py", "test_descriptors.py", "test_gpu_wan.py")  # fmt: skip
+_MORE = ("test_norm_rope.py", "test_attention.py", "test_properties.py", "test_torch.py",
+         "test_modules.py", "test_mask_gate.py", "test_errors.py")  # fmt: skip
+_MOST_WORKERS = 12
+
+
+@click.command()
+@stage_options
+@click.option("--more", is_flag=True, help="Tests that go through every backend.")
+def main(out: Path, work: Path, tiny: bool, more: bool) -> None:
+    """Run pytest in several processes."""
+    folder = Path("tests")
+    files = [str(folder / name) for name in (_MORE if more else _FIRST) if (folder / name).exists()]
+    command = [
+        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark",
+        "-p", "benchmarks.gpu_report.pytest_rows", "--timeout", "150", "-q", "--tb=short", "-rfE",
+    ]  # fmt: skip
+    workers = min(os.cpu_count() or 1, _MOST_WORKERS)
+    if workers > 1 and not tiny:
+        command += ["-n", str(workers), "--dist", "worksteal"]
+    if is_emulated():
+        command += ["-p", "emugpu.pytest_plugin"]
+    if tiny:
+        command += ["-k", "test_two_runs_are_the_same_bits", "-x"]
+    say(" ".join(command), *files)
+    environment = os.environ | {VARIABLE: str((out / CHECKS).resolve())}
+    raise SystemExit(subprocess.run([*command, *files], env=environment).returncode)
+
+
+if __name__ == "__main__":
+    main()
