@@ -2,9 +2,9 @@
 
 An entry says what it rests on. "modelled": on counts of compiled instructions (``genhoi bench
 --static``) and arithmetic, never on a clock; of those there are only the ones that the model bears
-out. "measured": on times, by ``genhoi bench --tune``, on the GPU that the entry names. The first
-entry that fits decides, the user's before the built-in ones; where none fits, the registry's order
-stands.
+out. "measured": on times, by ``genhoi bench``, on the GPU that the entry names. "inferred": on
+times of another GPU of the architecture. The first entry that fits decides, the user's before the
+built-in ones; where none fits, the registry's order stands.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from .flash_versions import Generation
 
 FORMAT = 1
 """Of the user's table; another number is not read."""
@@ -32,8 +34,8 @@ class Question:
     """What a choice depends on.
 
     arch: as ``backends.triton.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
-    rows: N; 0 fits no entry that bounds it from below. flash: generation of the FlashAttention
-    that would take the call, or None.
+    rows: N; 0 fits no entry that bounds it from below. flash: ``flash_versions.Generation`` of the
+    FlashAttention that would take the call, or None.
     """
 
     arch: str
@@ -51,8 +53,9 @@ class Choice:
 
     arch, dtypes, head_dims, training: what the call has to have. rows: first and last N, None
     without an end. flash: generations of FlashAttention for which it holds, 0 for none, () for
-    all: what was measured without it says nothing once it is installed. device: the GPU it was
-    measured on, "" for any of this arch. basis: "modelled" or "measured". how: in words.
+    all: what was measured without it says nothing once it is installed, and torch's FlashAttention
+    2 is not the package. device: the GPU it was measured on, "" for any of this arch. basis:
+    "modelled", "measured" or "inferred". how: in words.
     """
 
     arch: str
@@ -88,6 +91,7 @@ _COSTS = {
         "CUDA": "2 / .79, and backward 3 / .86 + 4 / .85",
         "Triton": "2 / .62, and backward 3 / .63 + 4 / .46",
         "FlashAttention-2": "2 / .79, and backward 5 / .81",
+        "torch's build of it": "2 / .68, and backward 5 / .77",
     },
     "sm_90": {
         "Triton": "2 / .66, and backward 3 / .67 + 4 / .45",
@@ -100,29 +104,94 @@ def _words(arch: str) -> str:
     return "; ".join(f"{name}: {cost}" for name, cost in _COSTS[arch].items())
 
 
-def _flash_first(arch: str, generation: int, *then: str, training: bool) -> Choice:
+_HALF = ("bfloat16", "float16")
+
+
+def _flash_first(arch: str, generation: Generation, *then: str, training: bool) -> Choice:
     how = (
         f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}. Below "
         f"4096 rows the few more launches could cost what that gains"
     )
-    order, half = ("flash", *then), ("bfloat16", "float16")
-    return Choice(arch, half, (128,), (4096, None), training, order, "modelled", how, (generation,))
+    order = ("flash", *then)
+    return Choice(
+        arch, _HALF, (128,), (4096, None), training, order, "modelled", how, (generation,)
+    )
 
 
 def _cuda_first(arch: str, *order: str, training: bool) -> Choice:
     how = f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}"
-    half = ("bfloat16", "float16")
-    return Choice(arch, half, (128,), (0, None), training, order, "modelled", how)
+    return Choice(arch, _HALF, (128,), (0, None), training, order, "modelled", how)
 
+
+_H100 = "NVIDIA H100 80GB HBM3"
+
+
+def _on_h100(
+    generation: Generation, *order: str, training: bool, times: str, but: str = ""
+) -> tuple[Choice, Choice]:
+    """An entry for the GPU where ``times`` were taken, and one for others of its architecture."""
+    how = (
+        f"genhoi bench, 2026-11-27, {_H100}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of the "
+        f"rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: {times}. "
+        f"Not measured: float16, and other lengths, of which those below 4096 are left out{but}"
+    )
+    measured = Choice(
+        "sm_90", _HALF, (128,), (4096, None), training, order, "measured", how, (generation,), _H100
+    )
+    elsewhere = replace(
+        measured, basis="inferred", device="", how=f"{how}. Measured on {_H100} alone"
+    )
+    return measured, elsewhere
+
+
+_H100_FORWARD = (
+    "Triton 12.7 / 250 with the blocks found that day, 15.2 / 258 before; CUDA 17.2 / 315"
+)
+_H100_TRAINING = (
+    "forward and backward together: Triton 60.9 / 1111 with the blocks found that day, 100 / 1700 "
+    "before; CUDA 77.4 / 1405"
+)
+_AS_PEER = "; flash, as the benchmark's peer with the same two calls, merged by torch"
 
 # On sm_80 the CUDA forward pass is level with FlashAttention-2's, in one launch; its backward pass
-# is between that and Triton's. On sm_90 FlashAttention-3's forward pass is not ahead of Triton's in
-# the model, nor FlashAttention-2.
+# is between that and Triton's. On sm_90 FlashAttention-3's backward pass has not been timed.
 TABLE: tuple[Choice, ...] = (
     _cuda_first("sm_80", "cuda", "flash", "triton", training=False),
-    _flash_first("sm_80", 2, "cuda", "triton", training=True),
+    _flash_first("sm_80", Generation.FLASH_2, "cuda", "triton", training=True),
+    _flash_first("sm_80", Generation.TORCH_FLASH, "cuda", "triton", training=True),
     _cuda_first("sm_80", "cuda", "triton", training=True),
-    _flash_first("sm_90", 3, "triton", training=True),
+    _flash_first("sm_90", Generation.FLASH_3, "triton", training=True),
+    *_on_h100(
+        Generation.FLASH_3,
+        *("flash", "triton", "cuda"),
+        training=False,
+        times=f"{_H100_FORWARD}; flash with fa3-fwd 0.0.3 8.71 / 186",
+    ),
+    *_on_h100(
+        Generation.TORCH_CUDNN,
+        *("flash", "triton", "cuda"),
+        training=False,
+        times=f"{_H100_FORWARD}{_AS_PEER} 11.0 / 206",
+    ),
+    *_on_h100(
+        Generation.TORCH_FLASH,
+        *("triton", "cuda", "flash"),
+        training=False,
+        times=f"{_H100_FORWARD}{_AS_PEER} 18.6 / 331",
+    ),
+    *_on_h100(
+        Generation.TORCH_CUDNN,
+        *("flash", "triton", "cuda"),
+        training=True,
+        times=f"{_H100_TRAINING}{_AS_PEER} 39.8 / 765",
+    ),
+    *_on_h100(
+        Generation.TORCH_FLASH,
+        *("triton", "flash", "cuda"),
+        training=True,
+        times=f"{_H100_TRAINING}{_AS_PEER} 71.6 / 1262",
+        but=", and torch's FlashAttention in the deterministic mode that flash asks of it",
+    ),
 )
 
 

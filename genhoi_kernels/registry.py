@@ -1,9 +1,9 @@
 """Chooses a backend for a call, and says why each one can or cannot take it.
 
-A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION``, ``unavailable()`` (None,
-or why it cannot run in this installation), ``supports(call)`` (None, or why it refuses this call)
-and the functions of ``backends.eager``. In which order several able ones are tried on a GPU is in
-``choices``.
+A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION`` (or ``description()``, if
+it depends on the installation), ``unavailable()`` (None, or why it cannot run in this
+installation), ``supports(call)`` (None, or why it refuses this call) and the functions of
+``backends.eager``. In which order several able ones are tried on a GPU is in ``choices``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,12 @@ def backends() -> tuple[BackendStatus, ...]:
     statuses = []
     for name, backend in _BACKENDS.items():
         problem = backend.unavailable()
-        statuses.append(BackendStatus(name, problem is None, problem or backend.DESCRIPTION))
+        statuses.append(BackendStatus(name, problem is None, problem or _description(backend)))
     return tuple(statuses)
+
+
+def _description(backend: Any) -> str:
+    return backend.description() if hasattr(backend, "description") else backend.DESCRIPTION
 
 
 def backend_names() -> tuple[str, ...]:

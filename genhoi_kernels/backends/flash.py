@@ -1,7 +1,12 @@
-"""An installed FlashAttention in two calls, merged by log-sum-exp in a Triton kernel.
+"""A FlashAttention in two calls, merged by log-sum-exp in a Triton kernel.
 
 The first call goes over the video's keys; the second over the reference's, with the rows that the
 mask gate gathered. Rotation, merge and flow gate are Triton kernels.
+
+Which FlashAttention: an installed package, or one of torch's two, cuDNN's and FlashAttention 2, in
+the order of ``flash_versions.tried``; ``chosen(call).package`` names the one that takes a call.
+Gradients are the same from run to run, but for cuDNN's: it takes no call that needs any unless the
+environment has GENHOI_CUDNN_BACKWARD=1 and torch.use_deterministic_algorithms does not forbid it.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ from ..reference import AttentionResult
 from ..rope import Rope
 from . import triton
 
-DESCRIPTION = "installed FlashAttention 2, 3 or 4, merged by Triton kernels; bfloat16, float16"
+DESCRIPTION = (
+    "FlashAttention 2, 3 or 4, torch's own or cuDNN's, merged by Triton kernels; bfloat16, float16"
+)
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _INSTALL = (
-    "no FlashAttention is installed (pip install flash-attn for any GPU from sm_80 on, "
-    "flash-attn-4 for sm_90 and sm_100, fa3-fwd for inference on sm_90)"
+    "no FlashAttention is installed, and this torch has none (pip install flash-attn for any GPU "
+    "from sm_80 on, flash-attn-4 for sm_90 and sm_100, fa3-fwd for inference on sm_90)"
 )
 
 
@@ -32,6 +39,12 @@ def unavailable() -> str | None:
     if problem is not None:
         return f"its own kernels need Triton and a GPU: {problem}"
     return None if flash_versions.installed() else _INSTALL
+
+
+def description() -> str:
+    """DESCRIPTION, and which ones were found."""
+    found = ", ".join(flash.package for flash in flash_versions.installed())
+    return f"{DESCRIPTION}; here: {found}"
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
@@ -53,17 +66,17 @@ def _refusals(call: AttentionCall) -> dict[flash_versions.Flash, str | None]:
     arch = triton.architecture(call.device)
     return {
         flash: flash.refuses(arch, call.dtype, call.head_dim, call.needs_grad)
-        for flash in flash_versions.installed()
+        for flash in flash_versions.tried(arch)
     }
 
 
 def chosen(call: AttentionCall) -> flash_versions.Flash:
-    """The installed FlashAttention that takes a call which ``supports`` lets pass."""
+    """The FlashAttention that takes a call which ``supports`` lets pass."""
     return next(flash for flash, reason in _refusals(call).items() if reason is None)
 
 
-def generation(call: AttentionCall) -> int | None:
-    """2, 3 or 4: the FlashAttention that would take this call; None if none would."""
+def generation(call: AttentionCall) -> flash_versions.Generation | None:
+    """Which FlashAttention would take this call; None if none would."""
     if unavailable() is not None or supports(call) is not None:
         return None
     return chosen(call).generation

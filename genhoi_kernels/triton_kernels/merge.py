@@ -12,7 +12,8 @@ from .gate import gate_logits, sigmoid
 from .tiles import head_of, load_tile, store_tile
 
 
-@triton.jit
+# A number that is 1 would become a constant, which has no dtype: none of them is specialized.
+@triton.jit(do_not_specialize=["bits_b", "G", "C", "H", "N", "S"])
 def merge_references(
     out,
     lse,
@@ -82,7 +83,7 @@ def merge_references(
     tl.store(lse + at_lse, safe + tl.log(l), mask=merged)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "N"])
 def flow_gate(
     o,
     out,

@@ -1,4 +1,4 @@
-"""Attention in two passes of an installed FlashAttention: docs/op.md, "The flash backend".
+"""Attention in two passes of a FlashAttention: docs/op.md, "The flash backend".
 
 One call goes over the video's keys with all rows, one more per reference with the rows that see
 any. A call without a row or a key is left out. Where samples share the references, the gathered
@@ -20,6 +20,7 @@ from ..mask_gate import MaskGate
 from ..reference import AttentionResult
 from . import merging
 from .attention import has_references, through_gate, with_rotation
+from .launch import ceil_div
 from .rotate import rotated
 
 
@@ -63,9 +64,10 @@ class Segment:
     v: Tensor
 
 
-def gather(call: AttentionCall, t: AttentionTensors) -> Gathered | None:
+def gather(call: AttentionCall, t: AttentionTensors, multiple: int) -> Gathered | None:
     """Which rows the references are to be attended by; None for none.
 
+    Slots come in multiples of ``multiple``, as far as there are rows to fill them with.
     Synchronises with the host if the caller gave a mask that is no MaskGate.
     """
     if not has_references(t) or 0 in t.q.shape:
@@ -83,11 +85,14 @@ def gather(call: AttentionCall, t: AttentionTensors) -> Gathered | None:
     if all(count == n for count in counts):
         return everything
     first = torch.arange(batch, device=t.q.device)[:, None] * n
-    rows = gate.rows.long() + first
+    rows = gate.rows.long() + first  # of each sample those that see anything, then the others
     if groups > 1:
-        return Gathered(groups, max(counts), rows[:, : max(counts)].contiguous())
-    of_all = torch.cat([rows[b, :count] for b, count in enumerate(counts)])
-    return Gathered(1, sum(counts), of_all[None])
+        slots = min(ceil_div(max(counts), multiple) * multiple, n)
+        return Gathered(groups, slots, rows[:, :slots].contiguous())
+    slots = min(ceil_div(sum(counts), multiple) * multiple, batch * n)
+    seeing = [rows[b, :count] for b, count in enumerate(counts)]
+    blind = [rows[b, count:] for b, count in enumerate(counts)]
+    return Gathered(1, slots, torch.cat(seeing + blind)[None, :slots].contiguous())
 
 
 def low_bits(call: AttentionCall, bits: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ def attention(
     """The op's forward pass."""
     turned = with_rotation(call, t)
     o, lse = attend(flash, turned.q, turned.k, turned.v, call.scale)
-    rows = gather(call, t)
+    rows = gather(call, t, flash.row_multiple)
     if rows is not None:
         q = rows.of(turned.q)
         parts = list(segments(call, turned))
@@ -177,7 +182,7 @@ def attention_backward(
         bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
         k_ref, v_ref = (x.new_zeros(x.shape) for x in (t.k_ref, t.v_ref))
         found = replace(found, k_ref=k_ref, v_ref=v_ref, ref_bias=bias)
-        rows = gather(call, t)
+        rows = gather(call, t, flash.row_multiple)
         if rows is not None:
             found = _add_references(call, turned, rows, found, flash, dO, o, lse, delta)
     return replace(
