@@ -1,13 +1,14 @@
 """The suites `attention`, `shapes` and `sweeps`: bare attention with the mask gate.
 
 Queries and keys stand for rotated ones; no flow gate. Times of a backward pass are its own: the
-forward pass that it belongs to is kept.
+forward pass that it belongs to is made outside the clock, and only one contender's is held at once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from genhoi_kernels import MaskGate
 from .case import Case, Contender, Results, Truth, Workload, first_line
 from .checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
 from .context import Context, Pair, autograd_pair
-from .peers import PEERS, STRONGEST
+from .peers import GATHERED, PEERS, strongest
 
 __all__ = ["attention_flops", "attention_moved", "build_attention", "op_backends", "op_label"]
 
@@ -33,15 +34,17 @@ def build_attention(case: Case) -> Workload:
         masked: functools.cache(functools.partial(attention_truth, ctx, part, masked=masked))
         for masked in (True, False)
     }
-    names = op_backends(case.device)
+    names = op_backends(case.device, case.backends)
     work = Workload(
         op=op_label(names[0]),
-        strongest=PEERS[STRONGEST].label,
+        strongest=PEERS[strongest(case.device)].label,
+        fallback=PEERS[GATHERED].label,
         flops=attention_flops(case),
         moved=attention_moved(case),
     )
     for name in names:
-        work.contenders.append(_contender(op_label(name), ctx, part, truths[True], _op(ctx, name)))
+        contender = _contender(op_label(name), ctx, part, truths[True], _op(ctx, name))
+        work.contenders.append(contender)
     for key, peer in PEERS.items():
         if case.peers is not None and key not in case.peers:
             continue
@@ -56,8 +59,13 @@ def build_attention(case: Case) -> Workload:
     return work
 
 
-def op_backends(device: torch.device) -> list[str]:
-    """Backends of the op to time on a device: the oracle only where there is nothing else."""
+def op_backends(device: torch.device, names: Sequence[str] | None = None) -> list[str]:
+    """Backends of the op to time on a device: the named ones, else all that are usable there.
+
+    The oracle is among them only where there is nothing else.
+    """
+    if names:
+        return list(names)
     on_cpu = device.type == "cpu"
     usable = [b.name for b in gk.backends() if b.usable and b.name != "eager"]
     return [name for name in usable if (name == "cpu") == on_cpu] or ["eager"]
@@ -103,45 +111,60 @@ def _contender(
     if ctx.direction == "forward":
         return Contender(
             label, pair.forward, lambda: {"out": part.of(_tokens_first(pair, pair.forward()))},
-            truth, beside=beside,
+            truth, beside=beside, kernel=pair.kernel,
         )  # fmt: skip
     if pair.backward is None:
-        return Contender(label, reason="has no backward pass")
-    backward = pair.backward
-    upstream = _Upstream(ctx, part, pair)
-
-    def results() -> Results:
-        grads = [_tokens_first(pair, g) for g in backward(upstream.checked)]
-        found = joined_gradients(grads)
-        found["dq"] = part.of(found["dq"])
-        return found | {key: found[key].index_select(2, part.heads) for key in ("dk", "dv")}
-
-    return Contender(label, lambda: backward(upstream.timed), results, truth, beside=beside)
+        return Contender(label, reason="has no backward pass", kernel=pair.kernel)
+    backward = _Backward(ctx, part, pair)
+    return Contender(
+        label, backward.run, backward.results, truth, beside=beside, kernel=pair.kernel,
+        turn=backward.turn,
+    )  # fmt: skip
 
 
-class _Upstream:
-    """Upstream gradients in the memory layout of a pair's own output."""
+class _Backward:
+    """A pair's backward pass, for an upstream gradient in the layout of the pair's own output."""
 
     def __init__(self, ctx: Context, part: Part, pair: Pair) -> None:
         self._ctx, self._part, self._pair = ctx, part, pair
+        self._upstream: Tensor | None = None
 
-    @functools.cached_property
-    def _like(self) -> Tensor:
-        return self._pair.forward()
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the forward pass, and a gradient that is random everywhere."""
+        if self._upstream is not None:  # within a turn already
+            yield
+            return
+        with self._pair.turn() as out:
+            self._upstream = self._laid_out(self._ctx.upstream, out)
+            try:
+                yield
+            finally:
+                self._upstream = None
 
-    @functools.cached_property
-    def timed(self) -> Tensor:
-        """Random everywhere."""
-        return self._laid_out(self._ctx.upstream)
+    def run(self) -> Sequence[Tensor]:
+        """The timed call."""
+        if self._upstream is None:
+            with self.turn():
+                return self.run()
+        return self._gradients(self._upstream)
 
-    @functools.cached_property
-    def checked(self) -> Tensor:
-        """Zero outside the part."""
-        return self._laid_out(spread_upstream(self._ctx, self._part))
+    def results(self) -> Results:
+        """Gradients of the part; the upstream one is zero outside it, so that it decides all."""
+        with self._pair.turn() as out:
+            upstream = self._laid_out(spread_upstream(self._ctx, self._part), out)
+            grads = [_tokens_first(self._pair, g) for g in self._gradients(upstream)]
+        found = joined_gradients(grads)
+        found["dq"] = self._part.of(found["dq"])
+        return found | {key: found[key].index_select(2, self._part.heads) for key in ("dk", "dv")}
 
-    def _laid_out(self, x: Tensor) -> Tensor:
-        x = x.transpose(1, 2) if self._pair.heads_first else x
-        return torch.empty_like(self._like).copy_(x)
+    def _gradients(self, upstream: Tensor) -> Sequence[Tensor]:
+        assert self._pair.backward is not None
+        return self._pair.backward(upstream)
+
+    def _laid_out(self, x: Tensor, out: Tensor | None) -> Tensor:
+        like = self._pair.forward() if out is None else out.detach()
+        return torch.empty_like(like).copy_(x.transpose(1, 2) if self._pair.heads_first else x)
 
 
 def _tokens_first(pair: Pair, x: Tensor) -> Tensor:

@@ -10,18 +10,21 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genhoi import GenHOIAdapter, attach
 from genhoi_kernels import FlowGate, GateWeights, HeadSlidingRope, VideoRope
 
 from .bare_attention import attention_flops, attention_moved
 from .case import Case, Contender, Results, Truth, Workload
+from .context import draw_normal
 from .torch_parts import cos_sin, rotate, token_gate
+
+if TYPE_CHECKING:  # else where it is used: the other suites do without the model layer
+    from genhoi import GenHOIAdapter
 
 __all__ = ["LABELS", "build_block"]
 
@@ -39,6 +42,7 @@ def build_block(case: Case) -> Workload:
 
     Raises:
         ValueError: a shape without a reference.
+        ImportError: no diffusers, or another package of the model layer is missing.
     """
     if not case.shape.m:
         raise ValueError("shape: got M = 0, wanted a reference, for the suite block")
@@ -82,6 +86,8 @@ def _models(case: Case) -> tuple[Any, GenHOIAdapter]:
     """A Wan of one block, and an adapter whose weights are all at work."""
     from diffusers import WanTransformer3DModel
 
+    from genhoi import GenHOIAdapter
+
     torch.manual_seed(0)
     shape = case.shape
     model = WanTransformer3DModel(
@@ -103,11 +109,11 @@ class _Inputs:
     """Latents of a clip, its text and timestep, one reference and the mask."""
 
     def __init__(self, case: Case, model: Any) -> None:
-        draw = torch.Generator().manual_seed(1)
+        draw = torch.Generator(case.device).manual_seed(1)
         (f, h, w), (rows, cols) = case.shape.grid, case.shape.ref_grid
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=draw).to(case.device, case.dtype)
+            return draw_normal(size, draw, case.dtype)
 
         self.case = case
         self.latents = normal(1, 16, f, 2 * h, 2 * w)
@@ -168,6 +174,8 @@ class _Attached(_Way):
     """As `genhoi edit` does it, with the paper's preset."""
 
     def __init__(self, model: Any, adapter: GenHOIAdapter, inputs: _Inputs) -> None:
+        from genhoi import attach
+
         super().__init__(model, adapter, inputs)
         self.handle = attach(model, adapter, preset="paper")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +45,9 @@ class Contender:
         reason: why it can't run.
         lossy: gives up accuracy by design, so it is held to 5 % only.
         beside: bytes of tensors that it needs beside the inputs, made outside the clock.
+        kernel: which kernel of a library ran, where that is known.
+        turn: what holds while it is checked or timed, entered and left outside the clock: the
+            forward pass of a backward one, whose memory is then the next contender's.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Contender:
     reason: str = ""
     lossy: bool = False
     beside: int = 0
+    kernel: str = ""
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass
@@ -65,6 +71,7 @@ class Workload:
         flops: useful operations of one call.
         moved: bytes that have to be read or written at least.
         contenders: the ones of this project first.
+        fallback: name of the peer that stands for the strongest one where that can't run.
     """
 
     op: str
@@ -72,6 +79,7 @@ class Workload:
     flops: float
     moved: float
     contenders: list[Contender] = field(default_factory=list)
+    fallback: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Case:
         peers: names to run, None for all the workload has.
         steps: denoising steps of the suite `block`.
         build: makes the workload.
+        backends: of the op, None for all that are usable on the device.
     """
 
     suite: str
@@ -95,6 +104,7 @@ class Case:
     peers: Sequence[str] | None
     build: Callable[[Case], Workload]
     steps: int = 1
+    backends: Sequence[str] | None = None
 
     @property
     def dtype_name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.machine import find_device
 from benchmarks.suites import Selection, contender_labels, select
 
 SUITES = ("attention", "fused", "norm_rope", "block")
@@ -14,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("genhoi")
     group.addoption("--bench-shape", help="Named shape.  [default: each suite's own]")
     group.addoption("--bench-dtype", default="bfloat16", help="float32, bfloat16 or float16.")
-    group.addoption("--bench-device", default="cpu", help="cpu or cuda.")
+    group.addoption("--bench-device", help="cpu or cuda.  [default: cuda if there is one]")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -22,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     shape = option("--bench-shape")
     selection = Selection(
-        device=torch.device(option("--bench-device")),
+        device=find_device(option("--bench-device"), option="--bench-device"),
         threads=torch.get_num_threads(),
         shapes=(shape,) if shape else (),
         dtypes=(option("--bench-dtype"),),

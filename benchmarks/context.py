@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,24 +14,35 @@ from torch import Tensor
 from .case import Case, Direction
 from .memory import available_bytes
 
-__all__ = ["Context", "Pair", "autograd_pair"]
+__all__ = ["Context", "HeldForward", "Pair", "autograd_pair", "draw_normal"]
 
 _MOST_MEMORY = 0.4  # of what is free, for one peer
+_T = TypeVar("_T")
 
 
 class Pair(NamedTuple):
     """How a peer computes attention.
 
-    forward: without autograd. backward: gradients for an upstream one of a forward pass that is
-    kept; None if it has none. beside: tensors it needs beside the inputs. heads_first: results are
-    ``[1, H, tokens, D]``, else ``[1, tokens, H, D]``. The gradients are those of q, k and v with
-    the reference's joined to the video's, or of q, k, v, k_ref and v_ref.
+    forward: without autograd. backward: gradients for an upstream one; None if it has none.
+    beside: tensors it needs beside the inputs. heads_first: results are ``[1, H, tokens, D]``, else
+    ``[1, tokens, H, D]``. The gradients are those of q, k and v with the reference's joined to the
+    video's, or of q, k, v, k_ref and v_ref. kernel: which of a library's kernels runs, if known.
+    turn: while it is entered, backward keeps to one forward pass, whose result it gives.
     """
 
     forward: Callable[[], Tensor]
     backward: Callable[[Tensor], Sequence[Tensor]] | None
     beside: tuple[Tensor, ...] = ()
     heads_first: bool = True
+    kernel: str = ""
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def draw_normal(
+    size: Sequence[int], draw: torch.Generator, dtype: torch.dtype, *, mean: float = 0.0
+) -> Tensor:
+    """Normal numbers of deviation 1, drawn where the generator is and in the dtype wanted."""
+    return torch.empty(size, dtype=dtype, device=draw.device).normal_(mean, generator=draw)
 
 
 class Context:
@@ -44,11 +56,11 @@ class Context:
         self.shape, self.dtype, self.device = shape, case.dtype, case.device
         self.direction: Direction = case.direction
         self.reason = ""
-        draw = torch.Generator().manual_seed(0)
+        draw = torch.Generator(case.device).manual_seed(0)
 
         def normal(tokens: int) -> Tensor:
-            x = torch.randn(1, tokens, shape.heads, shape.head_dim, generator=draw)
-            return x.to(case.device, case.dtype).requires_grad_(case.direction == "backward")
+            x = draw_normal((1, tokens, shape.heads, shape.head_dim), draw, case.dtype)
+            return x.requires_grad_(case.direction == "backward")
 
         self.q, self.k, self.v = (normal(shape.n) for _ in range(3))
         self.k_ref, self.v_ref = normal(shape.m), normal(shape.m)
@@ -105,15 +117,37 @@ def _leaf(x: Tensor, like: Tensor) -> Tensor:
     return x.detach().contiguous().requires_grad_(like.requires_grad)
 
 
+class HeldForward(Generic[_T]):
+    """A forward pass with its graph, held for as long as a turn lasts."""
+
+    def __init__(self, call: Callable[[], _T]) -> None:
+        self._call = call
+        self._held: list[_T] = []
+
+    @contextmanager
+    def turn(self) -> Iterator[_T]:
+        """Give its result: an outer turn's, else one made here and let go of at the end."""
+        if self._held:
+            yield self._held[0]
+            return
+        with torch.enable_grad():
+            self._held.append(self._call())
+        try:
+            yield self._held[0]
+        finally:
+            self._held.clear()
+
+
 def autograd_pair(
     call: Callable[[], Any],
     leaves: Sequence[Tensor],
     *,
     beside: Sequence[Tensor] = (),
     heads_first: bool = True,
+    kernel: str = "",
 ) -> Pair:
     """The pair of a call that autograd differentiates."""
-    kept: list[Tensor] = []
+    held = HeldForward(call)
 
     @torch.no_grad()
     def forward() -> Tensor:
@@ -121,9 +155,7 @@ def autograd_pair(
         return out
 
     def backward(upstream: Tensor) -> Sequence[Tensor]:
-        if not kept:
-            with torch.enable_grad():
-                kept.append(call())
-        return torch.autograd.grad(kept[0], list(leaves), upstream, retain_graph=True)
+        with held.turn() as out:
+            return torch.autograd.grad(out, list(leaves), upstream, retain_graph=True)
 
-    return Pair(forward, backward, tuple(beside), heads_first)
+    return Pair(forward, backward, tuple(beside), heads_first, kernel, held.turn)

@@ -22,15 +22,15 @@ from .bare_attention import attention_flops, attention_moved, op_backends, op_la
 from .case import Case, Contender, Results, Workload
 from .checks import Part, attention_truth, choose_part
 from .context import Context
-from .gathered import gathered_attention
+from .gathered import CUDNN, Attention, default_attention, gathered_attention
+from .peers import GATHERED_CUDNN, strongest
 from .torch_parts import cos_sin, rotate, token_gate
 
-__all__ = ["PEER_LABELS", "build_fused", "random_gate"]
+__all__ = ["build_fused", "peer_labels", "random_gate"]
 
-PEER_LABELS = (
-    "eager RoPE, gathered two-pass, eager gate",
-    "eager RoPE, SDPA with additive mask, eager gate",
-)
+_GATHERED = "eager RoPE, gathered two-pass, eager gate"
+_GATHERED_CUDNN = "eager RoPE, gathered two-pass on cuDNN, eager gate"
+_ADDITIVE = "eager RoPE, SDPA with additive mask, eager gate"
 Call = Callable[[], Tensor]
 
 
@@ -43,20 +43,29 @@ def build_fused(case: Case) -> Workload:
     truth = functools.cache(
         functools.partial(attention_truth, ctx, part, masked=True, rope=rope, gate=gate)
     )
-    names = op_backends(case.device)
-    strongest, additive = PEER_LABELS
+    names = op_backends(case.device, case.backends)
+    labels = peer_labels(case.device)
     calls: dict[str, Call | None] = {op_label(name): _op(ctx, rope, gate, name) for name in names}
-    calls |= {
-        strongest: _gathered(ctx, rope, gate),
-        additive: _additive(ctx, rope, gate),
-    }
-    work = Workload(op_label(names[0]), strongest, attention_flops(case), attention_moved(case))
+    calls[_GATHERED] = _gathered(ctx, rope, gate, default_attention(ctx.device, ctx.dtype))
+    if _GATHERED_CUDNN in labels:
+        calls[_GATHERED_CUDNN] = _gathered(ctx, rope, gate, CUDNN)
+    calls[_ADDITIVE] = _additive(ctx, rope, gate)
+    work = Workload(
+        op_label(names[0]), labels[0], attention_flops(case), attention_moved(case),
+        fallback=_GATHERED,
+    )  # fmt: skip
     for label, call in calls.items():
         if call is None:
             work.contenders.append(Contender(label, reason=ctx.reason))
             continue
         work.contenders.append(Contender(label, call, _results(call, part), truth))
     return work
+
+
+def peer_labels(device: torch.device) -> tuple[str, ...]:
+    """The peers on a device, the strongest first."""
+    peers = _GATHERED, _ADDITIVE
+    return (_GATHERED_CUDNN, *peers) if strongest(device) == GATHERED_CUDNN else peers
 
 
 def _results(call: Call, part: Part) -> Callable[[], Results]:
@@ -87,7 +96,7 @@ def _op(ctx: Context, rope: VideoRope, gate: GateWeights, backend: str) -> Call:
     return call
 
 
-def _gathered(ctx: Context, rope: VideoRope, gate: GateWeights) -> Call:
+def _gathered(ctx: Context, rope: VideoRope, gate: GateWeights, attention: Attention) -> Call:
     rows = ctx.mask[0].nonzero()[:, 0]
     table = cos_sin(rope, ctx.shape.n, ctx.device)
     *_, K_ref, V_ref = ctx.heads_first
@@ -96,7 +105,7 @@ def _gathered(ctx: Context, rope: VideoRope, gate: GateWeights) -> Call:
     def call() -> Tensor:
         q, k = rotate(ctx.q, table), rotate(ctx.k, table)
         Q, K, V = (x.transpose(1, 2) for x in (q, k, ctx.v))
-        out = gathered_attention(Q, K, V, K_ref, V_ref, rows)
+        out = gathered_attention(Q, K, V, K_ref, V_ref, rows, attention)
         return token_gate(out.transpose(1, 2), gate)
 
     return call

@@ -12,6 +12,8 @@ import torch
 
 from genhoi_kernels import native
 
+from .timing import stopwatch
+
 __all__ = ["Limits", "measure_limits"]
 
 _SECONDS = 1.0  # spent on each of the two
@@ -67,14 +69,12 @@ def _highest(peak: Callable[[str], float], dtype: str) -> float:
 
 def _best(call: Callable[[], Any], device: torch.device) -> float:
     """Least seconds of a call, over at least two calls and about _SECONDS."""
+    watch = stopwatch(device)
     best, calls, start = float("inf"), 0, time.monotonic()
     while calls < 3 or time.monotonic() - start < _SECONDS:
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        seconds = watch(call, 1).seconds
         if calls:  # the first is a warm-up
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, seconds)
         calls += 1
     return best
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,12 +12,15 @@ import torch
 
 import genhoi_kernels
 
-__all__ = ["Machine", "describe_machine"]
+__all__ = ["Machine", "describe_machine", "find_device"]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Device, versions and date of a run; `threads` is a case's own."""
+    """Device, versions and date of a run; `threads` is a case's own.
+
+    cuda, cudnn and driver are of runs on a GPU, "" where there is none or it can't be told.
+    """
 
     date: str
     device: str
@@ -23,12 +28,35 @@ class Machine:
     genhoi: str
     torch: str
     python: str
+    triton: str = ""
+    cuda: str = ""
+    cudnn: str = ""
+    driver: str = ""
 
     def words(self, threads: int | None) -> str:
         """In one line, for tables and plots."""
         cores = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
         isa = f", {self.isa}" if self.isa else ""
         return f"{self.device}{cores}{isa}; torch {self.torch}, genhoi {self.genhoi}"
+
+
+def find_device(name: str | None, *, option: str) -> torch.device:
+    """The device of a name; without one CUDA's if there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device; `option` is what the message names.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"{option}: got {name!r}, wanted cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{option}: got {name!r}, wanted cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{option}: got {name!r}, but torch finds no CUDA device; wanted cpu")
+    return device
 
 
 def describe_machine(device: torch.device) -> Machine:
@@ -42,4 +70,25 @@ def describe_machine(device: torch.device) -> Machine:
         genhoi=genhoi_kernels.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
+        triton=_version("triton"),
+        cuda=(torch.version.cuda or "") if on_gpu else "",
+        cudnn=str(torch.backends.cudnn.version() or "") if on_gpu else "",
+        driver=_driver() if on_gpu else "",
     )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, which all GPUs of a machine share."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip().partition("\n")[0]

@@ -21,6 +21,7 @@ from genhoi_kernels import VideoRope, reference
 
 from .bare_attention import op_backends, op_label
 from .case import Case, Contender, Results, Truth, Workload
+from .context import HeldForward, draw_normal
 from .torch_parts import cos_sin, rotate
 
 __all__ = ["PEER_LABELS", "build_norm_rope"]
@@ -39,12 +40,11 @@ class _Inputs:
         shape = case.shape
         self.case, self.width = case, shape.heads * shape.head_dim
         self.rope = VideoRope(shape.grid, head_dim=shape.head_dim)
-        draw = torch.Generator().manual_seed(0)
+        draw = torch.Generator(case.device).manual_seed(0)
         wanted = case.direction == "backward"
 
         def normal(*size: int, mean: float = 0.0) -> Tensor:
-            x = mean + torch.randn(size, generator=draw)
-            return x.to(case.device, case.dtype).requires_grad_(wanted)
+            return draw_normal(size, draw, case.dtype, mean=mean).requires_grad_(wanted)
 
         self.q, self.k = (normal(1, shape.n, self.width) for _ in range(2))
         self.weights = [normal(self.width, mean=1.0) for _ in range(2)]
@@ -59,7 +59,7 @@ class _Inputs:
 def build_norm_rope(case: Case) -> Workload:
     """The op on every usable backend, and eager norm + RoPE."""
     given = _Inputs(case)
-    names = op_backends(case.device)
+    names = op_backends(case.device, case.backends)
     truth = functools.cache(functools.partial(_truth, given))
     calls = {op_label(name): _op(given, name) for name in names} | {_EAGER: _eager(given)}
     values = case.shape.n * given.width * case.dtype.itemsize
@@ -117,13 +117,12 @@ def _contender(label: str, given: _Inputs, call: Call, truth: Callable[[], Truth
             return dict(zip("qk", (x[:, tail] for x in run()), strict=True))
 
         return Contender(label, run, results, truth)
-    kept: list[Both] = []
+    held = HeldForward(call)
 
     def backward(upstream: Tensor) -> tuple[Tensor, ...]:
-        if not kept:
-            kept.append(call())
-        toward = upstream.split(1)
-        return torch.autograd.grad(kept[0], given.leaves, toward, retain_graph=True)
+        with held.turn() as both:
+            toward = upstream.split(1)
+            return torch.autograd.grad(both, given.leaves, toward, retain_graph=True)
 
     def gradients() -> Results:
         upstream = torch.zeros_like(given.upstream)
@@ -131,7 +130,7 @@ def _contender(label: str, given: _Inputs, call: Call, truth: Callable[[], Truth
         dq, dk, *dweights = backward(upstream)
         return _named((dq[:, tail], dk[:, tail], *dweights))
 
-    return Contender(label, lambda: backward(given.upstream), gradients, truth)
+    return Contender(label, lambda: backward(given.upstream), gradients, truth, turn=held.turn)
 
 
 def _named(grads: tuple[Tensor, ...]) -> Results:

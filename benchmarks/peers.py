@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,30 +22,60 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .case import first_line
 from .context import Context, Pair, autograd_pair
-from .gathered import gathered_attention
+from .gathered import CUDNN, Attention, default_attention, gathered_attention
 
-__all__ = ["PEERS", "STRONGEST", "Peer"]
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
-STRONGEST = "gathered"
+__all__ = ["GATHERED", "GATHERED_CUDNN", "PEERS", "Peer", "block_mask", "strongest"]
+
+GATHERED, GATHERED_CUDNN = "gathered", "gathered-cudnn"
+
+_NO_GPU = "needs a CUDA GPU"
+_TILE = 128  # rows and keys of a block of flex_attention's mask
+_KERNELS = {
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+    SDPBackend.MATH: "math",
+}
+
+
+def strongest(device: torch.device) -> str:
+    """The key of the fastest peer that computes the op's function; `GATHERED` where it can't run.
+
+    From sm_90 on cuDNN's attention is the faster one inside the two passes (measured on an H100).
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return GATHERED
+    if not torch.backends.cudnn.is_available() or torch.cuda.get_device_capability(device) < (9, 0):
+        return GATHERED
+    return GATHERED_CUDNN
 
 
 def setup_sdpa(ctx: Context) -> Pair | None:
     """PyTorch's attention over N + M keys without a mask."""
+    return _sdpa(ctx, None)
+
+
+def _sdpa(ctx: Context, mask: Tensor | None) -> Pair:
     Q, K, V = ctx.joined_heads_first
-    return autograd_pair(lambda: F.scaled_dot_product_attention(Q, K, V), (Q, K, V), beside=(K, V))
+    with torch.set_grad_enabled(ctx.direction == "backward"):
+        # Which kernel it takes depends on sizes, versions and whether gradients are wanted.
+        chosen = SDPBackend(torch._fused_sdp_choice(Q, K, V, mask))
+    return autograd_pair(
+        lambda: F.scaled_dot_product_attention(Q, K, V, attn_mask=mask),
+        (Q, K, V),
+        beside=(K, V) if mask is None else (K, V, mask),
+        kernel=_KERNELS.get(chosen, chosen.name),
+    )
 
 
 def setup_sdpa_additive(ctx: Context) -> Pair | None:
     """The same with a dense additive mask, as the authors' release would apply its gate."""
     if not ctx.has_room(ctx.shape.n * (ctx.shape.n + ctx.shape.m) * ctx.dtype.itemsize):
         return None
-    Q, K, V = ctx.joined_heads_first
-    bias = ctx.additive_mask
-    return autograd_pair(
-        lambda: F.scaled_dot_product_attention(Q, K, V, attn_mask=bias),
-        (Q, K, V),
-        beside=(K, V, bias),
-    )
+    return _sdpa(ctx, ctx.additive_mask)
 
 
 def setup_sdpa_bool(ctx: Context) -> Pair | None:
@@ -54,22 +84,31 @@ def setup_sdpa_bool(ctx: Context) -> Pair | None:
     # On a CPU it is turned into an additive one on every call.
     if not ctx.has_room(n * (n + m) * (1 + ctx.dtype.itemsize)):
         return None
-    Q, K, V = ctx.joined_heads_first
     seen = torch.ones(n, n + m, dtype=torch.bool, device=ctx.device)
     seen[:, n:] = ctx.mask[0, :, None]
-    return autograd_pair(
-        lambda: F.scaled_dot_product_attention(Q, K, V, attn_mask=seen),
-        (Q, K, V),
-        beside=(K, V, seen),
-    )
+    return _sdpa(ctx, seen)
 
 
 def setup_gathered(ctx: Context) -> Pair | None:
-    """Two calls of PyTorch's attention, merged: the strongest peer."""
+    """Two calls of PyTorch's attention, merged."""
+    return _gathered(ctx, default_attention(ctx.device, ctx.dtype))
+
+
+def setup_gathered_cudnn(ctx: Context) -> Pair | None:
+    """The same with cuDNN's attention inside."""
+    if ctx.device.type != "cuda":
+        return ctx.refuse(_NO_GPU)
+    if ctx.dtype == torch.float32:
+        return ctx.refuse("cuDNN's attention takes bfloat16 and float16, not float32")
+    return _gathered(ctx, CUDNN)
+
+
+def _gathered(ctx: Context, attention: Attention) -> Pair:
     rows = ctx.mask[0].nonzero()[:, 0]
-    Q, K, V, K_ref, V_ref = ctx.heads_first
     return autograd_pair(
-        lambda: gathered_attention(Q, K, V, K_ref, V_ref, rows), (Q, K, V, K_ref, V_ref)
+        lambda: gathered_attention(*ctx.heads_first, rows, attention),
+        ctx.heads_first,
+        kernel=attention.kernel,
     )
 
 
@@ -90,23 +129,64 @@ def setup_eager(ctx: Context) -> Pair | None:
 
 def setup_flex(ctx: Context, **options: Any) -> Pair | None:
     """flex_attention with a block mask, compiled."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
     if ctx.device.type == "cpu" and ctx.direction == "backward":
         return ctx.refuse("flex_attention has no backward pass on a CPU")
-    # A backward pass is repeated on one kept forward pass, whose buffers must then stay.
+    # A backward pass is repeated on one held forward pass, whose buffers must then stay.
     torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    # After eight shapes torch.compile would give up, and run the rest unfused without a word.
+    torch._dynamo.reset()
     Q, K, V = ctx.joined_heads_first
-    n, seen = ctx.shape.n, ctx.mask[0]
+    blocks = block_mask(ctx.mask[0], ctx.shape.m)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return autograd_pair(
+        lambda: compiled(Q, K, V, block_mask=blocks, **options),
+        (Q, K, V),
+        beside=(K, V),
+        kernel="FLASH" if options else "Triton" if ctx.device.type == "cuda" else "C++",
+    )
+
+
+def block_mask(mask: Tensor, m: int) -> BlockMask:
+    """What `create_block_mask` would make, without its dense ``[N, N + M]`` intermediate.
+
+    How many pairs of a block are seen is a sum of two products, over video and reference keys.
+
+    Args:
+        mask: ``[N]`` bool, which queries see the reference.
+        m: reference keys, behind the N video keys.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    n = len(mask)
+    seen = F.pad(mask, (0, -n % _TILE))  # kernels may look at the rows that fill the last block
+    is_video = torch.arange(n + m, device=mask.device) < n
+    rows = _per_tile(torch.ones_like(mask))
+    pairs = rows[:, None] * _per_tile(is_video) + _per_tile(seen)[:, None] * _per_tile(~is_video)
+    full = pairs == _TILE * _TILE
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key < n) | seen[query]
 
-    blocks = create_block_mask(sees, None, None, n, K.shape[2], device=ctx.device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return autograd_pair(
-        lambda: compiled(Q, K, V, block_mask=blocks, **options), (Q, K, V), beside=(K, V)
+    return BlockMask.from_kv_blocks(
+        *_block_list((pairs > 0) & ~full),
+        *_block_list(full),
+        BLOCK_SIZE=_TILE,
+        mask_mod=sees,
+        seq_lengths=(n, n + m),
     )
+
+
+def _per_tile(flags: Tensor) -> Tensor:
+    """How many of each tile are true, ``[tiles]``."""
+    return F.pad(flags, (0, -len(flags) % _TILE)).view(-1, _TILE).sum(1)
+
+
+def _block_list(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers ``[1, 1, Q tiles]`` and indices ``[1, 1, Q tiles, K tiles]`` of chosen blocks."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 # -------------------------------------------------------------------------------- peers for a GPU
@@ -115,7 +195,7 @@ def setup_flex(ctx: Context, **options: Any) -> Pair | None:
 def _module(ctx: Context, name: str) -> ModuleType | None:
     """An optional package on a CUDA device, or None with the reason."""
     if ctx.device.type != "cuda":
-        ctx.refuse("needs a CUDA GPU")
+        ctx.refuse(_NO_GPU)
         return None
     try:
         return importlib.import_module(name)
@@ -133,15 +213,24 @@ def setup_flex_flash(ctx: Context) -> Pair | None:
 
 def setup_cudnn(ctx: Context) -> Pair | None:
     """cuDNN's attention through PyTorch, without a mask."""
+    return _sdpa_on(ctx, SDPBackend.CUDNN_ATTENTION)
+
+
+def setup_sdpa_flash(ctx: Context) -> Pair | None:
+    """PyTorch's own flash attention, without a mask."""
+    return _sdpa_on(ctx, SDPBackend.FLASH_ATTENTION)
+
+
+def _sdpa_on(ctx: Context, backend: SDPBackend) -> Pair | None:
     if ctx.device.type != "cuda":
-        return ctx.refuse("needs a CUDA GPU")
+        return ctx.refuse(_NO_GPU)
     Q, K, V = ctx.joined_heads_first
 
     def call() -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(Q, K, V)
 
-    return autograd_pair(call, (Q, K, V), beside=(K, V))
+    return autograd_pair(call, (Q, K, V), beside=(K, V), kernel=_KERNELS[backend])
 
 
 def setup_flash_attn_2(ctx: Context) -> Pair | None:
@@ -150,8 +239,18 @@ def setup_flash_attn_2(ctx: Context) -> Pair | None:
 
 
 def setup_flash_attn_3(ctx: Context) -> Pair | None:
-    """FlashAttention-3, without a mask."""
-    return _flash(ctx, "flash_attn_interface")
+    """FlashAttention-3, without a mask; the package without a backward pass if it is the only."""
+    pair = _flash(ctx, "flash_attn_interface")
+    if pair is not None:
+        return pair
+    reason, pair = ctx.reason, setup_fa3_fwd(ctx)
+    return pair or ctx.refuse(reason)
+
+
+def setup_fa3_fwd(ctx: Context) -> Pair | None:
+    """FlashAttention-3 of the package that has no backward pass, without a mask."""
+    pair = _flash(ctx, "fa3_fwd_interface")
+    return pair and pair._replace(backward=None)
 
 
 def setup_flash_attn_4(ctx: Context) -> Pair | None:
@@ -170,7 +269,7 @@ def _flash(ctx: Context, name: str) -> Pair | None:
         out: Tensor = found[0] if isinstance(found, tuple) else found
         return out
 
-    return autograd_pair(call, (q, k, v), beside=(k, v), heads_first=False)
+    return autograd_pair(call, (q, k, v), beside=(k, v), heads_first=False, kernel=name)
 
 
 def setup_xformers(ctx: Context) -> Pair | None:
@@ -221,13 +320,16 @@ PEERS = {
     "sdpa": Peer("SDPA, no mask", setup_sdpa, masked=False),
     "sdpa-additive": Peer("SDPA, additive mask", setup_sdpa_additive),
     "sdpa-bool": Peer("SDPA, bool mask", setup_sdpa_bool),
-    STRONGEST: Peer("gathered two-pass + LSE merge", setup_gathered),
+    GATHERED: Peer("gathered two-pass + LSE merge", setup_gathered),
+    GATHERED_CUDNN: Peer("gathered two-pass + LSE merge, cuDNN", setup_gathered_cudnn),
     "flex": Peer("flex_attention, block mask", setup_flex),
     "eager": Peer("eager", setup_eager),
     "flex-flash": Peer("flex_attention, FLASH backend", setup_flex_flash),
     "cudnn": Peer("cuDNN, no mask", setup_cudnn, masked=False),
+    "sdpa-flash": Peer("SDPA flash, no mask", setup_sdpa_flash, masked=False),
     "flash-attn-2": Peer("flash-attn 2, no mask", setup_flash_attn_2, masked=False),
     "flash-attn-3": Peer("flash-attn 3, no mask", setup_flash_attn_3, masked=False),
+    "fa3-fwd": Peer("fa3-fwd, no mask", setup_fa3_fwd, masked=False),
     "flash-attn-4": Peer("flash-attn 4, no mask", setup_flash_attn_4, masked=False),
     "xformers": Peer("xFormers, no mask", setup_xformers, masked=False),
     "sage": Peer("SageAttention, no mask", setup_sage, masked=False, lossy=True),

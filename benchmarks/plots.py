@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from genhoi.media import atomic_path
+from genhoi_kernels._files import whole_file
 
 __all__ = ["draw_plots"]
 
@@ -72,7 +72,7 @@ def draw_plots(folder: Path, rows: Sequence[Row], about: str) -> list[Path]:
             continue
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI)
-        with atomic_path(folder / name, overwrite=True) as temporary:
+        with whole_file(folder / name) as temporary:
             temporary.write_bytes(buffer.getvalue())
         written.append(folder / name)
     return written

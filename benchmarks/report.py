@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from genhoi.media import atomic_path
+from genhoi_kernels._files import whole_file
 
 from .machine import Machine
 from .runner import Finished
@@ -37,7 +37,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
     new = [{name: _plain(value) for name, value in row.items()} for row in rows]
     for row in new:
         columns += [name for name in row if name not in columns]
-    with atomic_path(path, overwrite=True) as temporary:
+    with whole_file(path) as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
@@ -57,7 +57,8 @@ def print_legend(console: Console, machine: Machine, threads: int | None) -> Non
         "bandwidth, measured in this run, allow. extra MiB: peak memory of a call beyond its "
         "inputs, its results included. beside MiB: masks, joined keys and values, made beforehand. "
         "error: largest, relative to the largest float64 value. /op, /strongest: time relative to "
-        "this op and to the strongest peer, medians of the ratios of a round.\n",
+        "this op and to the strongest peer, medians of the ratios of a round. In brackets: which "
+        "kernel of its library a peer ran.\n",
         highlight=False,
         markup=False,
     )
@@ -86,8 +87,9 @@ def _cells(row: Row) -> list[str]:
 
     if row["reason"]:
         return [row["contender"], *[DASH] * 9]
+    kernel = f" ({row['kernel']})" if row["kernel"] else ""
     return [
-        row["contender"],
+        row["contender"] + kernel,
         f"{row['ms']:.4g} [{row['ms_q1']:.4g}, {row['ms_q3']:.4g}]",
         number("tflops", ".3f"),
         number("gbs", ".3g"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from .apart import DiedError, Progress, call_apart
 from .case import Case, Contender, Workload, first_line
 from .checks import Accuracy, compare
 from .limits import Limits, measure_limits
@@ -21,7 +22,7 @@ from .timing import Timings, interleave, ratio
 __all__ = ["Budget", "Finished", "run_cases"]
 
 Row = dict[str, Any]
-Progress = Callable[[str], None]
+Known = dict[tuple[torch.dtype, int], Limits]
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Budget:
         rounds: clean samples wanted of each contender.
         seconds: of a case's rounds; the first round always runs.
         minutes: of the whole run; cases that would begin later are left out.
+        case_seconds: of a case in a process of its own, which is then killed.
     """
 
     rounds: int = 7
     seconds: float = 20.0
     minutes: float = float("inf")
+    case_seconds: float = float("inf")
 
 
 @dataclass
@@ -65,38 +68,60 @@ class _Measured:
 
 
 def run_cases(
-    cases: Sequence[Case], machine: Machine, budget: Budget, progress: Progress
+    cases: Sequence[Case],
+    machine: Machine,
+    budget: Budget,
+    progress: Progress,
+    *,
+    apart: bool = False,
+    known: Known | None = None,
 ) -> Iterator[Finished]:
     """Run cases one after the other, each yielded when it is done.
 
-    A case that can't be built at all yields one row with its reason.
+    A case that can't be built at all, or whose process dies, yields one row with its reason.
+
+    Args:
+        cases: what to run.
+        machine: for the rows.
+        budget: how long.
+        progress: told what is going on.
+        apart: each case in a process of its own: after an illegal memory access a GPU answers its
+            process no more.
+        known: limits by dtype and threads that need not be measured.
     """
-    limits = _LimitsOnce()
+    known = {} if known is None else known
     start = time.monotonic()
     for case in cases:
         if time.monotonic() - start > 60 * budget.minutes:
             yield Finished(case, [_row(case, machine, "the suite", "left out: no time")], [])
             continue
         progress(f"{case.suite} {case.shape.name} {case.direction}")
-        with _threads(case.threads):
-            try:
-                yield _run_case(case, machine, budget, limits.of(case), progress)
-            except (ValueError, RuntimeError, ImportError) as error:
-                yield Finished(case, [_row(case, machine, "the suite", first_line(error))], [])
+        try:
+            if apart:
+                finished, limits = call_apart(
+                    _run_measured, case, machine, budget, known,
+                    seconds=budget.case_seconds, progress=progress,
+                )  # fmt: skip
+            else:
+                finished, limits = _run_measured(case, machine, budget, known, progress)
+            known[case.dtype, case.threads] = limits
+        except DiedError as error:
+            finished = Finished(case, [_row(case, machine, "the suite", str(error))], [])
+        except (ValueError, RuntimeError, ImportError) as error:
+            finished = Finished(case, [_row(case, machine, "the suite", first_line(error))], [])
+        yield finished
         gc.collect()
 
 
-class _LimitsOnce:
-    """Limits by dtype and threads; each is measured when first asked for."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[torch.dtype, int], Limits] = {}
-
-    def of(self, case: Case) -> Limits:
-        key = case.dtype, case.threads
-        if key not in self._known:
-            self._known[key] = measure_limits(case.dtype, case.device)
-        return self._known[key]
+def _run_measured(
+    case: Case, machine: Machine, budget: Budget, known: Known, progress: Progress
+) -> tuple[Finished, Limits]:
+    """Run a case where it wants to be run; the limits are measured unless they are known."""
+    on_gpu = case.device.type == "cuda"
+    with _threads(case.threads), torch.cuda.device(case.device) if on_gpu else nullcontext():
+        limits = known.get((case.dtype, case.threads))
+        limits = limits or measure_limits(case.dtype, case.device)
+        return _run_case(case, machine, budget, limits, progress), limits
 
 
 @contextmanager
@@ -125,11 +150,15 @@ def _run_case(
             progress=lambda done, total: progress(
                 f"{case.suite} {case.shape.name} {case.direction}: round {done + 1} of {total}"
             ),
+            turns=[m.contender.turn for m in running],
+            keep_going=True,
         )
         notes = _round_notes(found, budget)
         for m, timings in zip(running, found, strict=True):
             m.timings = timings
-            if not timings.clean:
+            if timings.error:
+                m.reason = timings.error
+            elif not timings.clean:
                 m.reason = f"contended in every round ({timings.dropped})"
     rows = [_measured_row(case, machine, work, measured, m, limits) for m in measured]
     return Finished(case, rows, notes)
@@ -141,8 +170,9 @@ def _prepare(contender: Contender, case: Case, progress: Progress) -> _Measured:
         return _Measured(contender, reason=contender.reason)
     progress(f"{case.suite} {case.shape.name} {case.direction}: checking {contender.name}")
     try:
-        accuracy = compare(contender)
-        extra = peak_extra_bytes(contender.run, case.device)
+        with contender.turn():
+            accuracy = compare(contender)
+            extra = peak_extra_bytes(contender.run, case.device)
     except Exception as error:  # whatever a peer raises is why it can't run
         return _Measured(contender, reason=first_line(error))
     assert contender.truth is not None
@@ -155,6 +185,9 @@ def _prepare(contender: Contender, case: Case, progress: Progress) -> _Measured:
 
 
 def _round_notes(found: Sequence[Timings], budget: Budget) -> list[str]:
+    found = [timings for timings in found if not timings.error]
+    if not found:
+        return []
     rounds = len(found[0].samples)
     notes = [f"{rounds} round{'s' * (rounds != 1)}"]
     fewest = min(len(timings.clean) for timings in found)
@@ -191,6 +224,7 @@ def _row(case: Case, machine: Machine, contender: str, reason: str) -> Row:
             "dtype": case.dtype_name,
             "direction": case.direction,
             "contender": contender,
+            "kernel": "",
             "reason": reason,
         }
         | dict.fromkeys(METRICS, "")
@@ -231,6 +265,7 @@ def _measured_row(
 ) -> Row:
     row = _row(case, machine, m.contender.name, m.reason)
     row |= {
+        "kernel": m.contender.kernel,
         "peak_tflops": limits.flops / 1e12,
         "peak_source": limits.flops_source,
         "bandwidth_gbs": limits.bandwidth / 1e9,
@@ -242,11 +277,11 @@ def _measured_row(
             "error_allowed": m.accuracy.allowed,
             "checked": m.checked,
         }
-    if m.timings is not None and m.timings.clean:
+    if m.timings is not None and m.timings.clean and not m.reason:
         row |= _speed(m.timings, work, limits)
         row["extra_mib"] = "" if m.extra is None else m.extra / 2**20
-        for column, name in (("ratio_to_op", work.op), ("ratio_to_strongest", work.strongest)):
-            row[column] = _ratio(m.timings, everyone, name)
+        row["ratio_to_op"] = _ratio(m.timings, everyone, work.op)
+        row["ratio_to_strongest"] = _ratio(m.timings, everyone, _strongest(work, everyone))
     return row
 
 
@@ -267,7 +302,13 @@ def _speed(timings: Timings, work: Workload, limits: Limits) -> Row:
     }
 
 
+def _strongest(work: Workload, everyone: Sequence[_Measured]) -> str:
+    """The strongest peer, or the one that stands for it where it could not run."""
+    ran = any(m.contender.name == work.strongest and not m.reason for m in everyone)
+    return work.strongest if ran or not work.fallback else work.fallback
+
+
 def _ratio(timings: Timings, everyone: Sequence[_Measured], name: str) -> float | str:
-    other = next((m.timings for m in everyone if m.contender.name == name), None)
+    other = next((m.timings for m in everyone if m.contender.name == name and not m.reason), None)
     found = None if other is None else ratio(timings, other)
     return "" if found is None else found

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import genhoi_kernels as gk
+
 from . import fused, norm_rope
 from .bare_attention import build_attention, op_backends, op_label
 from .block import LABELS, build_block
 from .case import Case, Direction
 from .fused import build_fused
 from .norm_rope import build_norm_rope
-from .peers import PEERS, STRONGEST
+from .peers import GATHERED, PEERS, strongest
 from .shapes import HEADLINE, SHAPES, Shape, find_shape, merge_equal, reduce_shape, sweep_shapes
 
 __all__ = ["DEFAULT_SUITES", "DTYPES", "SUITES", "Selection", "contender_labels", "select"]
@@ -24,7 +26,7 @@ DEFAULT_SUITES = ("attention", "fused", "norm_rope", "block", "sweeps")
 # Operations of a forward pass above which a shape loses heads, and frames.
 _CPU_WORK, _CPU_FRAMES = 0.15e12, 0.6e12
 _GPU_WORK = 1e15
-_SWEEP_PEERS = ("sdpa", "sdpa-additive", STRONGEST)
+_GPU_SHAPES = ("wan1.3b-480p", "wan14b-720p")  # what people run, beside the headline's
 _MODEL_SHAPES = tuple(name for name in SHAPES if name.startswith("wan"))
 _DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
@@ -40,6 +42,7 @@ class Selection:
         peers: names; None for each suite's own.
         dtypes: names; empty for each suite's own.
         steps: denoising steps of the suite `block`.
+        backends: of the op; empty for all that are usable.
     """
 
     device: torch.device
@@ -48,10 +51,18 @@ class Selection:
     peers: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] = ()
     steps: int = 2
+    backends: tuple[str, ...] = ()
 
-    def given_or(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The named shapes, else a suite's own; reduced to what the device can do."""
-        chosen = [find_shape(name) for name in self.shapes] or list(shapes)
+    def given_or(self, shapes: Sequence[Shape], *, on_gpu: Sequence[str] = ()) -> list[Shape]:
+        """The named shapes, else a suite's own; reduced to what the device can do.
+
+        Args:
+            shapes: the suite's own.
+            on_gpu: names of more of them where a GPU has the time.
+        """
+        more = on_gpu if self.device.type == "cuda" else ()
+        chosen = [find_shape(name) for name in self.shapes]
+        chosen = chosen or [*shapes, *(find_shape(name) for name in more)]
         if self.device.type != "cpu":
             return [reduce_shape(shape, _GPU_WORK) for shape in chosen]
         return merge_equal(
@@ -62,12 +73,19 @@ class Selection:
         """The named dtypes, else a suite's own."""
         return [DTYPES[name] for name in self.dtypes or names]
 
+    def sweep_peers(self) -> tuple[str, ...]:
+        """The named peers, else those that the sweeps have."""
+        if self.peers is not None:
+            return tuple(self.peers)
+        return tuple(dict.fromkeys(("sdpa", "sdpa-additive", strongest(self.device), GATHERED)))
+
 
 def select(suites: Sequence[str], selection: Selection) -> list[Case]:
     """The cases of some suites, in order.
 
     Raises:
-        ValueError: an unknown suite, shape, peer or dtype; the message says which there are.
+        ValueError: an unknown suite, shape, peer, dtype or backend; the message says which there
+            are.
     """
     for name in suites:
         if name not in SUITES:
@@ -78,6 +96,10 @@ def select(suites: Sequence[str], selection: Selection) -> list[Case]:
     for name in selection.dtypes:
         if name not in DTYPES:
             raise ValueError(f"--dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
+    known = [backend.name for backend in gk.backends()]
+    for name in selection.backends:
+        if name not in known:
+            raise ValueError(f"--backends: got {name!r}, wanted one of {', '.join(known)}")
     return [case for name in suites for case in SUITES[name](selection)]
 
 
@@ -85,9 +107,9 @@ def contender_labels(case: Case) -> list[str]:
     """Who takes part in a case, known before it is built."""
     if case.build is build_block:
         return list(LABELS)
-    ours = [op_label(name) for name in op_backends(case.device)]
+    ours = [op_label(name) for name in op_backends(case.device, case.backends)]
     if case.build is build_fused:
-        return [*ours, *fused.PEER_LABELS]
+        return [*ours, *fused.peer_labels(case.device)]
     if case.build is build_norm_rope:
         return [*ours, *norm_rope.PEER_LABELS]
     return [*ours, *(peer.label for peer in PEERS.values())]
@@ -97,14 +119,14 @@ def _case(suite: str, shape: Shape, dtype: torch.dtype, selection: Selection) ->
     return Case(
         suite=suite, shape=shape, dtype=dtype, direction="forward", device=selection.device,
         threads=selection.threads, peers=selection.peers, build=build_attention,
-        steps=selection.steps,
+        steps=selection.steps, backends=selection.backends or None,
     )  # fmt: skip
 
 
 def _attention(selection: Selection) -> Iterator[Case]:
     for dtype in selection.given_dtypes():
         for direction in _DIRECTIONS:
-            for shape in selection.given_or([HEADLINE[direction]]):
+            for shape in selection.given_or([HEADLINE[direction]], on_gpu=_GPU_SHAPES):
                 yield replace(_case("attention", shape, dtype, selection), direction=direction)
 
 
@@ -117,14 +139,14 @@ def _shapes(selection: Selection) -> Iterator[Case]:
 
 def _fused(selection: Selection) -> Iterator[Case]:
     for dtype in selection.given_dtypes():
-        for shape in selection.given_or([HEADLINE["forward"]]):
+        for shape in selection.given_or([HEADLINE["forward"]], on_gpu=_GPU_SHAPES[:1]):
             yield replace(_case("fused", shape, dtype, selection), build=build_fused)
 
 
 def _norm_rope(selection: Selection) -> Iterator[Case]:
     for dtype in selection.given_dtypes():
         for direction in _DIRECTIONS:
-            for shape in selection.given_or([HEADLINE["forward"]]):
+            for shape in selection.given_or([HEADLINE["forward"]], on_gpu=_GPU_SHAPES[:1]):
                 case = _case("norm_rope", shape, dtype, selection)
                 yield replace(case, direction=direction, build=build_norm_rope)
 
@@ -136,8 +158,7 @@ def _block(selection: Selection) -> Iterator[Case]:
 
 
 def _sweeps(selection: Selection) -> Iterator[Case]:
-    peers = selection.peers if selection.peers is not None else _SWEEP_PEERS
-    chosen = replace(selection, peers=tuple(peers), shapes=())
+    chosen = replace(selection, peers=selection.sweep_peers(), shapes=())
     for sweep, shapes in sweep_shapes().items():
         dtypes = chosen.given_dtypes(tuple(DTYPES) if sweep == "dtype" else ("bfloat16",))
         for dtype in dtypes:
@@ -162,8 +183,8 @@ def _quick(selection: Selection) -> Iterator[Case]:
     for sweep in ("N", "M", "density"):
         for shape in shapes[sweep][:2]:
             small = replace(shape, grid=(shape.grid[0], 4, 4), heads=1, head_dim=32)
-            peers = selection.peers if selection.peers is not None else _SWEEP_PEERS
-            yield replace(_case("quick sweeps", small, torch.float32, selection), peers=peers)
+            case = _case("quick sweeps", small, torch.float32, selection)
+            yield replace(case, peers=selection.sweep_peers())
 
 
 def _all(selection: Selection) -> Iterator[Case]:

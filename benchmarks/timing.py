@@ -6,17 +6,21 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .case import first_line
+
 __all__ = [
     "Sample",
     "Timings",
     "interleave",
     "is_contended",
+    "is_hardware",
     "queued_seconds",
     "ratio",
     "stopwatch",
@@ -33,6 +37,11 @@ WARM_BELOW = 20e-3
 
 MORE_ROUNDS = 3
 
+HEAD_START = 4_000_000
+"""Cycles that a GPU sleeps before a sample, about 2 ms: the host enqueues the call meanwhile."""
+
+Turn = Callable[[], AbstractContextManager[Any]]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -44,9 +53,10 @@ class Sample:
 
 @dataclass
 class Timings:
-    """Samples of one contender, one a round (None: not finished)."""
+    """Samples of one contender, one a round; fewer if it raised, and then `error` says what."""
 
     samples: list[Sample] = field(default_factory=list)
+    error: str = ""
 
     @property
     def clean(self) -> list[float]:
@@ -75,7 +85,7 @@ def ratio(one: Timings, other: Timings) -> float | None:
     """Median over the rounds of one's time / other's time; None if no round is clean in both."""
     found = [
         a.seconds / b.seconds
-        for a, b in zip(one.samples, other.samples, strict=True)
+        for a, b in zip(one.samples, other.samples, strict=False)  # one may have ended early
         if not (a.contended or b.contended)
     ]
     return statistics.median(found) if found else None
@@ -97,11 +107,17 @@ def is_contended(queued: float, wall: float, threads: int) -> bool:
     return queued > MAX_QUEUED * wall * threads
 
 
+def is_hardware(device: torch.device) -> bool:
+    """Whether a CUDA device is one: an emulated GPU has no clock."""
+    return device.type == "cuda" and "emulated" not in torch.cuda.get_device_name(device).lower()
+
+
 def stopwatch(device: torch.device) -> Callable[[Callable[[], Any], int], Sample]:
     """A function that times so many calls in a row, for one device; seconds are of one call.
 
-    On a CUDA device it flushes the L2 cache before, and reads CUDA events. On a CPU no cache is
-    flushed: the contender before has left its own data there.
+    On a CUDA device it flushes the L2 cache before, lets the device sleep while the host enqueues
+    the calls, and reads CUDA events. On a CPU no cache is flushed: the contender before has left
+    its own data there.
     """
     return _CudaStopwatch(device) if device.type == "cuda" else _cpu_sample
 
@@ -118,17 +134,22 @@ def _cpu_sample(call: Callable[[], Any], repeats: int) -> Sample:
 class _CudaStopwatch:
     def __init__(self, device: torch.device) -> None:
         size = torch.cuda.get_device_properties(device).L2_cache_size
+        self._device, self._sleeps = device, is_hardware(device)
         self._flush = torch.empty(2 * max(size, 1 << 20), dtype=torch.uint8, device=device)
 
     def __call__(self, call: Callable[[], Any], repeats: int) -> Sample:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return Sample(begin.elapsed_time(end) / 1e3 / repeats, contended=False)
+        # Events and the sleep go to the current device's stream.
+        with torch.cuda.device(self._device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._flush.zero_()
+            if self._sleeps:
+                torch.cuda._sleep(HEAD_START)  # else the clock runs while the host prepares
+            begin.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+            return Sample(begin.elapsed_time(end) / 1e3 / repeats, contended=False)
 
 
 def interleave(
@@ -138,6 +159,8 @@ def interleave(
     rounds: int,
     seconds: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    turns: Sequence[Turn] | None = None,
+    keep_going: bool = False,
 ) -> list[Timings]:
     """Time calls that are warm already, in turn within each round.
 
@@ -152,29 +175,62 @@ def interleave(
             MORE_ROUNDS times as many.
         seconds: no new round begins after this long; the first always runs.
         progress: called with the clean rounds so far, and wanted.
+        turns: for each call what holds during its turn, entered and left outside the clock.
+        keep_going: a call that raises is out, and its timings say why; else it raises here.
 
     Returns:
-        For each call its samples, as many for all.
+        For each call its samples, as many for all that did not raise.
     """
-    watch = stopwatch(device)
     start = time.monotonic()
-    first = [watch(call, 1) for call in calls]
-    repeats = [_repeats(sample.seconds, device) for sample in first]
-    short = device.type == "cpu" and min((s.seconds for s in first), default=1.0) < WARM_BELOW
-    found = [Timings() for _ in calls]
-    if not short and all(count == 1 for count in repeats):
-        found = [Timings([sample]) for sample in first]
+    takes = [
+        _Contestant(call, turn, keep_going)
+        for call, turn in zip(calls, turns or [nullcontext] * len(calls), strict=True)
+    ]
+    watch = stopwatch(device)
+    first = [take.sample(watch, 1, warm=False) for take in takes]
+    seconds_of = [sample.seconds for sample in first if sample is not None]
+    repeats = [1 if sample is None else _repeats(sample.seconds, device) for sample in first]
+    short = device.type == "cpu" and min(seconds_of, default=1.0) < WARM_BELOW
+    if short or any(count > 1 for count in repeats):
+        for take in takes:
+            take.timings.samples.clear()
     for done in range(MORE_ROUNDS * rounds):
-        fewest = min((len(timings.clean) for timings in found), default=rounds)
-        begun = done or all(timings.samples for timings in found)
+        running = [take.timings for take in takes if not take.timings.error]
+        fewest = min((len(timings.clean) for timings in running), default=rounds)
+        begun = done or all(timings.samples for timings in running)
         if fewest >= rounds or (begun and time.monotonic() - start > seconds):
             break
         progress(fewest, rounds)
-        for call, count, timings in zip(calls, repeats, found, strict=True):
-            if short:
-                call()
-            timings.samples.append(watch(call, count))
-    return found
+        for take, count in zip(takes, repeats, strict=True):
+            take.sample(watch, count, warm=short)
+    return [take.timings for take in takes]
+
+
+class _Contestant:
+    """A call, what holds during its turn, and its samples so far."""
+
+    def __init__(self, call: Callable[[], Any], turn: Turn, keep_going: bool) -> None:
+        self._call, self._turn, self._keep_going = call, turn, keep_going
+        self.timings = Timings()
+
+    def sample(
+        self, watch: Callable[[Callable[[], Any], int], Sample], repeats: int, *, warm: bool
+    ) -> Sample | None:
+        """Take one more sample; None if the call raises, or did before."""
+        if self.timings.error:
+            return None
+        try:
+            with self._turn():
+                if warm:
+                    self._call()
+                found = watch(self._call, repeats)
+        except Exception as error:  # whatever a peer raises is why it can't run
+            if not self._keep_going:
+                raise
+            self.timings.error = first_line(error)
+            return None
+        self.timings.samples.append(found)
+        return found
 
 
 def _repeats(seconds: float, device: torch.device) -> int:

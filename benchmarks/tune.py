@@ -2,7 +2,8 @@
 
 The table is the user's own (genhoi_kernels/choices.py), for this GPU: the registry reads it before
 the built-in one. Measured is bare attention with the mask gate at the named shapes: forward for
-inference, forward and backward for training. A backend whose results are wrong is not chosen.
+inference, forward and backward for training. A backend whose results are wrong, or which raises, is
+not chosen. The table is written after every question, with all that was measured till then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +24,30 @@ from genhoi_kernels.call import AttentionCall
 from genhoi_kernels.choices import Choice
 
 from . import checks
+from .apart import DiedError, Progress, call_apart
 from .bare_attention import build_attention, op_label
-from .case import Case, Direction
-from .shapes import Shape
-from .timing import interleave
+from .case import Case, Contender, Direction, first_line
+from .shapes import SHAPES, Shape
+from .timing import Timings, interleave
 
-__all__ = ["Found", "Question", "choose", "gpu_backends", "measure", "tune"]
+__all__ = [
+    "DEFAULT_SHAPES",
+    "Found",
+    "Question",
+    "choose",
+    "gpu_backends",
+    "measure",
+    "measure_apart",
+    "tune",
+]
 
 ROUNDS, SECONDS = 9, 20.0
+QUESTION_SECONDS = 600.0
+"""After which no further backend of a question is begun."""
+
+DEFAULT_SHAPES = tuple(name for name in SHAPES if name != "wan14b-480p-401f")
+"""The longest takes minutes, and says what the second longest says."""
+
 _DISTRIBUTIONS = ("torch", "triton", "flash-attn", "flash-attn-4", "fa3-fwd")
 
 
@@ -81,41 +99,97 @@ def gpu_backends() -> list[str]:
     return [b.name for b in gk.backends() if b.usable and b.name not in ("cpu", "eager")]
 
 
-def measure(question: Question, names: Sequence[str]) -> Found:
-    """Check and time the named backends on the question's device."""
-    seconds: dict[str, float] = {}
+def measure(question: Question, names: Sequence[str], seconds: float = QUESTION_SECONDS) -> Found:
+    """Check and time the named backends on the question's device.
+
+    Args:
+        question: what to measure.
+        names: of backends; what one raises is why it is not chosen.
+        seconds: after which no further backend is begun.
+    """
+    end = time.monotonic() + seconds
     refusals = {}
     for name in names:
         reason = gk.supports(name, question.call())
         if reason is not None:
             refusals[name] = reason
-    able = [name for name in names if name not in refusals]
+    taken: dict[str, float] = {name: 0.0 for name in names if name not in refusals}
     directions: tuple[Direction, ...] = (
         ("forward", "backward") if question.training else ("forward",)
     )
     for direction in directions:
-        threads = torch.get_num_threads()
-        case = Case(
-            "attention", question.shape, question.dtype, direction, question.device, threads, (),
-            build_attention,
-        )  # fmt: skip
-        by_name = {c.name: c for c in build_attention(case).contenders}
-        runs = {}
-        for name in able:
-            contender = by_name[op_label(name)]
-            if contender.run is None:
-                refusals[name] = contender.reason
-            elif not checks.compare(contender).good:
-                refusals[name] = f"its {direction} pass keeps no error budget"
+        for name, timings in _time(question, direction, list(taken), refusals, end).items():
+            if timings.clean:
+                taken[name] += timings.median()
             else:
-                runs[name] = contender.run
-        able = list(runs)
-        timed = interleave(
-            list(runs.values()), device=question.device, rounds=ROUNDS, seconds=SECONDS
+                refusals[name] = timings.error or f"its {direction} pass was always contended"
+        taken = {name: s for name, s in taken.items() if name not in refusals}
+    return Found(question, taken, refusals)
+
+
+def measure_apart(
+    question: Question, names: Sequence[str], seconds: float = QUESTION_SECONDS
+) -> Found:
+    """The same in a process of its own, killed after twice the time: of which nothing is known."""
+    try:
+        found: Found = call_apart(
+            _measure, question, names, seconds, seconds=2 * seconds, progress=lambda words: None
         )
-        for name, timings in zip(able, timed, strict=True):
-            seconds[name] = seconds.get(name, 0.0) + timings.median()
-    return Found(question, {name: seconds[name] for name in able}, refusals)
+        return found
+    except (DiedError, ValueError, RuntimeError) as error:
+        return Found(question, {}, dict.fromkeys(names, first_line(error)))
+
+
+def _measure(question: Question, names: Sequence[str], seconds: float, progress: Progress) -> Found:
+    progress(question.title)
+    return measure(question, names, seconds)
+
+
+def _time(
+    question: Question,
+    direction: Direction,
+    names: Sequence[str],
+    refusals: dict[str, str],
+    end: float,
+) -> dict[str, Timings]:
+    """Timings of the backends that are right; why not, of the others, goes to `refusals`."""
+    if not names:
+        return {}
+    threads = torch.get_num_threads()
+    case = Case(
+        "attention", question.shape, question.dtype, direction, question.device, threads, (),
+        build_attention, backends=names,
+    )  # fmt: skip
+    by_name = {c.name: c for c in build_attention(case).contenders}
+    running: dict[str, Contender] = {}
+    for name in names:
+        contender = by_name[op_label(name)]
+        reason = contender.reason
+        if not reason and time.monotonic() > end:
+            reason = "there was no time"
+        reason = reason or _wrong(contender, direction)
+        if reason:
+            refusals[name] = reason
+        else:
+            running[name] = contender
+    timed = interleave(
+        [c.run for c in running.values() if c.run is not None],
+        device=question.device,
+        rounds=ROUNDS,
+        seconds=min(SECONDS, max(0.0, end - time.monotonic())),
+        turns=[c.turn for c in running.values()],
+        keep_going=True,
+    )
+    return dict(zip(running, timed, strict=True))
+
+
+def _wrong(contender: Contender, direction: Direction) -> str:
+    """Why a backend's results can't be used, or ""."""
+    try:
+        good = checks.compare(contender).good
+    except Exception as error:  # whatever it raises is why it can't be chosen
+        return first_line(error)
+    return "" if good else f"its {direction} pass keeps no error budget"
 
 
 def tune(
@@ -125,13 +199,17 @@ def tune(
     measure: Measure = measure,
     say: Callable[[str], None] = lambda words: None,
 ) -> list[Choice]:
-    """Measure everything, write the user's table, and return what was added to it."""
-    found = []
+    """Measure everything, and return what was added to the user's table.
+
+    The table is written after each question: what comes later may end badly.
+    """
+    found: list[Found] = []
+    old, new = choices.user_table(), list[Choice]()
     for question in questions:
         found.append(measure(question, names))
         say(f"{question.title}: {found[-1].words}")
-    new = choose(found)
-    choices.write_table(choices.updated(choices.user_table(), new), choices.table_path())
+        new = choose(found)
+        choices.write_table(choices.updated(old, new), choices.table_path())
     return new
 
 

@@ -15,18 +15,18 @@ import torch
 from click.testing import CliRunner, Result
 
 import genhoi_kernels as gk
-from benchmarks import checks, limits, report, runner, timing, tune
+from benchmarks import checks, limits, machine, report, runner, timing, tune
 from benchmarks.bare_attention import build_attention
 from benchmarks.case import Case, Contender, Direction, Truth, Workload
 from benchmarks.machine import describe_machine
-from benchmarks.peers import PEERS, STRONGEST
+from benchmarks.peers import GATHERED, PEERS
 from benchmarks.shapes import SHAPES, Shape, merge_equal, reduce_shape, sweep_shapes
 from benchmarks.timing import Sample, Timings, interleave, is_contended, ratio
-from genhoi import bench_cli, cli
+from genhoi import cli
 from genhoi_kernels import choices, registry
 
 CPU = torch.device("cpu")
-FEW_PEERS = ("--peers", "sdpa", "--peers", STRONGEST, "--peers", "sage")
+FEW_PEERS = ("--peers", "sdpa", "--peers", GATHERED, "--peers", "sage")
 SHORT = ("--rounds", "1", "--seconds", "0.1", "--threads", "1")
 
 
@@ -81,7 +81,7 @@ def test_a_suite_end_to_end(tmp_path: Path, quick: None) -> None:
         assert float(row["error"]) <= float(row["error_allowed"])
         if row["contender"].startswith(("this op", "genhoi.")):
             assert float(row["ratio_to_op"]) == 1
-        if row["contender"] == PEERS[STRONGEST].label:
+        if row["contender"] == PEERS[GATHERED].label:
             assert float(row["ratio_to_strongest"]) == 1
     for name in ("ratios", "roofline", "sweeps"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -114,8 +114,8 @@ def test_an_interrupted_run_keeps_its_rows(
 ) -> None:
     whole = runner.run_cases
 
-    def interrupted(*args: Any) -> Iterator[runner.Finished]:
-        yield next(whole(*args))
+    def interrupted(*args: Any, **options: Any) -> Iterator[runner.Finished]:
+        yield next(whole(*args, **options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run_cases", interrupted)
@@ -255,7 +255,8 @@ def test_tuning_needs_a_gpu(tmp_path: Path, a_gpu: Path) -> None:
 
 
 def test_the_tuning_command(tmp_path: Path, a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_cli, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(machine, "find_device", lambda name, option: torch.device("cuda"))
+    monkeypatch.setattr(timing, "is_hardware", lambda device: True)
     monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton"])
     result = bench(tmp_path, "--tune")
     assert result.exit_code == 0 and "backends triton is usable" in result.output
@@ -264,8 +265,11 @@ def test_the_tuning_command(tmp_path: Path, a_gpu: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton", "flash"])
     asked: list[tune.Question] = []
 
-    def stand_in(questions: Sequence[tune.Question], names: Any, *, say: Any) -> list[Any]:
+    def stand_in(
+        questions: Sequence[tune.Question], names: Any, *, measure: Any, say: Any
+    ) -> list[Any]:
         asked.extend(questions)
+        assert measure.func is tune.measure_apart and measure.keywords == {"seconds": 600.0}
         say("measured")
         return []
 
@@ -285,7 +289,7 @@ def test_the_tuning_command(tmp_path: Path, a_gpu: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_peers_agree_with_the_oracle(dtype: torch.dtype, direction: Direction) -> None:
-    able = ("sdpa", "sdpa-additive", "sdpa-bool", STRONGEST, "eager")
+    able = ("sdpa", "sdpa-additive", "sdpa-bool", GATHERED, "eager")
     work = build_attention(case_of(SHAPES["tiny"], dtype, direction, able))
     assert len([c for c in work.contenders if c.run]) >= 1 + len(able)
     for contender in work.contenders:
@@ -303,7 +307,7 @@ def test_flex_attention_agrees_with_the_oracle() -> None:
 def test_the_strongest_peer_without_a_reference() -> None:
     for shape in (Shape("none", (2, 4, 4), (0, 0), 1, 32), Shape("blind", (2, 4, 4), density=0.0)):
         for direction in ("forward", "backward"):
-            work = build_attention(case_of(shape, torch.float32, direction, (STRONGEST,)))
+            work = build_attention(case_of(shape, torch.float32, direction, (GATHERED,)))
             assert all(checks.compare(contender).good for contender in work.contenders)
 
 
