@@ -7,6 +7,7 @@ forward pass that it belongs to is made outside the clock, and only one contende
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,7 +22,8 @@ from .checks import Part, attention_truth, choose_part, joined_gradients, spread
 from .context import Context, Pair, autograd_pair
 from .peers import GATHERED, PEERS, strongest
 
-__all__ = ["attention_flops", "attention_moved", "build_attention", "op_backends", "op_label"]
+__all__ = ["attention_flops", "attention_moved", "backend_of", "build_attention", "op_backends",
+           "op_label"]  # fmt: skip
 
 BACKWARD = 2.5  # five matrix products for the forward pass's two
 
@@ -74,6 +76,12 @@ def op_backends(device: torch.device, names: Sequence[str] | None = None) -> lis
 def op_label(backend: str) -> str:
     """The op's name in tables."""
     return f"this op ({backend})"
+
+
+def backend_of(label: str) -> str | None:
+    """The inverse of ``op_label``; None for the label of a peer."""
+    found = re.fullmatch(r"this op \((.+)\)", label)
+    return found[1] if found else None
 
 
 def attention_flops(case: Case) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = ["Limits", "measure_limits"]
 
 _SECONDS = 1.0  # spent on each of the two
 _MATMUL = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+_QUICK_MATMUL = (64, 128)
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
@@ -44,19 +45,21 @@ class Limits:
         return "arithmetic" if flops / self.flops >= moved / self.bandwidth else "memory"
 
 
-def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
+def measure_limits(dtype: torch.dtype, device: torch.device, *, quick: bool = False) -> Limits:
     """Measure both; about three seconds.
 
     Args:
         dtype: float32, bfloat16 or float16.
         device: with the threads that torch is set to.
+        quick: small sizes, a few calls: for a dry run, whose numbers say nothing.
     """
     peak = getattr(native.module, "peak_flops", None) if device.type == "cpu" else None
     if peak is not None:
         flops, source = _highest(peak, str(dtype).removeprefix("torch.")), "register loop"
     else:
-        flops, source = _matmul_flops(dtype, device), "best torch matmul"
-    return Limits(flops, source, _copy_bandwidth(device))
+        sizes = _QUICK_MATMUL if quick else _MATMUL[device.type]
+        flops, source = _matmul_flops(dtype, device, sizes), "best torch matmul"
+    return Limits(flops, source, _copy_bandwidth(device, 1 << 20 if quick else None))
 
 
 def _highest(peak: Callable[[str], float], dtype: str) -> float:
@@ -79,9 +82,9 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
     return best
 
 
-def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+def _matmul_flops(dtype: torch.dtype, device: torch.device, sizes: Sequence[int]) -> float:
     best = 0.0
-    for size in _MATMUL[device.type]:
+    for size in sizes:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _best(functools.partial(torch.mm, a, b, out=out), device)
@@ -89,8 +92,8 @@ def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
     return best
 
 
-def _copy_bandwidth(device: torch.device) -> float:
-    size = _COPY_BYTES[device.type]
+def _copy_bandwidth(device: torch.device, size: int | None) -> float:
+    size = size or _COPY_BYTES[device.type]
     source = torch.ones(size // 4, device=device)
     target = torch.zeros_like(source)
     return 2.0 * size / _best(lambda: target.copy_(source), device)

@@ -15,7 +15,7 @@ from genhoi_kernels._files import whole_file
 from .machine import Machine
 from .runner import Finished
 
-__all__ = ["CSV_NAME", "append_rows", "print_case", "print_legend"]
+__all__ = ["CSV_NAME", "append_rows", "print_case", "print_legend", "read_numbers"]
 
 CSV_NAME = "results.csv"
 DASH = "-"
@@ -42,6 +42,21 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows([*old, *new])
+
+
+def read_numbers(path: Path) -> list[Row]:
+    """Rows of a CSV file, cells that are numbers as such; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _plain(value: Any) -> Any:

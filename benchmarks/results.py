@@ -95,12 +95,12 @@ def _of_gpu(folder: Path) -> Iterator[str]:
     rows = [row for row in read_numbers(folder / RESULTS) if row["suite"] == "attention"]
     environment = read_json(folder / REPORT).get("environment", {})
     packages, limits = environment["packages"], environment["limits"]
+    driver = environment["nvidia_smi"].get("driver_version", "unknown")
     yield (
-        f"{environment['gpu']}, driver {environment['nvidia_smi'].get('driver_version', '?')}; torch "
-        f"{packages['torch']}, triton {packages['triton']}, cuDNN {environment['cudnn']}; "
-        f"{folder.name[-10:]}; bfloat16, random data, medians of calls taking turns; ceilings in the "
-        f"same run: matrix product {limits['flops'] / 1e12:.0f} TFLOP/s, copy "
-        f"{limits['bandwidth'] / 1e12:.2f} TB/s:"
+        f"{environment['gpu']}, driver {driver}; torch {packages['torch']}, triton "
+        f"{packages['triton']}, cuDNN {environment['cudnn']}; {folder.name[-10:]}; bfloat16, "
+        f"random data, medians of calls taking turns. Ceilings in the same run: matrix product "
+        f"{limits['flops'] / 1e12:.0f} TFLOP/s, copy {limits['bandwidth'] / 1e12:.2f} TB/s."
     )
     yield ""
     heads = [f"{shape}, {direction}" for shape, direction in _COLUMNS]

@@ -11,13 +11,11 @@ import click
 import torch
 
 import genhoi_kernels as gk
-from benchmarks import bare_attention
 from benchmarks.case import Case
 from benchmarks.limits import Limits
 from benchmarks.machine import describe_machine
 from benchmarks.runner import Budget, Finished, run_cases
-from benchmarks.shapes import Shape, find_shape
-from benchmarks.suites import SUITES, Selection
+from benchmarks.suites import Selection, select
 
 from .folder import CHECKS, ENVIRONMENT, RESULTS, add_rows, read_json, read_rows
 from .stage import DEVICE, say, stage_options
@@ -39,15 +37,19 @@ def main(out: Path, work: Path, **options: Any) -> None:
     """Time, and add a case's rows when it is done."""
     tiny = options["tiny"]
     names = chosen_backends(out, options["backends"])
-    bare_attention.use_backends(names)
-    known = read_json(work / ENVIRONMENT).get("limits")
-    limits = Limits(**known) if known else None
+    measured = read_json(work / ENVIRONMENT).get("limits")
+    known = {(torch.bfloat16, torch.get_num_threads()): Limits(**measured)} if measured else {}
     budget = Budget(1 if tiny else options["rounds"], 0.0 if tiny else options["seconds"])
-    for case in cases(options["suite"], options["shapes"], options["peers"], tiny=tiny):
-        for finished in run_cases([case], describe_machine(DEVICE), budget, say, limits=limits):
-            rows = [row | {"setting": options["setting"]} for row in finished.rows]
-            add_rows(out / RESULTS, rows)
-            _print(finished, rows)
+    selection = Selection(
+        device=DEVICE, threads=torch.get_num_threads(), shapes=options["shapes"],
+        peers=options["peers"], dtypes=("bfloat16",), backends=tuple(names),
+        steps=1 if tiny else 2,
+    )  # fmt: skip
+    cases = [small(case) if tiny else case for case in select([options["suite"]], selection)]
+    for finished in run_cases(cases, describe_machine(DEVICE), budget, say, known=known):
+        rows = [row | {"setting": options["setting"]} for row in finished.rows]
+        add_rows(out / RESULTS, rows)
+        _print(finished, rows)
 
 
 def _print(finished: Finished, rows: Sequence[dict[str, Any]]) -> None:
@@ -68,20 +70,9 @@ def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:
     return [name for name in usable if name not in wrong and name in (wanted or usable)]
 
 
-def cases(suite: str, shapes: Sequence[str], peers: Sequence[str], *, tiny: bool) -> list[Case]:
-    """A suite's cases in bfloat16."""
-    selection = Selection(
-        device=DEVICE, threads=torch.get_num_threads(), shapes=tuple(shapes), peers=tuple(peers),
-        dtypes=("bfloat16",), steps=1 if tiny else 2,
-    )  # fmt: skip
-    found = list(SUITES[suite](selection))
-    if not tiny:
-        return found
-    return [dataclasses.replace(case, shape=_small(case.shape)) for case in found]
-
-
-def _small(shape: Shape) -> Shape:
-    return dataclasses.replace(find_shape(shape.name), **_TINY)
+def small(case: Case) -> Case:
+    """The case of a dry run, under the same name."""
+    return dataclasses.replace(case, shape=dataclasses.replace(case.shape, **_TINY))
 
 
 if __name__ == "__main__":

@@ -20,31 +20,27 @@ from .folder import COUNTERS, add_rows
 from .stage import is_emulated, say, stage_options
 
 _KERNELS = "regex:attention|gradient|gate|cudnn|flash|sm90"
-_SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "SchedulerStats",
-             "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis")  # fmt: skip
-# Name in the table -> counter, or several of which the first that is there counts.
+_ACTIVE = "avg.pct_of_peak_sustained_active"
+_ELAPSED = "avg.pct_of_peak_sustained_elapsed"
+# Name in the table -> the counter, and what one of its units is worth.
 _COUNTERS = {
-    "ms": ("gpu__time_duration.sum",),
-    "tensor_pipe_percent": (
-        "sm__inst_executed_pipe_tensor_op_gmma.avg.pct_of_peak_sustained_active",
-        "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
-        "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
-    ),
-    "sm_percent": ("sm__throughput.avg.pct_of_peak_sustained_elapsed",),
-    "memory_percent": ("gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed",),
-    "dram_percent": ("gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
-                     "dram__throughput.avg.pct_of_peak_sustained_elapsed"),
-    "l2_hit_percent": ("lts__t_sector_hit_rate.pct",),
-    "issue_percent": ("smsp__issue_active.avg.pct",
-                      "sm__inst_issued.avg.pct_of_peak_sustained_active"),
-    "warps_per_scheduler": ("smsp__warps_active.avg.per_cycle_active",),
-    "registers": ("launch__registers_per_thread",),
-    "shared_kib": ("launch__shared_mem_per_block",),
-    "blocks_per_sm": ("launch__occupancy_limit_registers",),
-    "bank_conflicts": ("l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",),
-}  # fmt: skip
-_STALL = re.compile(r"smsp__average_warps?_issue_stalled_(\w+?)_per_issue_active\.ratio|"
-                    r"smsp__average_warp_latency_issue_stalled_(\w+)\.ratio")  # fmt: skip
+    "ms": ("gpu__time_duration.sum", 1e-6),
+    "tensor_percent": (f"sm__pipe_tensor_cycles_active.{_ACTIVE}", 1),
+    "mufu_percent": (f"sm__inst_executed_pipe_xu.{_ACTIVE}", 1),
+    "fma_percent": (f"sm__pipe_fma_cycles_active.{_ACTIVE}", 1),
+    "alu_percent": (f"sm__pipe_alu_cycles_active.{_ACTIVE}", 1),
+    "issue_percent": (f"smsp__issue_active.{_ACTIVE}", 1),
+    "dram_percent": (f"gpu__dram_throughput.{_ELAPSED}", 1),
+    "l2_percent": (f"lts__throughput.{_ELAPSED}", 1),
+    "l2_hit_percent": ("lts__t_sector_hit_rate.pct", 1),
+    "warps_per_scheduler": ("smsp__warps_active.avg.per_cycle_active", 1),
+    "registers": ("launch__registers_per_thread", 1),
+    "shared_kib": ("launch__shared_mem_per_block", 1 / 1024),
+    "spill_requests": ("derived__local_spilling_requests", 1),
+}
+_SECTIONS = ("WarpStateStats", "LaunchStats")
+_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
+_NO_STALL = ("selected", "not_selected")
 _STALLS = 4
 
 
@@ -69,6 +65,7 @@ def profile(ncu: str, backend: str, *, tiny: bool) -> str:
     """What Nsight Compute prints, as CSV with a column a counter."""
     command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
                "--kernel-name", _KERNELS, "--target-processes", "all"]  # fmt: skip
+    command += ["--metrics", ",".join(counter for counter, _ in _COUNTERS.values())]
     for section in _SECTIONS:
         command += ["--section", section]
     program = [sys.executable, "-m", "benchmarks.gpu_report.counted", "--backend", backend]
@@ -95,18 +92,14 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
 
 def _counted(row: dict[str, str]) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
-    for name, counters in _COUNTERS.items():
-        value = next((_number(row[c]) for c in counters if row.get(c)), None)
-        found[name] = "" if value is None else value
-    if isinstance(found["ms"], float):
-        found["ms"] /= 1e6  # nanoseconds
-    if isinstance(found["shared_kib"], float):
-        found["shared_kib"] /= 1024
+    for name, (counter, worth) in _COUNTERS.items():
+        value = _number(row.get(counter))
+        found[name] = "" if value is None else value * worth
     return found
 
 
 def _stalls(row: dict[str, str]) -> str:
-    """The largest reasons why warps waited, in warps a cycle of issue."""
+    """The largest reasons why warps waited, in warps waiting for each instruction issued."""
     reasons = []
     for name, value in row.items():
         found, number = _STALL.fullmatch(name or ""), _number(value)

@@ -15,7 +15,7 @@ import click
 import torch
 
 import genhoi_kernels
-from benchmarks import limits
+from benchmarks.limits import measure_limits
 from genhoi_kernels import native
 
 from .folder import ENVIRONMENT, write_json
@@ -38,9 +38,7 @@ def main(out: Path, work: Path, tiny: bool) -> None:
     write_json(work / ENVIRONMENT, found)
     for name, value in found.items():
         say(f"{name}: {value}")
-    if tiny or is_emulated():
-        limits.shrink_for_dry_run()
-    measured = limits.measure_limits(torch.bfloat16, DEVICE)
+    measured = measure_limits(torch.bfloat16, DEVICE, quick=tiny or is_emulated())
     found["limits"] = dataclasses.asdict(measured)
     say(f"bf16 {measured.flops / 1e12:.0f} TFLOP/s, copy {measured.bandwidth / 1e12:.2f} TB/s")
     write_json(work / ENVIRONMENT, found)
