@@ -1,12 +1,13 @@
-"""Stand-ins for the FlashAttention packages: their signatures and layouts, computed by torch.
+"""Stand-ins for the FlashAttentions: their signatures and layouts, computed by torch.
 
-Each function has the parameters of the real one (tests/data/flash_signatures.json, which the tests
-hold them against), refuses what the real one refuses as far as this project could ask for it, and
-notes its calls.
+Each function has the parameters of the real one (tests/data/flash_signatures.json, or this torch's
+own schemas, which the tests hold them against), refuses what the real one refuses as far as this
+project could ask for it, and notes its calls.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -266,8 +267,108 @@ STANDINS: dict[str, Callable[[Calls], dict[str, ModuleType]]] = {
 }
 
 
+def only_deterministic() -> bool:
+    """As torch's operators look at it."""
+    return (
+        torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled()
+    )
+
+
+class Aten:
+    """torch's attentions: the real operators check each call on tensors without data."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._plans: dict[Any, Any] = {}
+
+    @staticmethod
+    def _real(name: str, *args: Any, **kwargs: Any) -> Any:
+        """What the real operator says of its results; it raises where the call is malformed."""
+        given = [x.to("meta") if isinstance(x, Tensor) else x for x in args]
+        return getattr(torch.ops.aten, name)(*given, **kwargs)
+
+    def _note(self, kind: str, q: Tensor, k: Tensor, dim: int, deterministic: bool = False) -> None:
+        sizes = q.shape[0], q.shape[dim], k.shape[dim]
+        self._calls.append(Call(kind, *sizes, deterministic=deterministic))
+
+    def _flash_attention_forward(
+        self, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
+        return_debug_mask, *, scale=None, window_size_left=None, window_size_right=None,
+        seqused_k=None, alibi_slopes=None,
+    ):  # fmt: skip
+        args = query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal
+        real = self._real("_flash_attention_forward", *args, return_debug_mask, scale=scale)
+        assert (cum_seq_q, cum_seq_k, dropout_p) == (None, None, 0.0)
+        assert (max_q, max_k) == (query.shape[1], key.shape[1])
+        assert is_causal is False and return_debug_mask is False and scale is not None
+        self._note("forward", query, key, 1)
+        out, lse = forward(query, key, value, scale)
+        assert (out.shape, lse.shape, lse.dtype) == (real[0].shape, real[1].shape, real[1].dtype)
+        return out, lse, *real[2:]
+
+    def _flash_attention_backward(
+        self, grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k,
+        dropout_p, is_causal, rng_state, unused, *, scale=None, window_size_left=None,
+        window_size_right=None,
+    ):  # fmt: skip
+        tensors = grad_out, query, key, value, out, logsumexp
+        sizes = cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, rng_state, unused
+        self._real("_flash_attention_backward", *tensors, *sizes, scale=scale)
+        assert (cum_seq_q, cum_seq_k, dropout_p, is_causal) == (None, None, 0.0, False)
+        assert (max_q, max_k) == (query.shape[1], key.shape[1])
+        assert (rng_state.shape, rng_state.dtype) == ((2,), torch.uint64)
+        assert rng_state.device == unused.device == query.device and scale is not None
+        self._note("backward", query, key, 1, only_deterministic())
+        return backward(*tensors, scale)
+
+    def _scaled_dot_product_cudnn_attention(
+        self, query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False,
+        return_debug_mask=False, *, scale=None,
+    ):  # fmt: skip
+        args = query, key, value, attn_bias, compute_log_sumexp
+        real = self._real("_scaled_dot_product_cudnn_attention", *args, scale=scale)
+        assert attn_bias is None and compute_log_sumexp is True and scale is not None
+        assert (dropout_p, is_causal, return_debug_mask) == (0.0, False, False)
+        assert query.shape[2] > 1 and key.shape[2] > 1 and query.shape[3] <= 128
+        self._note("forward", query, key, 2)
+        out, lse = forward(*(x.transpose(1, 2) for x in (query, key, value)), scale)
+        out, lse = out.contiguous().transpose(1, 2), lse.reshape(real[1].shape)
+        assert (out.shape, lse.dtype) == (real[0].shape, real[1].dtype)
+        return out, lse, *real[2:]
+
+    def _scaled_dot_product_cudnn_attention_backward(
+        self, grad_out, query, key, value, out, logsumexp, philox_seed, philox_offset, attn_bias,
+        cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, *, scale=None,
+    ):  # fmt: skip
+        tensors = grad_out, query, key, value, out, logsumexp
+        random = philox_seed, philox_offset
+        sizes = attn_bias, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal
+        self._real(
+            "_scaled_dot_product_cudnn_attention_backward", *tensors, *random, *sizes, scale=scale
+        )
+        assert (attn_bias, cum_seq_q, cum_seq_k) == (None, None, None)
+        assert (max_q, max_k) == (query.shape[2], key.shape[2]) and 1 not in (max_q, max_k)
+        assert (dropout_p, is_causal) == (0.0, False) and scale is not None
+        assert all(x.dtype == torch.int64 and x.device == query.device for x in random)
+        assert logsumexp.dim() == 4 and logsumexp.is_contiguous()
+        # A plan is found again by these alone, and reads the others as it did at first.
+        found_by = tuple((x.shape, x.stride()) for x in (query, key, value))
+        reads = tuple(x.stride() for x in (grad_out, out, logsumexp))
+        assert self._plans.setdefault(found_by, reads) == reads
+        self._note("backward", query, key, 2)
+        dout, q, k, v, o = (x.transpose(1, 2) for x in tensors[:5])
+        found = backward(dout, q, k, v, o, logsumexp[..., 0], scale)
+        return tuple(x.transpose(1, 2) for x in found)
+
+
+# The finder of each of torch's.
+TORCH_OWN = {"torch flash": "_torch_flash", "torch cuDNN": "_torch_cudnn"}
+ALL = (*STANDINS, *TORCH_OWN)
+
+
 def install(name: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
-    """Nothing but this stand-in can be imported (None: not even one); its calls, as they come."""
+    """Nothing but this stand-in can be found (None: not even one); its calls, as they come."""
     calls: Calls = []
     for module in (
         "flash_attn", "flash_attn.flash_attn_interface", "flash_attn.cute",
@@ -275,10 +376,38 @@ def install(name: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls
         "fa3_fwd_interface", "fa3_fwd_config",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, module, None)
-    if name is not None:
+    monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: name in TORCH_OWN)
+    if name in STANDINS:
         for module, standin in STANDINS[name](calls).items():
             monkeypatch.setitem(sys.modules, module, standin)
-    flash_versions.installed.cache_clear()
-    yield calls
+    if name in TORCH_OWN:
+        monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 91501)
+        finder = getattr(flash_versions, TORCH_OWN[name])
+        monkeypatch.setattr(flash_versions, "_FINDERS", (finder,))
+        monkeypatch.setattr(flash_versions, "aten", Aten(calls))
+        monkeypatch.setenv(flash_versions.CUDNN_BACKWARD, "1")
+    with fused_attention_on():
+        flash_versions.installed.cache_clear()
+        yield calls
     monkeypatch.undo()
     flash_versions.installed.cache_clear()
+
+
+@contextlib.contextmanager
+def fused_attention_on() -> Iterator[None]:
+    """torch's switches for its attentions are on (the emulated GPU turns them off).
+
+    And determinism is not demanded, though memory stays poisoned: cuDNN would refuse to train, and
+    FlashAttention would be deterministic without being asked.
+    """
+    backends = torch.backends.cuda
+    before = backends.flash_sdp_enabled(), backends.cudnn_sdp_enabled()
+    backends.enable_flash_sdp(True)
+    backends.enable_cudnn_sdp(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
+        backends.enable_flash_sdp(before[0])
+        backends.enable_cudnn_sdp(before[1])

@@ -8,6 +8,8 @@ import functools
 import inspect
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from cases import (
     make_case,
     run_with,
 )
-from flash_standins import STANDINS, Calls, install
+from flash_standins import ALL, STANDINS, TORCH_OWN, Aten, Calls, install
 
 import genhoi_kernels as gk
 from genhoi_kernels import MaskGate, VideoRope, flash_versions
 from genhoi_kernels.backends import flash, triton
+from genhoi_kernels.call import AttentionTensors
 
 # The stand-ins are told where to compute by their tensors, the kernels by Triton.
 UNAVAILABLE = triton.unavailable()
@@ -52,7 +55,13 @@ def flash_2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     yield from install("flash-attn 2", monkeypatch)
 
 
-@pytest.fixture(params=[name for name in STANDINS if name != "fa3-fwd"])
+@pytest.fixture(params=["flash-attn 2", *TORCH_OWN])
+def one_flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """A package, and each of torch's own."""
+    yield from install(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[name for name in ALL if name != "fa3-fwd"])
 def any_flash(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """Each FlashAttention that has a backward pass, where the GPU is one of its own."""
     for calls in install(request.param, monkeypatch):
@@ -119,6 +128,8 @@ CASES = [
     Case(rows=1, heads=1),
     Case(rows=113, keys=101, heads=1, dim=24, scale=0.3),
     Case(rows=1, lengths=(1,), heads=3),
+    Case(rows=1, keys=9, lengths=(4,), heads=1, mask="all", bias=(0.3,), gate="token"),
+    Case(rows=1, lengths=(4, 1), heads=1, batch=2, ref_batch=2, mask="all", gate="sum"),
     Case(rows=67, keys=131, lengths=(97,), gate="token"),
     # Masks.
     *(Case(rows=107, lengths=(11,), mask=mask, gate=gate, mask_gate=built)
@@ -156,10 +167,15 @@ CASES = [
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_budget(flash_2: Calls, case: Case, dtype: torch.dtype) -> None:
-    check_budget(dataclasses.replace(case, dtype=dtype))
+def test_budget(one_flash: Calls, case: Case) -> None:
+    check_budget(dataclasses.replace(case, dtype=HALF))
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_budget_of_float16(flash_2: Calls, case: Case) -> None:
+    check_budget(dataclasses.replace(case, dtype=torch.float16))
 
 
 WHOLE = Case(
@@ -173,18 +189,19 @@ def test_every_generation(any_flash: Calls) -> None:
     check_budget(WHOLE)
     check_budget(dataclasses.replace(WHOLE, ref_batch=2, gate="sum"))
     backward = [call for call in any_flash if call.kind == "backward"]
-    assert backward and all(call.deterministic for call in backward)
+    always = not isinstance(flash.chosen(WHOLE.call("flash")), flash_versions.TorchCudnn)
+    assert backward and all(call.deterministic == always for call in backward)
 
 
 @needs_triton
-def test_a_gradient_of_lse_takes_the_triton_kernels(flash_2: Calls) -> None:
+def test_a_gradient_of_lse_takes_the_triton_kernels(one_flash: Calls) -> None:
     """FlashAttention has no place for it; out, lse and the mask gate mean the same to both."""
     inputs = make_case(WHOLE)
     found = {}
     for name in ("flash", "triton"):
         args = arguments(WHOLE, inputs, HALF, device_of(name))
         found[name] = run_with(args, inputs.upstream, name)
-    assert [call.kind for call in flash_2] == ["forward"] * 3
+    assert [call.kind for call in one_flash] == ["forward"] * 3
     for name, x in found["triton"].items():
         y = found["flash"][name]
         torch.testing.assert_close(y.float(), x.float(), rtol=0.05, atol=0.05, msg=name)
@@ -198,35 +215,74 @@ def sizes(calls: Calls, kind: str) -> list[tuple[int, int, int]]:
 
 
 @needs_triton
-def test_one_call_goes_over_the_video_and_one_over_each_reference(flash_2: Calls) -> None:
-    mask = torch.zeros(2, 40, dtype=torch.uint8)
+def test_one_call_goes_over_the_video_and_one_over_each_reference(one_flash: Calls) -> None:
+    mask = torch.zeros(2, 300, dtype=torch.uint8)
     mask[0, 3:10], mask[1, 30:34] = 1, 3
+    multiple = flash.chosen(WHOLE.call("flash")).row_multiple
+    slots = {rows: rows if multiple == 1 else 256 for rows in (7, 11)}
     for lengths, ref_batch, wanted in (
         (None, 1, []),
         ((0,), 1, []),
-        ((6,), 1, [(1, 11, 6)]),  # shared: the rows of both samples, one after another
-        ((6,), 2, [(2, 7, 6)]),  # own: as many slots as the sample with most rows needs
-        ((6, 0, 5), 1, [(1, 11, 6), (1, 11, 5)]),
+        ((6,), 1, [(1, slots[11], 6)]),  # shared: the rows of both samples, one after another
+        ((6,), 2, [(2, slots[7], 6)]),  # own: as many slots as the sample with most rows needs
+        ((6, 0, 5), 1, [(1, slots[11], 6), (1, slots[11], 5)]),
     ):
-        case = Case(rows=40, batch=2, lengths=lengths, ref_batch=ref_batch, dtype=HALF)
+        case = Case(rows=300, batch=2, lengths=lengths, ref_batch=ref_batch, dtype=HALF, heads=1)
         inputs = dataclasses.replace(make_case(case), mask=None if lengths is None else mask)
-        flash_2.clear()
+        one_flash.clear()
         run(case, "flash", HALF, inputs)
         for kind in ("forward", "backward"):
-            assert sizes(flash_2, kind) == [(2, 40, 40), *wanted], (lengths, kind)
+            assert sizes(one_flash, kind) == [(2, 300, 300), *wanted], (lengths, kind)
     blind = Case(rows=40, batch=2, lengths=(6,), mask="nothing", dtype=HALF)
     seeing = dataclasses.replace(blind, mask="none", ref_batch=2)
     for case, extra in ((blind, []), (seeing, [(2, 40, 6)])):
-        flash_2.clear()
+        one_flash.clear()
         run(case, "flash", HALF, make_case(case))
-        assert sizes(flash_2, "forward") == [(2, 40, 40), *extra]
-        assert sizes(flash_2, "backward") == [(2, 40, 40), *extra]
-    assert all(call.deterministic for call in flash_2 if call.kind == "backward")
+        assert sizes(one_flash, "forward") == [(2, 40, 40), *extra]
+        assert sizes(one_flash, "backward") == [(2, 40, 40), *extra]
+
+
+@needs_triton
+@pytest.mark.parametrize("ref_batch", [1, 2])
+def test_slots_are_filled_with_rows_that_see_nothing(ref_batch: int) -> None:
+    """Each row occurs once, however many slots are asked for; the first are those that see."""
+    case = Case(rows=40, batch=2, lengths=(6,), ref_batch=ref_batch, heads=1, dtype=HALF)
+    given = arguments(case, make_case(case), HALF, device_of("flash"))
+    mask = torch.zeros(2, 40, dtype=torch.bool, device=given["q"].device)
+    mask[0, 3:10], mask[1, 30:34] = True, True
+    call = case.call("flash")
+    gate = MaskGate.build(mask)
+    t = AttentionTensors(
+        *(given[name] for name in ("q", "k", "v", "k_ref", "v_ref")), gate.bits, None, None, gate
+    )
+    from genhoi_kernels.triton_kernels import two_pass
+
+    for multiple in (1, 4, 16, 64, 256):
+        found = two_pass.gather(call, t, multiple)
+        assert found is not None and found.rows is not None
+        seeing, most = (11, 80) if ref_batch == 1 else (7, 40)
+        assert found.count == min(-(-seeing // multiple) * multiple, most)
+        assert found.rows.shape == (ref_batch, found.count) and found.rows.is_contiguous()
+        for group in found.rows.cpu():
+            assert len(set(group.tolist())) == found.count
+        assert mask.flatten()[found.rows].sum() == 11
+        assert mask.flatten()[found.rows[:, : min(seeing, 4)]].all()
+
+
+@needs_triton
+def test_one_gathered_row(one_flash: Calls) -> None:
+    for case in (
+        Case(rows=40, lengths=(6,), heads=1, dtype=HALF, gate="token"),
+        Case(rows=40, lengths=(6, 1), heads=3, dtype=HALF, bias=(0.5, -1.0), batch=2, ref_batch=2),
+    ):
+        mask = torch.zeros(case.batch, 40, dtype=torch.int64)
+        mask[:, 17] = 3
+        check_budget(case, dataclasses.replace(make_case(case), mask=mask))
 
 
 @needs_triton
 def test_a_built_gate_does_not_look_at_the_mask(
-    flash_2: Calls, monkeypatch: pytest.MonkeyPatch
+    one_flash: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What would wait for the GPU is left to MaskGate.build, once a clip."""
     case = dataclasses.replace(WHOLE, mask_gate=True)
@@ -242,7 +298,7 @@ def test_a_built_gate_does_not_look_at_the_mask(
 
 
 @needs_triton
-def test_rotation_and_norm_are_the_triton_kernels(flash_2: Calls) -> None:
+def test_rotation_and_norm_are_the_triton_kernels(one_flash: Calls) -> None:
     rope = VideoRope((2, 3, 2), head_dim=16)
     q = torch.randn(1, 12, 32, device=device_of("flash"))
     w = torch.ones(32, device=q.device)
@@ -295,7 +351,7 @@ def test_blind_rows_are_those_of_a_call_without_reference(
 @needs_triton
 @pytest.mark.parametrize("ref_batch", [1, 2])
 @pytest.mark.parametrize("poison", [float("nan"), INF])
-def test_unseen_references_change_nothing(flash_2: Calls, poison: float, ref_batch: int) -> None:
+def test_unseen_references_change_nothing(one_flash: Calls, poison: float, ref_batch: int) -> None:
     case = dataclasses.replace(MIXED, gate="token", ref_batch=ref_batch)
     inputs = mixed_inputs(case)
     clean = run(case, "flash", HALF, inputs)
@@ -320,7 +376,7 @@ def test_unseen_references_change_nothing(flash_2: Calls, poison: float, ref_bat
 
 
 @needs_triton
-def test_bits_above_the_references_are_ignored(flash_2: Calls) -> None:
+def test_bits_above_the_references_are_ignored(one_flash: Calls) -> None:
     case = Case(rows=107, lengths=(11, 5), dtype=HALF)
     low = torch.randint(0, 4, (1, 107), generator=torch.Generator().manual_seed(3))
     inputs = make_case(case)
@@ -344,7 +400,7 @@ def refusal(**changes: Any) -> str:
 
 
 @needs_triton
-def test_refusals(flash_2: Calls) -> None:
+def test_refusals(one_flash: Calls) -> None:
     assert "not torch.float32" in refusal(dtype=torch.float32)
     assert "head dim 20 is not a multiple of 8" in refusal(head_dim=20)
     assert "264" in refusal(head_dim=264)
@@ -370,6 +426,7 @@ def test_refusals_of_a_package_without_backward(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_is_installed(no_flash: Calls) -> None:
     reason = flash.unavailable()
     assert reason is not None and "pip install flash-attn" in reason and "fa3-fwd" in reason
+    assert "this torch has none" in reason
     assert flash.generation(WHOLE.call("flash")) is None
 
 
@@ -385,6 +442,10 @@ def test_nothing_is_installed(no_flash: Calls) -> None:
         ("flash-attn 4", "sm_90", 192, None),
         ("flash-attn 4", "sm_100", 192, "head dims up to 128, and 256, on sm_100, not 192"),
         ("flash-attn 4", "sm_120", 128, "not for sm_120"),
+        ("torch flash", "sm_80", 256, None),
+        ("torch flash", "sm_120", 128, None),
+        ("torch cuDNN", "sm_80", 128, None),
+        ("torch cuDNN", "sm_90", 136, "takes head dims up to 128, not 136"),
     ],
 )
 def test_gpus_of_a_generation(
@@ -406,6 +467,131 @@ def test_old_packages_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert flash_versions.installed() == ()
 
 
+def test_what_torch_has_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in install("torch cuDNN", monkeypatch):
+        monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 91500)
+        assert flash_versions.installed() == ()
+    for name in TORCH_OWN:
+        for _ in install(name, monkeypatch):
+            monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: False)
+            assert flash_versions.installed() == ()
+
+
+def test_what_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build for CUDA with FlashAttention; a cuDNN that can't be loaded is none."""
+    has = torch.backends.cuda.is_flash_attention_available()
+    assert flash_versions.torch_has_flash() == (torch.version.cuda is not None and has)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    for version, answer in ((None, False), ("13.0", True)):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        assert flash_versions.torch_has_flash() == answer
+
+    def mismatch() -> int:
+        raise RuntimeError("cuDNN version incompatibility")
+
+    for version, wanted in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", version)
+        assert flash_versions.cudnn_version() == wanted
+
+
+def test_cudnn_trains_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never where torch is to refuse what is not deterministic."""
+    for _ in install("torch cuDNN", monkeypatch):
+        (cudnn,) = flash_versions.installed()
+
+        def refusal(needs_grad: bool = True, cudnn: Any = cudnn) -> str | None:
+            reason: str | None = cudnn.refuses("sm_90", HALF, 128, needs_grad)
+            return reason
+
+        assert refusal() is None
+        for value in (None, "", "0"):
+            if value is None:
+                monkeypatch.delenv("GENHOI_CUDNN_BACKWARD")
+            else:
+                monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", value)
+            assert "GENHOI_CUDNN_BACKWARD=1 allows it" in (refusal() or "")
+            assert refusal(needs_grad=False) is None
+        monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", "1")
+        torch.use_deterministic_algorithms(True)
+        assert "use_deterministic_algorithms is on" in (refusal() or "")
+        assert refusal(needs_grad=False) is None
+        torch.use_deterministic_algorithms(False)
+        assert refusal() is None
+        monkeypatch.setenv("TORCH_CUDNN_SDPA_AVOID_RECOMPILE", "1")
+        assert "AVOID_RECOMPILE" in (refusal() or "") and refusal(needs_grad=False) is None
+
+
+@pytest.mark.parametrize("name", TORCH_OWN)
+def test_torchs_switches_are_heeded(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for _ in install(name, monkeypatch):
+        (found,) = flash_versions.installed()
+        switch = "enable_flash_sdp" if name == "torch flash" else "enable_cudnn_sdp"
+        assert found.refuses("sm_90", HALF, 64, False) is None
+        getattr(torch.backends.cuda, switch)(False)
+        reason = found.refuses("sm_90", HALF, 64, False)
+        assert f"{found.package} is switched off (torch.backends.cuda.{switch})" == reason
+
+
+@pytest.mark.parametrize("name", TORCH_OWN)
+def test_torchs_operators_are_not_for_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for _ in install(name, monkeypatch):
+        (found,) = flash_versions.installed()
+        monkeypatch.setattr(flash_versions, "aten", torch.ops.aten)
+        reason = found.refuses(flash_versions.INTERPRETER, HALF, 64, False)
+        assert reason == f"{found.package} needs a GPU"
+        assert found.refuses("sm_80", HALF, 64, False) is None
+
+
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All packages and both of torch's own are found."""
+    finders = flash_versions._FINDERS
+    for name in ("flash-attn 2", "flash-attn 3", "fa3-fwd"):
+        for module, standin in STANDINS[name]([]).items():
+            monkeypatch.setitem(sys.modules, module, standin)
+    monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: True)
+    monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 92400)
+    monkeypatch.setattr(flash_versions, "aten", Aten([]))
+    monkeypatch.setattr(flash_versions, "_FINDERS", finders)
+
+
+def test_the_order_in_which_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, own = "torch's cuDNN attention", "torch's FlashAttention"
+    for _ in install(None, monkeypatch):
+        everything(monkeypatch)
+        for arch, wanted in (
+            ("sm_90", ["flash-attn-3", "fa3-fwd", cudnn, "flash-attn", own]),
+            ("sm_80", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
+            ("sm_100", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
+        ):
+            assert [found.package for found in flash_versions.tried(arch)] == wanted, arch
+        assert flash.description().endswith(
+            f"; here: flash-attn-3, fa3-fwd, {cudnn}, flash-attn, {own}"
+        )
+
+
+@for_sm_90
+def test_which_of_torchs_own_takes_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    generation = flash_versions.Generation
+    for _ in install(None, monkeypatch):
+        everything(monkeypatch)
+        for module in ("flash_attn", "flash_attn_interface", "fa3_fwd_interface"):
+            monkeypatch.setitem(sys.modules, module, None)
+        training = WHOLE.call("flash")
+        assert flash.generation(training) == generation.TORCH_FLASH == 20
+        inference = dataclasses.replace(training, needs_grad=False)
+        assert flash.generation(inference) == generation.TORCH_CUDNN == 90
+        assert flash.chosen(inference).package == "torch's cuDNN attention"
+        monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", "1")
+        assert flash.generation(training) == generation.TORCH_CUDNN
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        reason = gk.supports("flash", training) or ""
+        assert "cuDNN attention is switched off" in reason and "FlashAttention is" in reason
+        assert flash.generation(training) is None
+
+
 @for_sm_90
 def test_the_newest_that_takes_the_call_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {**STANDINS["flash-attn 2"]([]), **STANDINS["fa3-fwd"]([])}
@@ -416,6 +602,165 @@ def test_the_newest_that_takes_the_call_is_chosen(monkeypatch: pytest.MonkeyPatc
         assert flash.generation(call) == 2
         assert flash.generation(dataclasses.replace(call, needs_grad=False)) == 3
         assert flash.generation(dataclasses.replace(call, scale=-1.0)) is None
+
+
+# ------------------------------------------------------------------- determinism of torch's own
+
+
+def settings() -> tuple[bool, bool]:
+    """Whether torch is deterministic, and whether it only warns."""
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def one_backward(found: Any) -> None:
+    x = torch.randn(1, 5, 2, 16).to(HALF)
+    found.backward(x, x, x, x, x, torch.zeros(1, 2, 5), 0.25)
+
+
+@pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])
+def test_torchs_flash_is_deterministic_and_leaves_the_setting(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[bool, bool]
+) -> None:
+    for calls in install("torch flash", monkeypatch):
+        (found,) = flash_versions.installed()
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        one_backward(found)
+        assert calls[-1].deterministic and settings() == before
+
+        def fails(*args: Any, **kwargs: Any) -> None:
+            assert settings() == (True, False)
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(flash_versions.aten, "_flash_attention_backward", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            one_backward(found)
+        assert settings() == before
+
+
+@pytest.fixture
+def torch_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """torch's own FlashAttention is found."""
+    yield from install("torch flash", monkeypatch)
+
+
+def test_threads_do_not_restore_each_others_setting(
+    torch_flash: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = flash_versions.installed()
+    real, seen = flash_versions.aten._flash_attention_backward, []
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.01)  # others get their turn, as while torch launches
+        seen.append(settings())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(flash_versions.aten, "_flash_attention_backward", slow)
+    torch.use_deterministic_algorithms(False)
+    threads = [threading.Thread(target=one_backward, args=(found,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [(True, False)] * 4 and settings() == (False, False)
+
+
+# ------------------------------------------------------------------------------- on real hardware
+
+
+@pytest.fixture(params=list(TORCH_OWN))
+def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Each of torch's own, its operators on this GPU; cuDNN is asked to train."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    finder = getattr(flash_versions, TORCH_OWN[request.param])
+    monkeypatch.setattr(flash_versions, "_FINDERS", (finder,))
+    monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", "1")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # memory stays poisoned
+    flash_versions.installed.cache_clear()
+    reason = gk.supports("flash", WHOLE.call("flash"))  # the emulated GPU switches them off
+    if reason is None:
+        yield flash.chosen(WHOLE.call("flash"))
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.undo()
+    flash_versions.installed.cache_clear()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+LARGE = Case(
+    rows=1500, keys=1300, heads=3, dim=128, lengths=(200, 77), bias=(0.5, -0.5), mask="random",
+    mask_dtype=torch.uint8, mask_gate=True, gate="token", batch=2, dtype=HALF,
+)  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("case", [*CASES, LARGE], ids=str)
+def test_budget_on_hardware(real: Any, case: Case, dtype: torch.dtype) -> None:
+    check_budget(dataclasses.replace(case, dtype=dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ref_batch", [1, 2])
+def test_runs_on_hardware_agree(real: Any, ref_batch: int) -> None:
+    """Bit for bit: cuDNN's forward pass, and both passes of torch's FlashAttention."""
+    case = dataclasses.replace(LARGE, ref_batch=ref_batch)
+    inputs = make_case(case)
+    first = run(case, "flash", HALF, inputs)
+    forward = {"out", "lse", "gate_sum"}
+    exact = forward if isinstance(real, flash_versions.TorchCudnn) else set(first)
+    for _ in range(3):
+        again = run(case, "flash", HALF, inputs)
+        for name in exact & set(first):
+            assert torch.equal(first[name], again[name]), name
+    assert settings() == (True, True)
+
+
+@pytest.mark.gpu
+def test_other_counts_of_rows_and_other_strides_on_hardware(real: Any) -> None:
+    """What cuDNN made for one call must not be taken for the next."""
+    for layout in ("plain", "fused", "heads", "padded"):
+        for seed in range(3):
+            case = dataclasses.replace(LARGE, batch=1, rows=700, layout=layout, seed=seed)
+            check_budget(case)
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_with_a_gate(real: Any) -> None:
+    """Not in a second call: the first copies small tables, and cuDNN makes its plans."""
+    args = arguments(LARGE, make_case(LARGE), HALF, device_of("flash"))
+    up = torch.randn(args["q"].shape, device="cuda").to(HALF)
+
+    def both() -> Any:
+        out = gk.reference_attention(**args, backend="flash")[0]
+        return out, *torch.autograd.grad(out, list(leaves(args).values()), up)
+
+    both()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_of_the_forward_pass(real: Any) -> None:
+    args = arguments(LARGE, make_case(LARGE), HALF, device_of("flash"))
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            wanted = gk.reference_attention(**args, backend="flash")[0]
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = gk.reference_attention(**args, backend="flash")[0]
+        found.fill_(float("nan"))
+        graph.replay()
+    assert torch.equal(found, wanted)
 
 
 # --------------------------------------------------------------------------------- signatures
@@ -456,6 +801,20 @@ def test_standins_have_the_published_signatures(name: str) -> None:
     (module,) = (m for m in STANDINS[name]([]).values() if "_flash_attn" in str(vars(m).keys()))
     for function, signature in published(*FOLLOWS[name]).items():
         assert str(inspect.signature(getattr(module, function))) == str(signature), function
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Aten) if "attention" in name])
+def test_standins_have_the_schemas_of_this_torch(name: str) -> None:
+    """A newer torch may have more arguments by name, which need not be given."""
+    schema = getattr(torch.ops.aten, name).default._schema
+    parameters = [p for p in inspect.signature(getattr(Aten, name)).parameters.values()][1:]
+    assert [p.name for p in parameters] == [a.name for a in schema.arguments[: len(parameters)]]
+    for p, a in zip(parameters, schema.arguments, strict=False):
+        assert (p.kind is p.KEYWORD_ONLY) == a.kwarg_only, p.name
+        assert (p.default is not p.empty) == a.has_default_value(), p.name
+        assert p.default is p.empty or p.default == a.default_value, p.name
+    for a in schema.arguments[len(parameters) :]:
+        assert a.kwarg_only and a.has_default_value(), a.name
 
 
 def test_the_forerunner_of_flash_attn_4_is_told_from_it() -> None:
