@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 __all__ = ["bench"]
 
 _PATH = click.Path(path_type=Path)
-_WIDTH, _STATIC_WIDTH = 150, 200  # of tables that go into a file
+_WIDTH, _STATIC_WIDTH = 170, 200  # of tables that go into a file
 _FEWEST_ROUNDS = 1
 
 

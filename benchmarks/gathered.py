@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CUDNN", "Attention", "default_attention", "gathered_attention"]
+__all__ = ["CUDNN", "FLASH", "Attention", "default_attention", "gathered_attention"]
 
 aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ def default_attention(device: torch.device, dtype: torch.dtype) -> Attention:
     """What PyTorch has everywhere: flash attention; for float32 on CUDA the efficient one."""
     if device.type == "cpu":
         return _ON_CPU
-    return _FLASH if dtype != torch.float32 else _EFFICIENT
+    return FLASH if dtype != torch.float32 else _EFFICIENT
 
 
 class _Gathered(torch.autograd.Function):
@@ -175,6 +175,6 @@ def _cudnn_backward(dout: Tensor, Q: Tensor, K: Tensor, V: Tensor, part: _Part) 
 
 
 _ON_CPU = Attention("flash", _cpu, _cpu_backward)
-_FLASH = Attention("flash", _flash, _flash_backward)
+FLASH = Attention("flash", _flash, _flash_backward)
 _EFFICIENT = Attention("efficient", _efficient, _efficient_backward)
 CUDNN = Attention("cuDNN", _cudnn, _cudnn_backward)

@@ -106,7 +106,7 @@ def setup_gathered_cudnn(ctx: Context) -> Pair | None:
 def _gathered(ctx: Context, attention: Attention) -> Pair:
     rows = ctx.mask[0].nonzero()[:, 0]
     return autograd_pair(
-        lambda: gathered_attention(*ctx.heads_first, rows, attention),
+        lambda: gathered_attention(*ctx.heads_first, rows=rows, attention=attention),
         ctx.heads_first,
         kernel=attention.kernel,
     )
@@ -129,14 +129,16 @@ def setup_eager(ctx: Context) -> Pair | None:
 
 def setup_flex(ctx: Context, **options: Any) -> Pair | None:
     """flex_attention with a block mask, compiled."""
+    from torch import _dynamo
+    from torch._functorch import config
     from torch.nn.attention.flex_attention import flex_attention
 
     if ctx.device.type == "cpu" and ctx.direction == "backward":
         return ctx.refuse("flex_attention has no backward pass on a CPU")
     # A backward pass is repeated on one held forward pass, whose buffers must then stay.
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    config.donated_buffer = False
     # After eight shapes torch.compile would give up, and run the rest unfused without a word.
-    torch._dynamo.reset()
+    _dynamo.reset()
     Q, K, V = ctx.joined_heads_first
     blocks = block_mask(ctx.mask[0], ctx.shape.m)
     compiled = torch.compile(flex_attention, dynamic=False)
