@@ -34,8 +34,8 @@ void check(int error, const char* name) {
   STD_TORCH_CHECK(false, name, ": CUDA error ", error, ", ", words);
 }
 
-// The stable interface gives a stream's handle from torch 2.13 on. This older function is in torch's
-// CUDA library, with which a build that serves CPUs too can't be linked.
+// The stable interface gives a stream's handle from torch 2.13 on. This older function is in
+// torch's CUDA library, with which a build that serves CPUs too can't be linked.
 using StreamOf = decltype(aoti_torch_get_current_cuda_stream);
 StreamOf* stream_of = nullptr;
 
