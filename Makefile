@@ -134,23 +134,28 @@ gpu-compile: $(READY_TRITON) ## compile every shipped Triton kernel for each GPU
 NVCC := $(or $(CUDACXX),$(CUDA_HOME),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
 # The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tests/emugpu).
-# It needs a CUDA build of torch, in an environment of its own.
-CUDA_TORCH ?= torch==2.14.1
+# It needs a CUDA build of torch, in an environment of its own: .venv-cuda, or, of another torch than
+# the default, .venv-cuda-2.11.0.
+DEFAULT_CUDA_TORCH := torch==2.14.1
+CUDA_TORCH ?= $(DEFAULT_CUDA_TORCH)
 EMULATED_ARCHS ?= 80 90
 EMULATED_TESTS ?= tests/test_gpu.py tests/test_cuda.py tests/test_cuda_backward.py \
 	tests/test_cuda_norm_rope.py
-VENV_CUDA := .venv-cuda
+VENV_CUDA := .venv-cuda$(patsubst torch==%,-%,$(filter-out $(DEFAULT_CUDA_TORCH),$(CUDA_TORCH)))
 RUN_CUDA := $(VENV_CUDA)/bin/python
 READY_CUDA := $(VENV_CUDA)/.ready
 
-# The package itself is not installed there: that would build its extension again.
+# The package itself is not installed there: that would build its extension again. torch, and the
+# Triton that belongs to it, stay what they are.
 define REQUIREMENTS
 import tomllib
+from importlib.metadata import version
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
 lists = [project["dependencies"], *(extras[name] for name in ("demo", "test", "triton"))]
-print(*(name for names in lists for name in names), "ninja", sep="\n")
+pinned = (f"{name}=={version(name)}" for name in ("torch", "triton"))
+print(*(name for names in lists for name in names), "ninja", *pinned, sep="\n")
 endef
 export REQUIREMENTS
 
@@ -205,24 +210,21 @@ wheel: $(READY) ## build a wheel, with the CUDA kernels where nvcc is: dist/
 	@ls dist/*.whl
 
 # One environment for each torch, kept: the wheel is what is installed anew.
-CHECKED := build/wheel-check
+CHECKED_TORCHES ?= $(TORCH) $(CUDA_TORCH)
 CHECKED_PIP := -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-$(CHECKED)/%/.ready: | $(RUN)
-	@echo "Installing $(TORCH_OF_$*) into $(@D)"
-	@$(RUN) -m venv $(@D)
-	@$(@D)/bin/python $(CHECKED_PIP) '$(TORCH_OF_$*)' numpy
-	@touch $@
-
-TORCH_OF_cpu := $(TORCH)
-TORCH_OF_cuda := $(CUDA_TORCH)
-
 .PHONY: cuda-build-check
-cuda-build-check: wheel $(CHECKED)/cpu/.ready $(CHECKED)/cuda/.ready ## install the wheel beside a CPU and a CUDA build of torch
-	@for torch in cpu cuda; do \
-		python=$(CURDIR)/$(CHECKED)/$$torch/bin/python; \
+cuda-build-check: wheel ## install one wheel beside each torch of CHECKED_TORCHES, and run it there
+	@for torch in $(CHECKED_TORCHES); do \
+		folder=$(CURDIR)/build/wheel-check/$$torch; python=$$folder/bin/python; \
+		if [ ! -f $$folder/.ready ]; then \
+			echo "Installing $$torch into $$folder"; \
+			$(RUN) -m venv $$folder; \
+			$$python $(CHECKED_PIP) "$$torch" numpy pytest; \
+			touch $$folder/.ready; \
+		fi; \
 		$$python $(CHECKED_PIP) --no-deps --force-reinstall dist/*.whl; \
-		(cd $(CHECKED)/$$torch; $$python -P $(CURDIR)/tests/native/check_wheel.py $(CURDIR)/csrc/cuda/launch.h); \
+		(cd $$folder; $$python -P $(CURDIR)/tests/native/check_wheel.py $(CURDIR)/csrc/cuda/launch.h); \
 	done
 
 .PHONY: lint
@@ -241,5 +243,5 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 .PHONY: clean
 clean: ## remove builds, caches and results; keep the environment
 	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
-	@rm -f genhoi_kernels/*.so genhoi_kernels/_*_missing.txt $(READY) $(READY_DEV) $(READY_TRITON) $(READY_CUDA)
+	@rm -f genhoi_kernels/*.so genhoi_kernels/_*_missing.txt .venv*/.ready*
 	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +

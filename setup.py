@@ -2,10 +2,10 @@
 else is in pyproject.toml.
 
 The extension holds the CPU backend's kernels, and the registration of all kernels through torch's
-stable ABI, so one binary serves every torch from 2.13 on. It is compiled by ninja rather than by
-torch's BuildExtension, because every instruction set has its own source file with its own flags,
-and because importing torch is not possible here: pip isolates the build from the environment it
-installs into, so torch's headers are looked up on disk.
+stable ABI, so one binary serves every torch from MIN_TORCH (in genhoi_kernels/native.py) on. It is
+compiled by ninja rather than by torch's BuildExtension, because every instruction set has its own
+source file with its own flags, and because importing torch is not possible here: pip isolates the
+build from the environment it installs into, so torch's headers are looked up on disk.
 
 ``genhoi_kernels/libgenhoi_cuda.so`` holds the CUDA kernels. It needs CUDA's runtime library, and
 knows no torch; the extension opens it when it is first needed, and so is imported without CUDA too.
@@ -60,8 +60,19 @@ BUILD_CPU, BUILD_CUDA = "GENHOI_BUILD_CPU", "GENHOI_BUILD_CUDA"
 MISSING_FILE = "_C_missing.txt"
 CUDA_LIBRARY = "libgenhoi_cuda.so"
 CUDA_MISSING_FILE = "_cuda_missing.txt"
-MIN_TORCH = (2, 11)
 MIN_NVCC = (12, 8)  # the first that knows all of CUDA_ARCHITECTURES
+
+
+def oldest_torch() -> tuple[int, ...]:
+    """MIN_TORCH of the package, read as text: to import it takes a torch."""
+    text = (ROOT / PACKAGE / "native.py").read_text(encoding="utf-8")
+    found = re.search(r"^MIN_TORCH = \((\d+), (\d+)\)$", text, re.MULTILINE)
+    if found is None:
+        raise SetupError(f"{PACKAGE}/native.py has no line MIN_TORCH = (major, minor)")
+    return tuple(map(int, found.groups()))
+
+
+MIN_TORCH = oldest_torch()
 
 # The binding is the only source that sees Python and pybind11. Under build isolation their headers
 # move with every build; kept away from the kernels, they do not cause those to be recompiled.

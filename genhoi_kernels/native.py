@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-MIN_TORCH = (2, 11)
-"""First torch whose stable ABI has all that the compiled part uses."""
+MIN_TORCH = (2, 10)
+"""First torch whose stable ABI has all that the compiled part uses; setup.py builds for it."""
 
 
 def _load() -> tuple[ModuleType | None, str]:

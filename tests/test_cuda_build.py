@@ -6,6 +6,7 @@ version for a torch.
 
 import ctypes
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_install import CUDA_REASON_FILE, ROOT, run, run_checked
+from test_install import CUDA_REASON_FILE, REASON_FILE, ROOT, run, run_checked
 
 LIBRARY = "genhoi_kernels/libgenhoi_cuda.so"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -157,6 +158,71 @@ def test_reasons(tree: Path, torch_of: Path, tmp_path: Path) -> None:
     (tree / "csrc" / "cuda" / "fill.cu").unlink()
     build(tree, torch_of, CUDA_HOME=nvcc)
     assert_not_built(tree, "its sources (csrc/cuda/) are missing")
+
+
+def test_oldest_torch(tree: Path, torch_of: Path) -> None:
+    """MIN_TORCH of the package is what the build asks for, and what headers may offer it."""
+    native = tree / "genhoi_kernels" / "native.py"
+    text = native.read_text()
+
+    def build_for(oldest: str) -> None:
+        native.write_text(re.sub(r"^MIN_TORCH = .*", oldest, text, flags=re.MULTILINE))
+        build(tree, torch_of, GENHOI_BUILD_CUDA="0")
+
+    build_for("MIN_TORCH = (2, 12)")
+    (rules,) = (tree / "build").glob("native-*/build.ninja")
+    assert "-DTORCH_TARGET_VERSION=0x020c000000000000 " in rules.read_text()
+    build_for("MIN_TORCH = (2, 15)")
+    assert (tree / REASON_FILE).read_text() == (
+        "The C++ extension was not built: "
+        "it needs torch 2.15 or newer, and torch 2.14.0 was found.\n"
+    )
+    with pytest.raises(AssertionError, match=r"no line MIN_TORCH = \(major, minor\)"):
+        build_for("MIN_TORCH = minimum()")
+
+
+LOOKUP = """
+#include "loaded_torch.h"
+#include <dlfcn.h>
+#include <cstdio>
+#include <exception>
+int main(int, char** libraries) {
+  while (*++libraries) {
+    if (!dlopen(*libraries, RTLD_NOW | RTLD_LOCAL)) return 2;
+  }
+  try {
+    std::printf("%d", reinterpret_cast<int (*)()>(genhoi::cuda::torch_function("answer"))());
+  } catch (const std::exception& error) {
+    std::fputs(error.what(), stdout);
+  }
+}
+"""
+
+
+def test_functions_of_the_loaded_torch(tmp_path: Path) -> None:
+    """Found in whatever library of torch has them, loaded as Python does it, or none is named."""
+    (tmp_path / "main.cpp").write_text(LOOKUP)
+    cuda = ROOT / "csrc" / "cuda"
+    options = ["-std=c++17", f"-I{cuda}", cuda / "loaded_torch.cpp", "main.cpp", "-ldl"]
+    run_checked("c++", *options, "-o", "lookup", cwd=tmp_path)
+
+    def library(name: str, code: str) -> Path:
+        (tmp_path / "library.c").write_text(code)
+        options = ["-shared", "-fPIC", "-x", "c", "library.c", f"-Wl,-soname,{name}"]
+        run_checked("c++", *options, "-o", name, cwd=tmp_path)
+        return tmp_path / name
+
+    answer = "int answer(void) { return 42; }"
+    usual, renamed = (library(x, answer) for x in ("libtorch_cuda.so", "libtorch_cuda-1f.so.3"))
+    empty, other = library("libtorch_cpu.so", ""), library("libanother.so", answer)
+
+    def look(*libraries: Path) -> str:
+        return run_checked(tmp_path / "lookup", *libraries, cwd=tmp_path)
+
+    assert look(usual) == look(empty, usual) == look(empty, renamed) == "42"
+    failure = "no library of torch in this process has answer; looked in"
+    assert look(other) == f"{failure} none"
+    assert look(empty, other) == f"{failure} {empty}"
 
 
 def test_required_library_is_an_error(tree: Path, torch_of: Path) -> None:

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from genhoi_kernels.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 REASON_FILE = "genhoi_kernels/_C_missing.txt"
@@ -126,6 +129,12 @@ def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     assert usable == "False"
     assert sentence in why
     assert statuses["eager"][0] == "True"
+
+
+def test_oldest_torch() -> None:
+    """The compiled part serves every torch that the package may be installed beside."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "torch>={}.{}".format(*MIN_TORCH) in project["dependencies"]
 
 
 def test_required_extension_is_an_error(tree: Path, tmp_path: Path) -> None:

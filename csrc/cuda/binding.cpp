@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "launch.h"
+#include "loaded_torch.h"
 
 namespace genhoi::cuda {
 
@@ -33,17 +34,15 @@ void check(int error, const char* name) {
   STD_TORCH_CHECK(false, name, ": CUDA error ", error, ", ", words);
 }
 
-// The stable interface gives a stream's handle from torch 2.13 on. The older function that does is
-// in torch's CUDA library, which a CPU build has not: it is looked up where torch has loaded it.
+// The stable interface gives a stream's handle from torch 2.13 on. This older function is in
+// torch's CUDA library, with which a build that serves CPUs too can't be linked.
+using StreamOf = decltype(aoti_torch_get_current_cuda_stream);
+StreamOf* stream_of = nullptr;
+
 void* current_stream(const Tensor& x) {
-  static const auto ask = [] {
-    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    void* found = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
-    return reinterpret_cast<decltype(&aoti_torch_get_current_cuda_stream)>(found);
-  }();
-  STD_TORCH_CHECK(ask != nullptr, "this torch has no CUDA streams");
+  STD_TORCH_CHECK(stream_of != nullptr, "the library of CUDA kernels is not open");
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(ask(x.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(stream_of(x.get_device_index(), &stream));
   return stream;
 }
 
@@ -136,6 +135,7 @@ GenhoiNormRope norm_rope_of(const Tensor& x, const std::optional<Tensor>& weight
 
 void open_library(const std::string& path) {
   if (library != nullptr) return;
+  stream_of = reinterpret_cast<StreamOf*>(torch_function("aoti_torch_get_current_cuda_stream"));
   library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error(dlerror());
 }

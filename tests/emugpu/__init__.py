@@ -79,7 +79,7 @@ def install(
 
     poison: fill new memory with NaN. capacity: bytes of memory. aten=False leaves torch's own
     operators alone (their kernels then raise). settings: as for ``checks``. Raises
-    EmulatedGPUError if torch has no CUDA, or has been imported already.
+    EmulatedGPUError if torch is no build for CUDA 13, or has been imported already.
     """
     options.update(settings)
     if not libraries.load(capability, poison, capacity, devices):
@@ -87,8 +87,12 @@ def install(
     launch.start()
     import torch
 
+    cuda = torch.version.cuda
+    if cuda is None or not cuda.startswith("13."):
+        build = f"a build for CUDA {cuda}" if cuda else "no CUDA build"
+        raise EmulatedGPUError(f"torch {torch.__version__} is {build}; wanted one for CUDA 13")
     if not torch.cuda.is_available():
-        raise EmulatedGPUError("torch has no CUDA build")
+        raise EmulatedGPUError("torch does not see the emulated GPU")
     torch.cuda.init()
     if aten:
         from . import dispatch
