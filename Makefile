@@ -118,6 +118,13 @@ BENCH_ARGS ?= --minutes 9
 bench: $(READY) ## time the op beside its peers, under 10 minutes: results/bench/
 	@$(VENV)/bin/genhoi bench --out results/bench $(BENCH_ARGS)
 
+# With the Python that is there, and nothing installed: docs/gpu.md. GPU_REPORT_ARGS="--minutes 5"
+GPU_REPORT_ARGS ?=
+
+.PHONY: gpu-report
+gpu-report: ## check, time and tune everything on this GPU, in 8 minutes: results/gpu-report/
+	@'$(PYTHON)' -m benchmarks.gpu_report $(GPU_REPORT_ARGS)
+
 # No GPU is needed: Triton's wheel holds the whole compiler. GPU_COMPILE_ARGS="--subset ci"
 GPU_COMPILE_ARGS ?=
 READY_TRITON := $(VENV)/.ready-triton
@@ -186,6 +193,10 @@ test-gpu-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## run the GPU te
 	done; \
 	if [ $$status = 0 ]; then echo "Passed on emulated GPUs: $(EMULATED_ARCHS). No hardware was used."; fi; \
 	exit $$status
+
+.PHONY: gpu-report-emulated
+gpu-report-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## a dry run of gpu-report on an emulated GPU, at tiny sizes
+	@EMULATED_GPU=$(lastword $(EMULATED_ARCHS)) $(EMULATED) tests/test_gpu_report.py
 
 .PHONY: test-emulator
 test-emulator: $(READY_CUDA) ## validate the emulated GPU itself
