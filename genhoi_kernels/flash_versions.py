@@ -172,9 +172,7 @@ class TorchFlash:
 
     def refuses(self, arch: str, dtype: torch.dtype, head_dim: int, needs_grad: bool) -> str | None:
         """Why it can't take such a call on such a GPU, or None."""
-        if not torch.backends.cuda.flash_sdp_enabled():
-            return f"{self.package} is switched off (torch.backends.cuda.enable_flash_sdp)"
-        return _needs_gpu(self.package, arch)
+        return switched_off(self) or _needs_gpu(self.package, arch)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Pair:
         """Output and lse of q over k and v."""
@@ -212,8 +210,6 @@ class TorchCudnn:
 
     def refuses(self, arch: str, dtype: torch.dtype, head_dim: int, needs_grad: bool) -> str | None:
         """Why it can't take such a call on such a GPU, or None."""
-        if not torch.backends.cuda.cudnn_sdp_enabled():
-            return f"{self.package} is switched off (torch.backends.cuda.enable_cudnn_sdp)"
         if head_dim > 128:
             return f"{self.package} takes head dims up to 128, not {head_dim}"
         if needs_grad and os.environ.get(CUDNN_BACKWARD) != "1":
@@ -228,7 +224,7 @@ class TorchCudnn:
             )
         if needs_grad and os.environ.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE") == "1":
             return f"{self.package} wants another lse with TORCH_CUDNN_SDPA_AVOID_RECOMPILE=1"
-        return _needs_gpu(self.package, arch)
+        return switched_off(self) or _needs_gpu(self.package, arch)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Pair:
         """Output and lse of q over k and v."""
@@ -279,6 +275,16 @@ def _deterministic() -> Iterator[None]:
             yield
         finally:
             torch._C._set_deterministic_algorithms(enabled, warn_only=warns)
+
+
+def switched_off(flash: Flash) -> str | None:
+    """That it takes no call because of torch's switches for it, or None."""
+    switches = torch.backends.cuda
+    if isinstance(flash, TorchFlash) and not switches.flash_sdp_enabled():
+        return f"{flash.package} is switched off (torch.backends.cuda.enable_flash_sdp)"
+    if isinstance(flash, TorchCudnn) and not switches.cudnn_sdp_enabled():
+        return f"{flash.package} is switched off (torch.backends.cuda.enable_cudnn_sdp)"
+    return None
 
 
 def _only_deterministic() -> bool:
@@ -340,8 +346,9 @@ def _flash_4() -> Flash | None:
 
 
 def torch_has_flash() -> bool:
-    """Whether this torch was built for CUDA, with FlashAttention."""
-    return torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    """Whether this torch was built for CUDA, with FlashAttention, and has a GPU."""
+    built = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    return built and torch.cuda.is_available()
 
 
 def cudnn_version() -> int:

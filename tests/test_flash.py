@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import sys
 import threading
@@ -478,20 +479,23 @@ def test_what_torch_has_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build for CUDA with FlashAttention; a cuDNN that can't be loaded is none."""
-    has = torch.backends.cuda.is_flash_attention_available()
-    assert flash_versions.torch_has_flash() == (torch.version.cuda is not None and has)
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    for version, answer in ((None, False), ("13.0", True)):
+    """A build for CUDA with FlashAttention, and a GPU; a cuDNN that can't be loaded is none."""
+    for version, built, gpu in itertools.product(("13.0", None), (True, False), (True, False)):
         monkeypatch.setattr(torch.version, "cuda", version)
-        assert flash_versions.torch_has_flash() == answer
+        for module, name, answer in (
+            (torch.backends.cuda, "is_flash_attention_available", built),
+            (torch.cuda, "is_available", gpu),
+        ):
+            monkeypatch.setattr(module, name, lambda answer=answer: answer)
+        wanted = version is not None and built and gpu
+        assert flash_versions.torch_has_flash() == wanted
 
     def mismatch() -> int:
         raise RuntimeError("cuDNN version incompatibility")
 
-    for version, wanted in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
-        monkeypatch.setattr(torch.backends.cudnn, "version", version)
-        assert flash_versions.cudnn_version() == wanted
+    for found, number in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", found)
+        assert flash_versions.cudnn_version() == number
 
 
 def test_cudnn_trains_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,6 +534,10 @@ def test_torchs_switches_are_heeded(monkeypatch: pytest.MonkeyPatch, name: str) 
         getattr(torch.backends.cuda, switch)(False)
         reason = found.refuses("sm_90", HALF, 64, False)
         assert f"{found.package} is switched off (torch.backends.cuda.{switch})" == reason
+        if UNAVAILABLE is None:
+            assert flash.unavailable() == reason
+            getattr(torch.backends.cuda, switch)(True)
+            assert flash.unavailable() is None
 
 
 @pytest.mark.parametrize("name", TORCH_OWN)

@@ -17,6 +17,7 @@ import genhoi_kernels as gk
 from genhoi_kernels import choices, native, registry
 from genhoi_kernels.backends import flash, triton
 from genhoi_kernels.choices import Choice, Question
+from genhoi_kernels.flash_versions import Generation
 
 USABLE = [status.name for status in gk.backends() if status.usable]
 
@@ -94,6 +95,7 @@ def test_an_unknown_backend_lists_the_known() -> None:
 # ------------------------------------------------------------------------ choices between able ones
 
 H100 = Question("sm_90", "H100", "bfloat16", 128, 32760, True, 3)
+FLASH = Generation
 
 
 @pytest.fixture
@@ -132,8 +134,21 @@ def gpu_call() -> gk.AttentionCall:
             {"arch": "sm_80", "flash": None, "training": False, "rows": 9},
             ("cuda", "flash", "triton"),
         ),
-        # What the model says nothing about: the registry's own order.
-        ({"training": False}, ()),
+        ({"arch": "sm_80", "flash": FLASH.TORCH_FLASH}, ("flash", "cuda", "triton")),
+        ({"arch": "sm_80", "flash": FLASH.TORCH_CUDNN}, ("cuda", "triton")),
+        # What was measured on an H100.
+        ({"training": False}, ("flash", "triton", "cuda")),
+        ({"training": False, "dtype": "float16"}, ("flash", "triton", "cuda")),
+        ({"training": False, "flash": FLASH.TORCH_CUDNN}, ("flash", "triton", "cuda")),
+        ({"training": False, "flash": FLASH.TORCH_FLASH}, ("triton", "cuda", "flash")),
+        ({"flash": FLASH.TORCH_CUDNN}, ("flash", "triton", "cuda")),
+        ({"flash": FLASH.TORCH_FLASH}, ("triton", "flash", "cuda")),
+        # What nobody measured, and the model says nothing about: the registry's own order.
+        ({"training": False, "flash": 2}, ()),
+        ({"training": False, "flash": 4}, ()),
+        ({"training": False, "flash": None}, ()),
+        ({"training": False, "rows": 4095}, ()),
+        ({"training": False, "head_dim": 64}, ()),
         ({"flash": 2}, ()),
         ({"flash": 4}, ()),
         ({"flash": None}, ()),
@@ -149,9 +164,25 @@ def test_built_in_choices(cache: Path, change: dict, first: tuple[str, ...]) -> 
 
 def test_every_built_in_choice_says_what_it_rests_on() -> None:
     for choice in choices.TABLE:
-        assert choice.basis in ("measured", "modelled") and len(choice.how) > 40
-        assert set(choice.order) <= {*registry.backend_names(), "cuda"}
-        assert choice.basis == "modelled" or choice.device
+        assert choice.basis in ("measured", "inferred", "modelled") and len(choice.how) > 40
+        assert set(choice.order) <= set(registry.backend_names())
+        assert bool(choice.device) == (choice.basis == "measured")
+        if choice.basis == "inferred":
+            assert "alone" in choice.how
+
+
+def test_an_entry_of_the_gpu_itself_decides_there(cache: Path) -> None:
+    for device, basis in (("NVIDIA H100 80GB HBM3", "measured"), ("NVIDIA H200", "inferred")):
+        question = dataclasses.replace(H100, device=device, training=False, flash=FLASH.TORCH_CUDNN)
+        found = choices.find(question)
+        assert found is not None and found.basis == basis
+
+
+def test_a_backend_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "unavailable", lambda: None)
+    monkeypatch.setattr(flash, "description", lambda: "two of them were found")
+    (status,) = (status for status in gk.backends() if status.name == "flash")
+    assert status.usable and status.reason == "two of them were found"
 
 
 def test_a_gpu_call_goes_where_the_table_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +208,7 @@ def test_a_cpu_call_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MEASURED = Choice(
     "sm_90", ("bfloat16",), (128,), (5000, 40000), True, ("triton", "flash"), "measured",
-    "on a clock", (3,), "H100",
+    "on a clock", (Generation.FLASH_3,), "H100",
 )  # fmt: skip
 
 
@@ -190,8 +221,8 @@ def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatc
     # It holds for that GPU, length and FlashAttention only.
     for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}):
         assert choices.find(dataclasses.replace(H100, **change)) in choices.TABLE
-    for change in ({"flash": None}, {"training": False}):
-        assert choices.find(dataclasses.replace(H100, **change)) is None
+    assert choices.find(dataclasses.replace(H100, flash=None)) is None
+    assert choices.find(dataclasses.replace(H100, training=False)) in choices.TABLE
     without = dataclasses.replace(MEASURED, flash=(0,))
     assert without.fits(dataclasses.replace(H100, flash=None)) and not without.fits(H100)
 

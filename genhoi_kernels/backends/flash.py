@@ -38,7 +38,8 @@ def unavailable() -> str | None:
     problem = triton.unavailable()
     if problem is not None:
         return f"its own kernels need Triton and a GPU: {problem}"
-    return None if flash_versions.installed() else _INSTALL
+    off = [flash_versions.switched_off(flash) for flash in flash_versions.installed()]
+    return None if None in off else "; ".join(reason for reason in off if reason) or _INSTALL
 
 
 def description() -> str:
