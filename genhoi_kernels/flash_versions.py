@@ -29,6 +29,8 @@ Triple = tuple[Tensor, Tensor, Tensor]
 INTERPRETER = "interpreter"
 CUDNN_BACKWARD = "GENHOI_CUDNN_BACKWARD"
 """Environment variable: "1" lets cuDNN train, whose gradients differ a little from run to run."""
+ONLY = "GENHOI_FLASH"
+"""Environment variable: the only one to take, such as "torch-cudnn" (a name of Generation)."""
 
 aten: Any = torch.ops.aten
 """Where torch's own are called; tests put stand-ins here."""
@@ -265,15 +267,19 @@ def _deterministic() -> Iterator[None]:
 
     torch's FlashAttention has no other way to be asked. The setting is the process's: another
     thread can meet it while the block runs, which is a launch's time; two blocks at once would
-    restore each other's. ``torch.use_deterministic_algorithms`` would set Inductor's, too.
+    restore each other's. ``torch.use_deterministic_algorithms`` would set Inductor's, too. Memory
+    is not filled with NaN for it, unless the caller wants that himself.
     """
     with _ONE_AT_A_TIME:
         enabled = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        fills = torch._C._get_deterministic_fill_uninitialized_memory()
+        torch._C._set_deterministic_fill_uninitialized_memory(fills and enabled)
         torch._C._set_deterministic_algorithms(True, warn_only=False)
         try:
             yield
         finally:
+            torch._C._set_deterministic_fill_uninitialized_memory(fills)
             torch._C._set_deterministic_algorithms(enabled, warn_only=warns)
 
 
@@ -387,7 +393,26 @@ def installed() -> tuple[Flash, ...]:
 
 
 def tried(arch: str) -> tuple[Flash, ...]:
-    """The usable ones, in the order in which a GPU tries them."""
-    if arch in _CUDNN_EARLY:
-        return installed()
-    return tuple(sorted(installed(), key=lambda flash: isinstance(flash, TorchCudnn)))
+    """The usable ones, in the order in which a GPU tries them; only the one that is asked for.
+
+    Raises:
+        ValueError: GENHOI_FLASH is the name of none.
+    """
+    only = asked_for()
+    found = installed()
+    if arch not in _CUDNN_EARLY:
+        found = tuple(sorted(found, key=lambda flash: isinstance(flash, TorchCudnn)))
+    return tuple(flash for flash in found if only in (None, flash.generation))
+
+
+def asked_for() -> Generation | None:
+    """The only one that may be taken, if the environment names one.
+
+    Raises:
+        ValueError: it is the name of none.
+    """
+    name = os.environ.get(ONLY)
+    names = {g.name.lower().replace("_", "-"): g for g in Generation}
+    if name and name not in names:
+        raise ValueError(f"{ONLY}: got {name!r}, wanted one of {', '.join(names)}")
+    return names[name] if name else None

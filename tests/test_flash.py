@@ -612,6 +612,24 @@ def test_the_newest_that_takes_the_call_is_chosen(monkeypatch: pytest.MonkeyPatc
         assert flash.generation(dataclasses.replace(call, scale=-1.0)) is None
 
 
+@for_sm_90
+def test_the_only_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GENHOI_FLASH: what it names is taken or nothing is; what it can't mean is refused."""
+    modules = {**STANDINS["flash-attn 2"]([]), **STANDINS["fa3-fwd"]([])}
+    for _ in install(None, monkeypatch):
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        call = dataclasses.replace(WHOLE.call("flash"), needs_grad=False)
+        assert flash.generation(call) == 3
+        monkeypatch.setenv("GENHOI_FLASH", "flash-2")
+        assert flash.generation(call) == 2
+        monkeypatch.setenv("GENHOI_FLASH", "torch-cudnn")
+        assert gk.supports("flash", call) == "GENHOI_FLASH asks for torch-cudnn, which is not here"
+        monkeypatch.setenv("GENHOI_FLASH", "flash-5")
+        with pytest.raises(ValueError, match=r"GENHOI_FLASH: got 'flash-5', wanted one of flash-2"):
+            gk.supports("flash", call)
+
+
 # ------------------------------------------------------------------- determinism of torch's own
 
 
@@ -635,8 +653,10 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
     for calls in install("torch flash", monkeypatch):
         (found,) = flash_versions.installed()
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        fills = torch.utils.deterministic.fill_uninitialized_memory
         one_backward(found)
         assert calls[-1].deterministic and settings() == before
+        assert torch.utils.deterministic.fill_uninitialized_memory == fills
 
         def fails(*args: Any, **kwargs: Any) -> None:
             assert settings() == (True, False)

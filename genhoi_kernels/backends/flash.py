@@ -7,9 +7,12 @@ Which FlashAttention: an installed package, or one of torch's two, cuDNN's and F
 the order of ``flash_versions.tried``; ``chosen(call).package`` names the one that takes a call.
 Gradients are the same from run to run, but for cuDNN's: it takes no call that needs any unless the
 environment has GENHOI_CUDNN_BACKWARD=1 and torch.use_deterministic_algorithms does not forbid it.
+GENHOI_FLASH in the environment names the only one to be taken.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -60,6 +63,8 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
     if not call.scale > 0:
         return f"it takes positive scales, not {call.scale}"
     reasons = list(_refusals(call).values())
+    if not reasons:
+        return f"{flash_versions.ONLY} asks for {os.environ[flash_versions.ONLY]}, which is not here"
     return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
 
