@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from genhoi_kernels import MaskGate
+from genhoi_kernels import AttentionCall, MaskGate
+from genhoi_kernels.backends import flash
 
 from .case import Case, Contender, Results, Truth, Workload, first_line
 from .checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
@@ -106,7 +107,20 @@ def _op(ctx: Context, backend: str) -> Pair:
         assert isinstance(out, Tensor)
         return out
 
-    return autograd_pair(call, ctx.inputs, heads_first=False)
+    return autograd_pair(call, ctx.inputs, heads_first=False, kernel=op_kernel(ctx, backend))
+
+
+def op_kernel(ctx: Context, backend: str) -> str:
+    """Which FlashAttention the flash backend takes; "" for other backends, or where it refuses."""
+    shape = ctx.shape
+    call = AttentionCall(
+        device=ctx.device, dtype=ctx.dtype, head_dim=shape.head_dim, ref_lengths=(shape.m,),
+        rope=None, ref_rope=None, gate_mode="none", scale=shape.head_dim**-0.5,
+        needs_grad=ctx.direction == "backward", rows=shape.n, keys=shape.n,
+    )  # fmt: skip
+    if backend != "flash" or gk.supports(backend, call) is not None:
+        return ""
+    return flash.chosen(call).package
 
 
 def _contender(

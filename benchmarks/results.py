@@ -15,6 +15,7 @@ import click
 
 from .gpu_report.figures import draw
 from .gpu_report.folder import FILES, LOG, REPORT, RESULTS, read_json
+from .gpu_report.table import label
 from .report import Row, read_numbers
 
 __all__ = ["README_TABLE", "gpu_table"]
@@ -106,19 +107,17 @@ def _of_gpu(folder: Path) -> Iterator[str]:
     heads = [f"{shape}, {direction}" for shape, direction in _COLUMNS]
     yield f"| ms (TFLOP/s) | {' | '.join(heads)} |"
     yield "| --- |" + " --- |" * len(heads)
-    names = dict.fromkeys((str(r["contender"]), str(r.get("setting") or "")) for r in rows)
-    for name, setting in names:
-        cells = [_cell(rows, name, setting, *column) for column in _COLUMNS]
+    for name in dict.fromkeys(label(row) for row in rows):
+        cells = [_cell(rows, name, *column) for column in _COLUMNS]
         if any(cells):
-            words = f"{name}, {setting}" if setting else name
-            yield f"| {words} | {' | '.join(cells)} |"
+            yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _cell(rows: Sequence[Row], name: str, setting: str, shape: str, direction: str) -> str:
+def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
     """Time and rate of a contender in a case; "" where it was not timed."""
     for row in rows:
-        about = row["contender"], row.get("setting") or "", row["shape"], row["direction"]
-        if about == (name, setting, shape, direction) and isinstance(row["ms"], float):
+        about = label(row), row["shape"], row["direction"]
+        if about == (name, shape, direction) and isinstance(row["ms"], float):
             return f"{row['ms']:.3g} ({row['tflops']:.0f})"
     return ""
 

@@ -16,6 +16,9 @@ from genhoi_kernels import choices
 from .folder import CHOICES, RESULTS, read_rows
 from .stage import DEVICE, say, stage_options
 
+_ORDINARY = ("", "tuned blocks")
+"""Settings under which a call without a backend's name would run."""
+
 Times = dict[tuple[str, str], dict[str, float]]
 
 
@@ -35,6 +38,8 @@ def fastest(rows: list[dict[str, str]]) -> Times:
     for row in rows:
         name = backend_of(row["contender"])
         if row["suite"] != "attention" or name is None or row["reason"]:
+            continue
+        if row["setting"] not in _ORDINARY:
             continue
         of_case = times[row["shape"], row["direction"]]
         of_case[name] = min(float(row["ms"]) / 1e3, of_case.get(name, float("inf")))

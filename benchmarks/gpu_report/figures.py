@@ -15,6 +15,7 @@ from benchmarks.bare_attention import backend_of
 from benchmarks.report import read_numbers
 
 from .folder import REPORT, RESULTS, TUNING, read_json
+from .table import label
 
 __all__ = ["draw"]
 
@@ -93,8 +94,7 @@ def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
 def _bars(ax: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows))
     ax.barh(places, [row["tflops"] for row in rows], color=[_color(r) for r in rows], height=0.7)
-    labels = [", ".join(filter(None, (r["contender"], r.get("setting")))) for r in rows]
-    ax.set_yticks(places, labels, fontsize=8)
+    ax.set_yticks(places, [label(row) for row in rows], fontsize=8)
     ax.invert_yaxis()
     ceiling = rows[0]["peak_tflops"]
     ax.axvline(ceiling, color=_QUIET, linewidth=1, linestyle="--")

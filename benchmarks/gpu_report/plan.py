@@ -16,6 +16,9 @@ CHECKED = ("cuda", "triton", "flash")
 """Backends that are checked, each in a process of its own."""
 
 _PEERS = ("gathered-cudnn", "gathered", "cudnn", "sdpa-flash", "fa3-fwd", "flash-attn-3")
+# torch's own attentions inside the flash backend, which takes FlashAttention-3 where there is one.
+_CUDNN = (("GENHOI_FLASH", "torch-cudnn"), ("GENHOI_CUDNN_BACKWARD", "1"))
+_TORCH_FLASH = (("GENHOI_FLASH", "torch-flash"),)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,15 @@ def plan(*, ptxas: str | None = None) -> Iterator[Group]:
     if ptxas:
         given = ("--backend", "triton", "--name", "triton, other ptxas")
         checks.append(Stage("check-triton-ptxas", "checks", 90, given, other))
+    given = ("--backend", "flash", "--name", "flash, cuDNN", "--allow-moves")
+    checks.append(Stage("check-flash-cudnn", "checks", 90, given, _CUDNN))
     yield *checks, Stage("precompile", "tuning", 90, ("--compile-only",))
     for name, seconds in (("wan1.3b-480p", 90), ("wan14b-720p", 130)):
         yield (Stage(f"bench-{name}", "bench", seconds, (*_shape(name), *_peers(_PEERS))),)
+    for name, seconds in (("wan1.3b-480p", 40), ("wan14b-720p", 60)):
+        for label, only in (("cudnn", _CUDNN), ("torch-flash", _TORCH_FLASH)):
+            given = (*_shape(name), "--backend", "flash", "--setting", f"GENHOI_FLASH={only[0][1]}")
+            yield (Stage(f"bench-{name}-{label}", "bench", seconds, given, only),)
     yield (Stage("tests", "tests", 120),)
     yield (Stage("tuning", "tuning", 90),)
     for name, seconds in (("wan1.3b-480p", 50), ("wan14b-720p", 70)):
@@ -62,11 +71,11 @@ def plan(*, ptxas: str | None = None) -> Iterator[Group]:
         tuned = (("GENHOI_AUTOTUNE", "1"),)
         yield (Stage(f"bench-{name}-tuned", "bench", seconds, given, tuned),)
     yield (Stage("choices", "choices", 20),)
-    for suite in ("norm_rope", "fused", "block"):
+    yield (Stage("counters", "counters", 90),)
+    for suite in ("norm_rope", "block", "fused"):
         given = ("--suite", suite, *_shape("wan1.3b-480p"))
         yield (Stage(f"bench-{suite}", "bench", 60, given),)
     yield (Stage("graphs", "graphs", 40),)
-    yield (Stage("counters", "counters", 90),)
     given = (*_shape("wan1.3b-480p"), "--backend", "triton", *_peers(("flex", "sdpa")))
     yield (Stage("bench-flex", "bench", 90, given),)
     if ptxas:

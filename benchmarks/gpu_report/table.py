@@ -11,22 +11,21 @@ from benchmarks.bare_attention import backend_of
 
 from .folder import CHECKS, REPORT, RESULTS, read_json, read_rows
 
-__all__ = ["row_words", "summary"]
+__all__ = ["label", "row_words", "summary"]
 
 _MOST_TESTS = 15
 
 
 def row_words(row: dict[str, Any]) -> str:
     """A row of results in one line."""
-    what = f"{row['suite'][:9]:9} {row['shape']:13} {row['direction']:8} {row['contender']:32.32}"
-    setting = row.get("setting") or ""
+    what = f"{row['suite'][:9]:9} {row['shape']:13} {row['direction']:8} {label(row):44.44}"
     if row["reason"]:
-        return f"{what} {setting} {row['reason'][:90]}"
+        return f"{what} {row['reason'][:90]}"
     return (
         f"{what} {_form(row['ms'], '8.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
         f"{_form(row.get('limit_share'), '4.0%')} of the ceiling, error "
-        f"{_form(row.get('error'), '.1e')} {setting}"
-    ).rstrip()
+        f"{_form(row.get('error'), '.1e')}"
+    )
 
 
 def _form(value: Any, how: str) -> str:
@@ -93,16 +92,22 @@ def times(rows: Sequence[dict[str, str]]) -> Iterator[str]:
 
 
 def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
-    name = " ".join(filter(None, (row["contender"], row.get("setting"))))
+    name = label(row)
     if row["reason"]:
-        return f"{name:44.44} {row['reason'][:100]}"
+        return f"{name:56.56} {row['reason'][:100]}"
     ratio = ""
     if best is not None and _is_ours(row):
         ratio = f"  {(_ms(row) or 0) / (_ms(best) or 1):.2f} of {best['contender']}"
     return (
-        f"{name:44.44} {_form(row['ms'], '9.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
+        f"{name:56.56} {_form(row['ms'], '9.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
         f"{_form(row.get('limit_share'), '4.0%')}{ratio}"
     )
+
+
+def label(row: dict[str, Any]) -> str:
+    """A contender's name, which FlashAttention it took, and what was special."""
+    kernel = row.get("kernel") if backend_of(row["contender"]) == "flash" else ""
+    return ", ".join(filter(None, (row["contender"], kernel, row.get("setting"))))
 
 
 def _is_ours(row: dict[str, str]) -> bool:

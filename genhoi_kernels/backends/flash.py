@@ -64,7 +64,8 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes positive scales, not {call.scale}"
     reasons = list(_refusals(call).values())
     if not reasons:
-        return f"{flash_versions.ONLY} asks for {os.environ[flash_versions.ONLY]}, which is not here"
+        only = os.environ[flash_versions.ONLY]
+        return f"{flash_versions.ONLY} asks for {only}, which is not here"
     return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
 
