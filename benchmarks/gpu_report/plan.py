@@ -15,7 +15,7 @@ __all__ = ["CHECKED", "Group", "Stage", "plan"]
 CHECKED = ("cuda", "triton", "flash")
 """Backends that are checked, each in a process of its own."""
 
-_PEERS = ("gathered-cudnn", "gathered", "cudnn", "sdpa-flash", "fa3-fwd", "flash-attn-3")
+_PEERS = ("gathered-cudnn", "gathered", "cudnn", "sdpa-flash", "flash-attn-3")
 # torch's own attentions inside the flash backend, which takes FlashAttention-3 where there is one.
 _CUDNN = (("GENHOI_FLASH", "torch-cudnn"), ("GENHOI_CUDNN_BACKWARD", "1"))
 _TORCH_FLASH = (("GENHOI_FLASH", "torch-flash"),)

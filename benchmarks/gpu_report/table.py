@@ -22,10 +22,17 @@ def row_words(row: dict[str, Any]) -> str:
     if row["reason"]:
         return f"{what} {row['reason'][:90]}"
     return (
-        f"{what} {_form(row['ms'], '8.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
+        f"{what} {_form(row['ms'], '8.3f')} ms {_rate(row)} "
         f"{_form(row.get('limit_share'), '4.0%')} of the ceiling, error "
         f"{_form(row.get('error'), '.1e')}"
     )
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """TFLOP/s, or GB/s of what moves bytes only."""
+    if row.get("tflops") and float(row["tflops"]) > 0:
+        return f"{_form(row['tflops'], '5.0f')} TFLOP/s"
+    return f"{_form(row.get('gbs'), '5.0f')} GB/s   "
 
 
 def _form(value: Any, how: str) -> str:
@@ -99,15 +106,16 @@ def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
     if best is not None and _is_ours(row):
         ratio = f"  {(_ms(row) or 0) / (_ms(best) or 1):.2f} of {best['contender']}"
     return (
-        f"{name:56.56} {_form(row['ms'], '9.3f')} ms {_form(row.get('tflops'), '5.0f')} TFLOP/s "
+        f"{name:56.56} {_form(row['ms'], '9.3f')} ms {_rate(row)} "
         f"{_form(row.get('limit_share'), '4.0%')}{ratio}"
     )
 
 
 def label(row: dict[str, Any]) -> str:
-    """A contender's name, which FlashAttention it took, and what was special."""
-    kernel = row.get("kernel") if backend_of(row["contender"]) == "flash" else ""
-    return ", ".join(filter(None, (row["contender"], kernel, row.get("setting"))))
+    """A contender's name, which of a library's kernels it took, and what was special."""
+    name, kernel = row["contender"], row.get("kernel") or ""
+    words = (name, kernel if kernel not in name else "", row.get("setting"))
+    return ", ".join(filter(None, words))
 
 
 def _is_ours(row: dict[str, str]) -> bool:
@@ -116,7 +124,7 @@ def _is_ours(row: dict[str, str]) -> bool:
 
 def _is_same(row: dict[str, str]) -> bool:
     """The peer computes the op's function."""
-    return "no mask" not in row["contender"]
+    return not any(words in row["contender"] for words in ("no mask", "bare traffic"))
 
 
 def _ms(row: dict[str, str]) -> float | None:
