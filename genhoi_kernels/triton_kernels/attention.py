@@ -17,6 +17,7 @@ from ..gate import GateSums, GateWeights
 from ..mask_gate import TILE_ROWS, tile_bits
 from ..reference import AttentionResult
 from . import autotune, backward, forward, gate_backward
+from .compiler import is_sound, safe_form
 from .configs import Config, config, key_of
 from .launch import (
     Launch,
@@ -87,13 +88,14 @@ def forward_launch(
 ) -> Launch:
     """Of forward.attention_forward; q, k and k_ref rotated already."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "forward", t.q.element_size(), head_dim)
+    cut = _pipelined("forward", (t.k, t.v), arch=arch)
     keep = call.gate_mode == "token" and call.needs_grad
     return Launch(
         kernel=forward.attention_forward,
         grid=(ceil_div(rows, cut.block_m), batch * heads),
         arguments=dict(
-            Q=t.q, K=t.k, V=t.v, **_described(cut, t), **_references(call, t), **_gate(t.gate),
+            Q=t.q, K=t.k, V=t.v, **_blocks_of(cut, cut.block_n, K=t.k, V=t.v),
+            **_references(call, t), **_gate(t.gate),
             out=result.out, ungated=result.ungated if keep else None, lse=result.lse,
             gate_sums=sums if call.gate_mode == "sum" else None,
             **_strides(t), H=heads, N=rows, NK=t.k.shape[1], R=len(call.ref_lengths),
@@ -109,11 +111,11 @@ def forward_launch(
     )  # fmt: skip
 
 
-def precision(arch: str, dtype: torch.dtype, *, three_products: bool = True) -> str:
+def precision(arch: str, dtype: torch.dtype) -> str:
     """How tl.dot multiplies float32: on tensor cores of NVIDIA's by parts of 11 bits."""
-    if not arch.startswith("sm_"):
+    if not arch.startswith("sm_") or (dtype == torch.float32 and not is_sound(arch)):
         return "ieee"
-    return "tf32x3" if dtype == torch.float32 and three_products else "tf32"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def has_references(t: AttentionTensors) -> bool:
@@ -121,13 +123,18 @@ def has_references(t: AttentionTensors) -> bool:
     return t.k_ref is not None and t.k_ref.shape[1] > 0
 
 
-def _described(cut: Config, t: AttentionTensors) -> dict[str, Any]:
-    """Descriptors of the video's keys and values, if the configuration asks for them."""
-    block = (cut.block_n, power_of_two(t.k.shape[3]))
-    usable = cut.descriptors and has_descriptor(t.k) and has_descriptor(t.v)
+def _pipelined(kernel: str, copied: tuple[Tensor, Tensor], *, arch: str) -> Config:
+    """The configuration of a kernel whose loop multiplies what it copies of these tensors."""
+    found = config(arch, kernel, copied[0].element_size(), copied[0].shape[-1])
+    return safe_form(found, arch, has_descriptors=all(map(has_descriptor, copied)))
+
+
+def _blocks_of(cut: Config, rows: int, **copied: Tensor) -> dict[str, Any]:
+    """Descriptors of what a loop copies, ``rows`` at a time, if the configuration asks for them."""
+    usable = cut.descriptors and all(map(has_descriptor, copied.values()))
     return {
-        "K_blocks": descriptor(t.k, block) if usable else None,
-        "V_blocks": descriptor(t.v, block) if usable else None,
+        f"{name}_blocks": descriptor(x, (rows, power_of_two(x.shape[3]))) if usable else None
+        for name, x in copied.items()
     }
 
 
@@ -313,12 +320,13 @@ def queries_launch(
 ) -> Launch:
     """Of backward.gradient_of_queries."""
     batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "queries", t.q.element_size(), head_dim)
+    cut = _pipelined("queries", (t.k, t.v), arch=arch)
     return Launch(
         kernel=backward.gradient_of_queries,
         grid=(ceil_div(rows, cut.block_m), batch * heads),
         arguments=dict(
-            Q=t.q, K=t.k, V=t.v, **_references(call, t), dO=dO, lse=lse, delta=delta, dQ=dq,
+            Q=t.q, K=t.k, V=t.v, **_blocks_of(cut, cut.block_n, K=t.k, V=t.v),
+            **_references(call, t), dO=dO, lse=lse, delta=delta, dQ=dq,
             **_strides(t), H=heads, N=rows, NK=t.k.shape[1], R=len(call.ref_lengths),
             **_scale(call),
         ),
@@ -348,14 +356,15 @@ def keys_launch(
     arch: str,
 ) -> Launch:
     """Of backward.gradient_of_keys, for the video's keys."""
-    batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "keys", t.q.element_size(), head_dim)
+    batch, rows, heads, _ = t.q.shape
+    cut = _pipelined("keys", (t.q, dO), arch=arch)
     nothing = ("bits", "tile_bits", "block_starts", "block_ends", "block_segments", "ref_bias")
     return Launch(
         kernel=backward.gradient_of_keys,
         grid=(ceil_div(t.k.shape[1], cut.block_n), batch * heads),
         arguments=dict(
-            Q=t.q, K=t.k, V=t.v, dO=dO, lse=lse, delta=delta, dK=dk, dV=dv,
+            Q=t.q, K=t.k, V=t.v, dO=dO, **_blocks_of(cut, cut.block_m, Q=t.q, dO=dO),
+            lse=lse, delta=delta, dK=dk, dV=dv,
             **dict.fromkeys(nothing), dbias=None, **strides("q", t.q), **strides("k", t.k),
             **strides("v", t.v), bits_b=0, tile_bits_b=0, H=heads, N=rows, NK=t.k.shape[1],
             **_scale(call),
@@ -402,8 +411,8 @@ def reference_keys_launch(
 ) -> Launch:
     """Of backward.gradient_of_keys, for the references; dbias ``[B or 1, H, blocks]``."""
     assert t.k_ref is not None
-    batch, rows, heads, head_dim = t.q.shape
-    cut = config(arch, "reference_keys", t.q.element_size(), head_dim)
+    batch, rows, heads, _ = t.q.shape
+    cut = _pipelined("reference_keys", (t.q, dO), arch=arch)
     blocks = _blocks(call.ref_lengths, cut.block_n)
     device, which = t.q.device, _which(call, t)
     starts, ends, of_block = (host_integers(tuple(x), device) for x in zip(*blocks, strict=True))
@@ -412,7 +421,8 @@ def reference_keys_launch(
         kernel=backward.gradient_of_keys,
         grid=(len(blocks), ref_batch * heads),
         arguments=dict(
-            Q=t.q, K=t.k_ref, V=t.v_ref, dO=dO, lse=lse, delta=delta, dK=dk_ref, dV=dv_ref,
+            Q=t.q, K=t.k_ref, V=t.v_ref, dO=dO, **_blocks_of(cut, cut.block_m, Q=t.q, dO=dO),
+            lse=lse, delta=delta, dK=dk_ref, dV=dv_ref,
             **_mask(t, there=which["MASK"]),
             block_starts=starts, block_ends=ends, block_segments=of_block,
             ref_bias=t.ref_bias if which["BIAS"] else None, dbias=dbias, **strides("q", t.q),

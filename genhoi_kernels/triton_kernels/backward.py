@@ -10,7 +10,7 @@ Queries and keys come rotated, and so do their gradients leave.
 import triton
 import triton.language as tl
 
-from .tiles import flags_of_tile, head_of, load_tile, store_tile
+from .tiles import flags_of_tile, head_of, load_block, load_tile, store_tile
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -36,6 +36,8 @@ def gradient_of_keys(
     K,
     V,
     dO,
+    Q_blocks,
+    dO_blocks,
     lse,
     delta,
     dK,
@@ -76,6 +78,8 @@ def gradient_of_keys(
 ):
     """dK, dV of BLOCK_N keys of one head, of the video or (REFERENCES) of one segment.
 
+    Q_blocks, dO_blocks: descriptors of Q and dO ``[B, H, N, D]``, or None (tiles.py, load_block).
+
     A reference that SAMPLES samples share gets the sum over them, in order.
     """
     block, b_key, h = tl.program_id(0), tl.program_id(1) // H, tl.program_id(1) % H
@@ -102,8 +106,8 @@ def gradient_of_keys(
                 flags = flags_of_tile(tile_bits + b * tile_bits_b, i, N, BLOCK_M) >> segment & 1
             if flags != 0:
                 row = i + tl.arange(0, BLOCK_M)
-                q = load_tile(Q_head, i, N, q_n, True, BLOCK_M, D, BLOCK_D)
-                do = load_tile(dO_head, i, N, H * D, True, BLOCK_M, D, BLOCK_D)
+                q = load_block(Q_head, Q_blocks, b, h, i, N, q_n, True, BLOCK_M, D, BLOCK_D)
+                do = load_block(dO_head, dO_blocks, b, h, i, N, H * D, True, BLOCK_M, D, BLOCK_D)
                 L = tl.load(lse + lse_head + row, mask=row < N, other=float("inf"))
                 delta_row = tl.load(delta + lse_head + row, mask=row < N, other=0.0)
                 if MASK:
@@ -170,6 +174,8 @@ def gradient_of_queries(
     Q,
     K,
     V,
+    K_blocks,
+    V_blocks,
     K_ref,
     V_ref,
     dO,
@@ -214,7 +220,10 @@ def gradient_of_queries(
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dQ of BLOCK_M rows of one head, over the same keys in the same order as forward."""
+    """dQ of BLOCK_M rows of one head, over the same keys in the same order as forward.
+
+    K_blocks, V_blocks: descriptors of K and V ``[B, H, Nk, D]``, or None (tiles.py, load_block).
+    """
     start, b, h = tl.program_id(0) * BLOCK_M, tl.program_id(1) // H, tl.program_id(1) % H
     row, sample = start + tl.arange(0, BLOCK_M), N.to(tl.int64) * H * D
     q = load_tile(head_of(Q, b, h, q_b, q_h), start, N, q_n, True, BLOCK_M, D, BLOCK_D)
@@ -227,8 +236,8 @@ def gradient_of_queries(
     K, V = head_of(K, b, h, k_b, k_h), head_of(V, b, h, v_b, v_h)
     whole = NK // BLOCK_N * BLOCK_N
     for j in range(0, whole, BLOCK_N):
-        k = load_tile(K, j, NK, k_n, False, BLOCK_N, D, BLOCK_D)
-        v = load_tile(V, j, NK, v_n, False, BLOCK_N, D, BLOCK_D)
+        k = load_block(K, K_blocks, b, h, j, NK, k_n, False, BLOCK_N, D, BLOCK_D)
+        v = load_block(V, V_blocks, b, h, j, NK, v_n, False, BLOCK_N, D, BLOCK_D)
         dq = query_step(
             q,
             do,

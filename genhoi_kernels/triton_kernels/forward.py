@@ -125,8 +125,8 @@ def attention_forward(
     K, V = head_of(K, b, h, k_b, k_h), head_of(V, b, h, v_b, v_h)
     whole = NK // BLOCK_N * BLOCK_N
     for j in range(0, whole, BLOCK_N):
-        k = load_block(K, K_blocks, b, h, j, k_n, BLOCK_N, D, BLOCK_D)
-        v = load_block(V, V_blocks, b, h, j, v_n, BLOCK_N, D, BLOCK_D)
+        k = load_block(K, K_blocks, b, h, j, NK, k_n, False, BLOCK_N, D, BLOCK_D)
+        v = load_block(V, V_blocks, b, h, j, NK, v_n, False, BLOCK_N, D, BLOCK_D)
         m, l, acc = softmax_step(
             q, k, v, BLOCK_N, 0.0, m, l, acc, factor, False, BLOCK_N, PRECISION
         )

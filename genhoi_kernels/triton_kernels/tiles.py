@@ -48,17 +48,19 @@ def load_block(
     b,
     h,
     start,
+    rows,
     stride,
+    CHECK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows start .. start + BLOCK of one head, all of which there are.
+    """As ``load_tile``, by the descriptor of the whole tensor ``[B, H, rows, D]`` if there is one.
 
-    descriptor: of the whole tensor as ``[B, H, tokens, D]``, None where there is none.
+    descriptor: or None. It fills with zeros what lies outside of the tensor.
     """
     if descriptor is None:
-        return load_tile(head, start, 0, stride, False, BLOCK, D, BLOCK_D)
+        return load_tile(head, start, rows, stride, CHECK_ROWS, BLOCK, D, BLOCK_D)
     else:
         return tl.reshape(descriptor.load([b, h, start, 0]), (BLOCK, BLOCK_D))
 
