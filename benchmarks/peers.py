@@ -105,8 +105,9 @@ def setup_gathered_cudnn(ctx: Context) -> Pair | None:
 
 def _gathered(ctx: Context, attention: Attention) -> Pair:
     rows = ctx.mask[0].nonzero()[:, 0]
+    Q, K, V, K_ref, V_ref = ctx.heads_first
     return autograd_pair(
-        lambda: gathered_attention(*ctx.heads_first, rows=rows, attention=attention),
+        lambda: gathered_attention(Q, K, V, K_ref, V_ref, rows, attention),
         ctx.heads_first,
         kernel=attention.kernel,
     )
