@@ -13,7 +13,7 @@ __all__ = ["DiedError", "Progress", "call_apart"]
 
 Progress = Callable[[str], None]
 _POLL = 0.2  # seconds; a process that ends is noticed at once
-_GRACE = 10.0  # seconds for a process that has answered to end by itself
+_GRACE = 10.0  # seconds for a process to end that has answered, or was killed
 
 
 class DiedError(RuntimeError):
@@ -36,7 +36,7 @@ def call_apart(
     """
     context = multiprocessing.get_context("spawn")  # a process with CUDA must not be forked
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
     deadline, doing = time.monotonic() + seconds, "starting"
     process.start()
     theirs.close()
@@ -60,7 +60,7 @@ def call_apart(
             progress(what)
     finally:
         process.kill()
-        process.join()
+        process.join(_GRACE)  # one that a driver holds may never end
         ours.close()
 
 

@@ -8,6 +8,8 @@ import torch
 from benchmarks.machine import find_device
 from benchmarks.suites import Selection, contender_labels, select
 
+collect_ignore_glob = ["ablation/*"]  # its test_set.py holds no tests, and needs the model layer
+
 SUITES = ("attention", "fused", "norm_rope", "block")
 
 

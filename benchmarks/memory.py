@@ -18,7 +18,8 @@ _STATUS = Path("/proc/self/status")
 def available_bytes(device: torch.device) -> float:
     """Bytes that can still be allocated; infinite where the system can't say."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + max(0, cached))
     try:
         return _kibibytes(Path("/proc/meminfo"), "MemAvailable") * 1024.0
     except OSError:

@@ -107,7 +107,7 @@ def _gathered(ctx: Context, attention: Attention) -> Pair:
     rows = ctx.mask[0].nonzero()[:, 0]
     Q, K, V, K_ref, V_ref = ctx.heads_first
     return autograd_pair(
-        lambda: gathered_attention(Q, K, V, K_ref, V_ref, rows=rows, attention=attention),
+        lambda: gathered_attention(Q, K, V, K_ref, V_ref, rows, attention),
         ctx.heads_first,
         kernel=attention.kernel,
     )

@@ -142,6 +142,16 @@ def _run_case(
     running = [m for m in measured if not m.reason]
     notes = []
     if running:
+        notes = _time(case, running, budget, progress)
+    rows = [_measured_row(case, machine, work, measured, m, limits) for m in measured]
+    return Finished(case, rows, notes)
+
+
+def _time(
+    case: Case, running: Sequence[_Measured], budget: Budget, progress: Progress
+) -> list[str]:
+    """Time contenders, or say of each why not; give the notes on the rounds."""
+    try:
         found = interleave(
             [m.contender.run for m in running if m.contender.run is not None],
             device=case.device,
@@ -153,15 +163,17 @@ def _run_case(
             turns=[m.contender.turn for m in running],
             keep_going=True,
         )
-        notes = _round_notes(found, budget)
-        for m, timings in zip(running, found, strict=True):
-            m.timings = timings
-            if timings.error:
-                m.reason = timings.error
-            elif not timings.clean:
-                m.reason = f"contended in every round ({timings.dropped})"
-    rows = [_measured_row(case, machine, work, measured, m, limits) for m in measured]
-    return Finished(case, rows, notes)
+    except Exception as error:  # another's check has left the GPU unusable
+        for m in running:
+            m.reason = f"not timed: {first_line(error)}"
+        return []
+    for m, timings in zip(running, found, strict=True):
+        m.timings = timings
+        if timings.error:
+            m.reason = timings.error
+        elif not timings.clean:
+            m.reason = f"contended in every round ({timings.dropped})"
+    return _round_notes(found, budget)
 
 
 def _prepare(contender: Contender, case: Case, progress: Progress) -> _Measured:

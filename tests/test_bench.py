@@ -35,6 +35,7 @@ from benchmarks import (
     gathered,
     limits,
     machine,
+    memory,
     peers,
     report,
     runner,
@@ -674,6 +675,32 @@ def test_a_case_that_kills_its_process(quick: None) -> None:
     assert [row["reason"] for row in refused.rows] == ["ImportError: no such package"]
     assert [row["peak_tflops"] for row in alive.rows] == [1.0, 1.0]
     assert any("checking SDPA, no mask" in words for words in said)
+
+
+def test_a_device_that_no_longer_answers(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each contender has its row still."""
+
+    def gone(device: torch.device) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(timing, "stopwatch", gone)
+    case = case_of(SHAPES["tiny"], torch.float32, "forward", ("sdpa", "sage"))
+    (finished,) = runner.run_cases(
+        [case],
+        describe_machine(CPU),
+        runner.Budget(1, 0.1),
+        lambda words: None,
+        known={(case.dtype, case.threads): limits.Limits(1e12, "", 1e9)},
+    )
+    lost = "not timed: RuntimeError: an illegal memory access was encountered"
+    assert [row["reason"] for row in finished.rows] == [lost, lost, "needs a CUDA GPU"]
+
+
+def test_memory_that_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
+    assert memory.available_bytes(CUDA) == 120
 
 
 def test_a_case_over_its_time(quick: None) -> None:
