@@ -1,0 +1,153 @@
+"""Stage: every candidate of every Triton kernel is compiled, then timed; the fastest are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+import genhoi_kernels as gk
+from benchmarks.case import first_line
+from benchmarks.fused import random_gate
+from benchmarks.shapes import Shape
+from genhoi_kernels import MaskGate
+from genhoi_kernels.backends import triton as backend
+from genhoi_kernels.triton_kernels import autotune, configs
+from genhoi_kernels.triton_kernels.candidates import candidates
+from genhoi_kernels.triton_kernels.configs import Config, Key
+
+from .folder import CONFIGS, TUNING, add_rows
+from .stage import DEVICE, say, stage_options
+
+_SHAPES = {
+    128: Shape("tuning", (16, 16, 32), (32, 32), heads=12, head_dim=128),
+    64: Shape("tuning", (16, 16, 32), (32, 32), heads=12, head_dim=64),
+}
+_TINY = Shape("tiny", (2, 8, 8), (4, 4), heads=1, head_dim=128)
+_MOST_PROCESSES = 12
+
+
+@click.command()
+@stage_options
+@click.option("--compile-only", is_flag=True, help="On all cores, for the timing to find.")
+@click.option("--head-dim", "head_dims", multiple=True, type=int, default=(128,))
+def main(out: Path, work: Path, tiny: bool, compile_only: bool, head_dims: tuple[int, ...]) -> None:
+    """Compile the candidates, or time them."""
+    shapes = [_TINY] if tiny else [_SHAPES[head_dim] for head_dim in head_dims]
+    for shape in shapes:
+        if compile_only:
+            _compile(shape, tiny=tiny)
+        else:
+            _time(out, shape, tiny=tiny)
+
+
+# ---------------------------------------------------------------------------------------- compiling
+
+
+def _compile(shape: Shape, *, tiny: bool) -> None:
+    """What Triton specialises on has no sequence length in it: a small call compiles for all."""
+    small = dataclasses.replace(shape, grid=(2, 8, 16), ref_grid=(4, 8))
+    every = [(key, cut) for key in _keys(shape) for cut in candidates(key.kernel, key.arch)]
+    if tiny:
+        every = every[::20]
+    processes = 1 if tiny else min(os.cpu_count() or 1, _MOST_PROCESSES)
+    if processes == 1:
+        failed = [_compile_one(small, *one) for one in every]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            shapes, keys, cuts = [small] * len(every), *zip(*every, strict=True)
+            failed = list(pool.map(_compile_one, shapes, keys, cuts))
+    for (key, cut), error in zip(every, failed, strict=True):
+        if error:
+            say(f"{key.kernel} {words(cut)}: {error}")
+    say(f"{failed.count('')} of {len(every)} candidates compile")
+
+
+def _compile_one(shape: Shape, key: Key, cut: Config) -> str:
+    """Compile a candidate by a call; the error, or ""."""
+    forward, backward = calls(shape)
+    try:
+        with configs.trying(key, cut):
+            (forward if key.kernel == "forward" else backward)()
+            torch.cuda.synchronize(DEVICE)
+    except Exception as error:  # compilers and drivers raise whatever they like
+        return first_line(error)
+    return ""
+
+
+def _keys(shape: Shape) -> Iterator[Key]:
+    arch = backend.architecture(DEVICE)
+    for kernel in configs.KERNELS:
+        yield configs.key_of(arch, kernel, torch.bfloat16.itemsize, shape.head_dim)
+
+
+# ------------------------------------------------------------------------------------------- timing
+
+
+def _time(out: Path, shape: Shape, *, tiny: bool) -> None:
+    """The project's own autotuning, with every candidate's time kept."""
+
+    def keep(key: Key, cut: Config, ms: float | None) -> None:
+        about = {"kernel": key.kernel, "head_dim": key.head_dim, "triton": key.triton}
+        sizes = {"n": shape.n, "m": shape.m, "heads": shape.heads}
+        row = about | sizes | {"config": words(cut), "ms": "" if ms is None else ms}
+        add_rows(out / TUNING, [row])
+        say(row)
+
+    os.environ["GENHOI_AUTOTUNE"] = "1"
+    if tiny:
+        autotune.MINIMUM_ROWS = 1
+    with autotune.told(keep):
+        forward, backward = calls(shape)
+        forward()
+        backward()
+        torch.cuda.synchronize(DEVICE)
+    shutil.copyfile(autotune.table_path(), out / CONFIGS)
+
+
+def calls(shape: Shape) -> tuple[Any, Any]:
+    """A forward pass, and ones with backward passes that run every kernel with candidates."""
+    draw = torch.Generator(DEVICE).manual_seed(0)
+
+    def normal(tokens: int) -> Tensor:
+        x = torch.empty(1, tokens, shape.heads, shape.head_dim, dtype=torch.bfloat16, device=DEVICE)
+        return x.normal_(generator=draw).requires_grad_()
+
+    leaves = [normal(n) for n in (shape.n, shape.n, shape.n, shape.m, shape.m)]
+    mask = MaskGate.build(shape.mask().to(DEVICE))
+    upstream = normal(shape.n).detach()
+    gate = random_gate(shape.head_dim, torch.bfloat16, DEVICE)
+
+    def call(**options: Any) -> Tensor:
+        out = gk.reference_attention(*leaves, mask=mask, backend="triton", **options)
+        assert isinstance(out, Tensor)
+        return out
+
+    def backward() -> None:
+        for options in ({}, {"gate": gate}):
+            torch.autograd.grad(call(**options), leaves, upstream)
+
+    return torch.no_grad()(call), backward
+
+
+def words(cut: Config) -> str:
+    """A configuration in one line."""
+    found = (
+        f"{cut.block_m}x{cut.block_n}x{cut.block_r} {cut.num_warps} warps {cut.num_stages} stages"
+    )
+    descriptors = " descriptors" if cut.descriptors else ""
+    return f"{found}{descriptors}" + (f" gate {cut.block_f}" if cut.block_f else "")
+
+
+if __name__ == "__main__":
+    main()
