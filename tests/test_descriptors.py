@@ -1,7 +1,11 @@
-"""Keys copied by tensor descriptors: the same results, and only where a tensor has one."""
+"""Loops that copy by tensor descriptors: the same results, and only where a tensor has one.
+
+Also what is launched where Triton compiles the other form wrongly (triton_kernels/compiler.py).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 
@@ -14,12 +18,14 @@ from genhoi_kernels.backends import triton as backend
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from genhoi_kernels.triton_kernels import configs
+from genhoi_kernels.triton_kernels import attention, compiler, configs, shipped
+from genhoi_kernels.triton_kernels.candidates import candidates
 from genhoi_kernels.triton_kernels.configs import Config
 from genhoi_kernels.triton_kernels.launch import descriptor, has_descriptor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = torch.bfloat16
+PIPELINED = ("forward", "queries", "keys", "reference_keys")
 CASES = [
     Case(rows=131, lengths=(40, 9), batch=2, dim=64, gate="token", mask="random"),
     Case(rows=133, dim=96, heads=3, layout="fused", lengths=(5,)),
@@ -36,8 +42,10 @@ def test_budget(case: Case) -> None:
     arch = backend.architecture(DEVICE)
     if arch.startswith("sm_8"):
         pytest.skip("tensor descriptors need sm_90")
-    key = configs.key_of(arch, "forward", 2, case.dim)
-    with configs.trying(key, Config(64, 64, 32, 4, 2, descriptors=True)):
+    with contextlib.ExitStack() as stack:
+        for kernel in PIPELINED:
+            key = configs.key_of(arch, kernel, 2, case.dim)
+            stack.enter_context(configs.trying(key, Config(64, 64, 32, 4, 2, descriptors=True)))
         check_budget(case, "triton")
 
 
@@ -61,15 +69,70 @@ def test_it_is_by_head() -> None:
 
 def test_they_are_used_where_there_are_any() -> None:
     """The budget above would hold without them, too."""
-    from genhoi_kernels.call import AttentionTensors
-    from genhoi_kernels.triton_kernels.attention import _described
-
     x = torch.zeros(2, 64, 3, 32, dtype=HALF)
     asked = Config(64, 64, 32, 4, 2, descriptors=True)
 
     def used(k: torch.Tensor, cut: Config) -> bool:
-        return _described(cut, AttentionTensors(x, k, x, *[None] * 5))["K_blocks"] is not None
+        made = attention._blocks_of(cut, cut.block_n, K=k, V=x)
+        assert (made["K_blocks"] is None) == (made["V_blocks"] is None)
+        return made["K_blocks"] is not None
 
     assert used(x, asked)
     assert not used(x[:1].expand(2, -1, -1, -1), asked)
     assert not used(x, dataclasses.replace(asked, descriptors=False))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Another Triton at hand, with configurations whose loops copy by pointers."""
+    monkeypatch.setattr(compiler, "version", lambda: version)
+    monkeypatch.setattr(configs, "config", lambda *_: Config(64, 64, 32, 4, 2))
+    monkeypatch.setattr(attention, "config", lambda *_: Config(64, 64, 32, 4, 2))
+
+
+@pytest.mark.parametrize("kernel", PIPELINED)
+def test_what_is_compiled_wrongly_is_not_launched(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 3.6 on sm_90: descriptors, or where a tensor has none, no pipeline."""
+
+    def form(version: str, arch: str, dim: int) -> tuple[bool, int]:
+        pretend(monkeypatch, version)
+        extras = kernel == "reference_keys"
+        (made,) = shipped.kernel_variants(kernel, arch, HALF, dim, extras=extras)
+        described = [name for name, kind in made.signature.items() if "tensordesc" in kind]
+        assert len(described) in (0, 2)
+        return bool(described), made.num_stages
+
+    assert form("3.6", "sm_90", 64) == (True, 2)
+    assert form("3.6", "sm_90", 20) == (False, 1), "strides of 40 bytes"
+    for version, arch in (("3.7", "sm_90"), ("3.10", "sm_90"), ("3.6", "sm_80"), ("3.6", "sm_100")):
+        assert form(version, arch, 64) == (False, 2), (version, arch)
+
+
+def test_float32_is_kept_from_tensor_cores_that_are_given_wrong_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, "3.6")
+    assert attention.precision("sm_90", torch.float32) == "ieee"
+    assert attention.precision("sm_90", HALF) == "tf32"
+    assert attention.precision("sm_80", torch.float32) == "tf32x3"
+    pretend(monkeypatch, "3.7")
+    assert attention.precision("sm_90", torch.float32) == "tf32x3"
+
+
+@pytest.mark.parametrize("kernel", configs.KERNELS)
+def test_candidates_are_forms_that_are_compiled_right(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "3.7")
+    both = candidates(kernel, "sm_90")
+    assert {cut.descriptors for cut in both} == ({True, False} if kernel in PIPELINED else {False})
+    pretend(monkeypatch, "3.6")
+    safe = candidates(kernel, "sm_90")
+    assert safe and all(cut.descriptors or cut.num_stages == 1 for cut in safe)
+
+
+def test_entries_are_forms_that_are_compiled_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, cut in configs.table().items():
+        monkeypatch.setattr(compiler, "version", lambda key=key: key.triton)
+        assert compiler.allows(cut, key.arch), key

@@ -6,6 +6,7 @@ and for what is out of bounds. The larger files (test_attention.py and others) h
 kernels against the same oracle on many more cases: on hardware, or in Triton's interpreter.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -23,6 +24,8 @@ from cases import (
 
 import genhoi_kernels
 from genhoi_kernels import reference_attention
+from genhoi_kernels.backends import triton as triton_backend
+from genhoi_kernels.triton_kernels import compiler, configs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -152,3 +155,41 @@ def test_cuda_graph() -> None:
     graph.replay()
     wanted, _ = reference_attention(**given, backend="triton")
     assert torch.equal(captured, wanted)
+
+
+LOOPS = [
+    Case(dtype=torch.bfloat16, rows=131, keys=140, dim=64, heads=1, lengths=(17,)),
+    Case(dtype=torch.bfloat16, rows=131, keys=140, dim=20, heads=1, lengths=(17,)),  # no descriptor
+]
+
+
+def loops_of(case: Case, stack: contextlib.ExitStack, *, descriptors: bool) -> None:
+    """Within the stack, pipelined loops that copy in one way."""
+    arch = triton_backend.architecture(torch.device("cuda"))
+    for kernel in ("forward", "queries", "keys", "reference_keys"):
+        key = configs.key_of(arch, kernel, 2, case.dim)
+        cut = configs.Config(64, 64, 32, 4, 2, descriptors=descriptors)
+        stack.enter_context(configs.trying(key, cut))
+
+
+@pytest.mark.parametrize("descriptors", [True, False], ids=["descriptors", "pointers"])
+@pytest.mark.parametrize("case", LOOPS, ids=str)
+def test_pipelined_loops(case: Case, descriptors: bool) -> None:
+    """Both ways of copying; where Triton compiles one wrongly, what is launched instead."""
+    if descriptors and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("tensor descriptors need sm_90")
+    with contextlib.ExitStack() as stack:
+        loops_of(case, stack, descriptors=descriptors)
+        check_budget(case, "triton")
+
+
+def test_race_that_is_gone_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton 3.6 would do to the same loops on sm_90, were they launched as they are."""
+    emulated = "emulated" in torch.cuda.get_device_name().lower()
+    if compiler.is_sound(triton_backend.architecture(torch.device("cuda"))) or not emulated:
+        pytest.skip("this Triton compiles them well, or there is no emulated GPU to see it")
+    monkeypatch.setattr(compiler, "is_sound", lambda arch: True)
+    with contextlib.ExitStack() as stack:
+        loops_of(LOOPS[0], stack, descriptors=False)
+        with pytest.raises(Exception, match="missing fence.proxy.async"):
+            check_budget(LOOPS[0], "triton")

@@ -3,6 +3,9 @@
 For every architecture, kernel, size of a value and head dim, candidates are compiled bare and with
 everything a call can ask for. The first that spills nothing and fits the shared memory is taken.
 
+The entries are of the Triton that is installed; those of other versions stay as they are, and so
+do measured ones.
+
     python -m benchmarks.static.choose [--arch sm_80] [--kernel forward]
 """
 
@@ -19,7 +22,7 @@ from benchmarks.static.compile import Compiled, compile_variant
 from benchmarks.static.performance import our_row
 from benchmarks.static.violations import violations
 from genhoi.media import atomic_path
-from genhoi_kernels.triton_kernels import configs, shipped
+from genhoi_kernels.triton_kernels import compiler, configs, shipped
 from genhoi_kernels.triton_kernels.candidates import candidates
 from genhoi_kernels.triton_kernels.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
 
@@ -32,7 +35,7 @@ DTYPES = {2: torch.bfloat16}
 
 def choose(key: Key) -> tuple[Config | None, list[str]]:
     """The first candidate without a violation, and what was wrong with those before it."""
-    arch, kernel, _, _ = key
+    arch, kernel = key.arch, key.kernel
     rejected = []
     for candidate in candidates(kernel, arch):
         compiled = list(_compiled(key, candidate))
@@ -48,7 +51,7 @@ def choose(key: Key) -> tuple[Config | None, list[str]]:
 
 def _compiled(key: Key, candidate: Config) -> Iterator[Compiled]:
     """With all extras first: it is the one that spills."""
-    arch, kernel, itemsize, head_dim = key
+    arch, kernel, itemsize, head_dim, _ = key
     with configs.trying(key, candidate):
         for extras in sorted(shipped.EXTRAS[kernel], reverse=True):
             made = shipped.kernel_variants(kernel, arch, DTYPES[itemsize], head_dim, extras=extras)
@@ -83,20 +86,26 @@ def main(
         for arch in archs:
             for itemsize in itemsizes:
                 for kernel in kernels:
-                    key = (arch, kernel, itemsize, head_dim)
+                    key = Key(arch, kernel, itemsize, head_dim, compiler.version())
                     found, rejected = choose(key)
                     click.echo(f"{key}: {found or 'NONE'}")
                     for line in rejected:
                         click.echo(f"    rejected {line}")
-                    if found is not None:
+                    if found is not None and not is_measured(key):
                         _keep(key, found)
+
+
+def is_measured(key: Key) -> bool:
+    """Whether the table has a measured entry, which what merely compiles does not replace."""
+    entry = configs.table().get(key)
+    return entry is not None and entry.how.startswith("measured")
 
 
 def _keep(key: Key, found: Config) -> None:
     """Read, extend and replace the table, which another process may have extended meanwhile."""
     configs.table.cache_clear()
     entries = dict(configs.table()) | {key: found}
-    note = "python -m benchmarks.static.choose; compiled, not timed"
+    note = "python -m benchmarks.static.choose, and measurements where an entry says so"
     text = json.dumps({"made_by": note, "entries": configs.entries_of(entries)}, indent=1)
     with atomic_path(configs.TABLE, overwrite=True) as part:
         part.write_text(text + "\n")

@@ -40,7 +40,7 @@ def attention(call: AttentionCall, t: AttentionTensors, *, arch: str) -> Attenti
     def launch() -> Launch:
         return forward_launch(call, t, *empty_result(call, t, arch=arch), arch=arch)
 
-    _tune("forward", t, launch, arch=arch)
+    _tune("forward", t.q, launch, arch=arch)
     result, sums = empty_result(call, t, arch=arch)
     forward_launch(call, t, result, sums, arch=arch).run()
     if call.gate_mode == "sum":
@@ -48,11 +48,10 @@ def attention(call: AttentionCall, t: AttentionTensors, *, arch: str) -> Attenti
     return result
 
 
-def _tune(kernel: str, t: AttentionTensors, launch: Callable[[], Launch], *, arch: str) -> None:
-    """Where autotuning is asked for, before the kernel's first large call."""
-    if autotune.enabled() and t.q.device.type == "cuda" and t.q.shape[1] >= autotune.MINIMUM_ROWS:
-        key = key_of(arch, kernel, t.q.element_size(), t.q.shape[-1])
-        autotune.tune(key, launch)
+def _tune(kernel: str, q: Tensor, launch: Callable[[], Launch], *, arch: str) -> None:
+    """Where autotuning is asked for, before the kernel's first large call; q ``[B, N, H, D]``."""
+    if autotune.enabled() and q.device.type == "cuda" and q.shape[1] >= autotune.MINIMUM_ROWS:
+        autotune.tune(key_of(arch, kernel, q.element_size(), q.shape[-1]), launch)
 
 
 def with_rotation(call: AttentionCall, t: AttentionTensors) -> AttentionTensors:
@@ -204,7 +203,7 @@ def attention_backward(
     queries = partial(queries_launch, call, turned, dO, lse, delta, dq, arch=arch)
     keys = partial(keys_launch, call, turned, dO, lse, delta, dk, dv, arch=arch)
     for kernel, launch in (("queries", queries), ("keys", keys)):
-        _tune(kernel, turned, launch, arch=arch)
+        _tune(kernel, turned.q, launch, arch=arch)
         launch().run()
     dk_ref, dv_ref, dbias = _reference_gradients(call, turned, dO, lse, delta, arch=arch)
     return AttentionTensors(
@@ -232,25 +231,29 @@ def through_gate(
     batch, rows, heads, _ = o.shape
     delta = o.new_empty((batch, heads, rows), dtype=torch.float32)
     if t.gate is None:
-        delta_launch(o, dout, grads.lse, delta, arch=arch).run()
+        without = partial(delta_launch, o, dout, grads.lse, delta, arch=arch)
+        _tune("delta", o, without, arch=arch)
+        without().run()
         return dout, delta, None
-    cut = config(arch, "gate_backward", o.element_size(), o.shape[-1])
-    tiles = ceil_div(rows, cut.block_m) * batch * heads
-    parts = min(tiles, GATE_PROGRAMS)
-    sums = GateSums(
-        *(
-            o.new_empty((parts, *shape), dtype=torch.float32)
-            for shape in (
-                t.gate.fc1_weight.shape,
-                t.gate.fc1_bias.shape,
-                t.gate.fc2_weight.shape,
-                (1,),
-            )
-        )
-    )
-    dO = o.new_empty(o.shape)
-    gate_launch(call, t.gate, o, dout, grads, dO, delta, sums, arch=arch).run()
-    return dO, delta, sums.gradients(t.gate)
+    gate, dO = t.gate, o.new_empty(o.shape)
+
+    def launch(sums: GateSums | None = None) -> Launch:
+        found = empty_sums(gate, o, arch=arch) if sums is None else sums
+        return gate_launch(call, gate, o, dout, grads, dO, delta, found, arch=arch)
+
+    _tune("gate_backward", o, launch, arch=arch)
+    sums = empty_sums(gate, o, arch=arch)
+    launch(sums).run()
+    return dO, delta, sums.gradients(gate)
+
+
+def empty_sums(gate: GateWeights, o: Tensor, *, arch: str) -> GateSums:
+    """What gate_backward's programs write their shares to."""
+    batch, rows, heads, head_dim = o.shape
+    cut = config(arch, "gate_backward", o.element_size(), head_dim)
+    parts = min(ceil_div(rows, cut.block_m) * batch * heads, GATE_PROGRAMS)
+    shapes = (gate.fc1_weight.shape, gate.fc1_bias.shape, gate.fc2_weight.shape, (1,))
+    return GateSums(*(o.new_empty((parts, *shape), dtype=torch.float32) for shape in shapes))
 
 
 def delta_launch(
@@ -446,15 +449,29 @@ def _reference_gradients(
         no_bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
         return torch.zeros_like(t.k_ref), torch.zeros_like(t.v_ref), no_bias
     dk_ref, dv_ref = t.k_ref.new_empty(t.k_ref.shape), t.v_ref.new_empty(t.v_ref.shape)
-    cut = config(arch, "reference_keys", t.q.element_size(), t.q.shape[-1])
-    blocks = _blocks(call.ref_lengths, cut.block_n)
-    sums = None
-    if t.ref_bias is not None:
-        shape = (t.k_ref.shape[0], t.q.shape[2], len(blocks))
-        sums = t.q.new_empty(shape, dtype=torch.float32)
+
+    def launch() -> Launch:
+        _, sums = _bias_sums(call, t, arch=arch)
+        return reference_keys_launch(call, t, dO, lse, delta, dk_ref, dv_ref, sums, arch=arch)
+
+    _tune("reference_keys", t.q, launch, arch=arch)
+    blocks, sums = _bias_sums(call, t, arch=arch)
     reference_keys_launch(call, t, dO, lse, delta, dk_ref, dv_ref, sums, arch=arch).run()
     if sums is None or t.ref_bias is None:
         return dk_ref, dv_ref, None
     counts = [sum(s == r for _, _, s in blocks) for r in range(len(call.ref_lengths))]
     dbias = torch.stack([part.sum() for part in sums.split(counts, -1)])
     return dk_ref, dv_ref, dbias.to(t.ref_bias.dtype)
+
+
+def _bias_sums(
+    call: AttentionCall, t: AttentionTensors, *, arch: str
+) -> tuple[list[tuple[int, int, int]], Tensor | None]:
+    """The blocks of reference keys, and where each leaves its part of the bias's gradient."""
+    assert t.k_ref is not None
+    cut = config(arch, "reference_keys", t.q.element_size(), t.q.shape[-1])
+    blocks = _blocks(call.ref_lengths, cut.block_n)
+    if t.ref_bias is None:
+        return blocks, None
+    shape = (t.k_ref.shape[0], t.q.shape[2], len(blocks))
+    return blocks, t.q.new_empty(shape, dtype=torch.float32)

@@ -3,16 +3,21 @@
 The first large call of a kind (architecture, kernel, size of a value, head dim) tries every
 candidate on its own tensors and keeps the fastest, here and in a file of the user's cache folder
 that later processes read. A kernel may be run again and again for it: none reads what it writes.
-A candidate that doesn't compile, or asks for more than the GPU has, is left out.
+A candidate that doesn't compile, or asks for more than the GPU has, is left out. Each is timed for
+some 40 ms, or three launches; one that takes twice the best so far is timed once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +31,12 @@ FILE = "triton-configs.json"
 MINIMUM_ROWS = 1024
 """Smaller calls say nothing of a configuration, and are not timed."""
 
+BUDGET_MS = 40.0
+MINIMUM_SAMPLES, MAXIMUM_SAMPLES = 3, 200
+
+Seen = Callable[[Config, float | None], None]
+"""Told each candidate and its milliseconds, None where it did not run."""
+
 _tuned: set[Key] = set()
 
 
@@ -34,10 +45,11 @@ def enabled() -> bool:
     return os.environ.get("GENHOI_AUTOTUNE", "0") == "1"
 
 
-def tune(key: Key, make: Callable[[], Launch]) -> None:
+def tune(key: Key, make: Callable[[], Launch], *, seen: Seen | None = None) -> None:
     """See to it that a kernel's configuration is a measured one, for all later calls of its kind.
 
-    make: the call's launch, with the configuration that the tables give when it is called.
+    make: the call's launch, with the configuration that the tables give when it is called. The
+    file is extended before this returns: a process that ends later loses nothing.
     """
     if key in _tuned:
         return
@@ -49,7 +61,7 @@ def tune(key: Key, make: Callable[[], Launch]) -> None:
             with trying(key, candidate):
                 return make()
 
-        known = fastest(candidates(key[1], key[0]), launch)
+        known = fastest(candidates(key.kernel, key.arch), launch, seen=seen)
         if known is not None:
             write(path, {key: known})
     _tuned.add(key)
@@ -94,26 +106,56 @@ def fastest(
     candidates: Sequence[Config],
     launch: Callable[[Config], Launch],
     *,
-    time: Callable[[Launch], float] | None = None,
+    time: Callable[[Launch, float], float] | None = None,
+    seen: Seen | None = None,
 ) -> Config | None:
-    """The candidate whose launch takes least time (milliseconds); None if none of them runs."""
+    """The candidate whose launch takes least time; None if none of them runs.
+
+    time: milliseconds of a launch, given the best so far. seen: told of every candidate.
+    """
     clock = _milliseconds if time is None else time
-    best: tuple[float, Config] | None = None
+    best, chosen = math.inf, None
     for candidate in candidates:
+        taken = None
         try:
-            taken = clock(launch(candidate))
+            taken = clock(launch(candidate), best)
         except Exception as error:  # compilers and drivers raise whatever they like
             warnings.warn(f"autotuning: {candidate} left out: {error}", stacklevel=2)
-            continue
-        if best is None or taken < best[0]:
-            best = taken, candidate
-    if best is None:
+        if seen is not None:
+            seen(candidate, taken)
+        if taken is not None and taken < best:
+            best, chosen = taken, candidate
+    if chosen is None:
         return None
-    how = f"measured: {best[0]:.3g} ms, the fastest of {len(candidates)} candidates"
-    return Config(**{**best[1].__dict__, "how": how})
+    how = f"measured: {best:.3g} ms, the fastest of {len(candidates)} candidates"
+    return replace(chosen, how=how)
 
 
-def _milliseconds(launch: Launch) -> float:
-    from triton.testing import do_bench
+def _milliseconds(launch: Launch, best: float) -> float:
+    """Median time; the first launch, which compiles, is not counted."""
+    device = launch.device()
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        launch.run()
+        torch.cuda.synchronize()
+        return median_of(lambda: _sample(launch), best)
 
-    return float(do_bench(launch.run, return_mode="median"))
+
+def median_of(sample: Callable[[], float], best: float) -> float:
+    """Of milliseconds: as many samples as the budget allows, one of what is far from the best."""
+    samples = [sample()]
+    if samples[0] > 2 * best:
+        return samples[0]
+    while len(samples) < MINIMUM_SAMPLES or (
+        sum(samples) < BUDGET_MS and len(samples) < MAXIMUM_SAMPLES
+    ):
+        samples.append(sample())
+    return statistics.median(samples)
+
+
+def _sample(launch: Launch) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    launch.run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .compiler import allows
 from .configs import Config
 
 # (block_m, block_n, block_r, warps, stages), the most wanted first. Large tiles read K and V less
@@ -36,7 +37,11 @@ _QUERIES = {
 }
 _GATE = [(64, 0, 0, 8, 1), (32, 0, 0, 8, 1), (32, 0, 0, 4, 1), (16, 0, 0, 8, 1), (16, 0, 0, 4, 1)]
 _DELTA = [(128, 0, 0, 4, 1), (64, 0, 0, 4, 1), (64, 0, 0, 8, 1)]
-# Of the forward kernel: how keys are copied, and how registers are spared in the flow gate.
+# How a pipelined loop copies; in forward also how registers are spared in the flow gate.
+_COPIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "sm_80": ({},),
+    "sm_90": ({"descriptors": True}, {}),
+}
 _FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "sm_80": ({}, {"block_f": 32}, {"block_f": 16}),
     "sm_90": ({"descriptors": True}, {}, {"descriptors": True, "block_f": 32}, {"block_f": 32}),
@@ -44,7 +49,7 @@ _FORMS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def candidates(kernel: str, arch: str) -> list[Config]:
-    """In the order in which they are tried."""
+    """In the order in which they are tried; none that this Triton compiles wrongly."""
     family = "sm_90" if arch in ("sm_90", "sm_100") else "sm_80"
     sizes = {
         "forward": _FORWARD[family],
@@ -54,5 +59,10 @@ def candidates(kernel: str, arch: str) -> list[Config]:
         "gate_backward": _GATE,
         "delta": _DELTA,
     }[kernel]
-    forms = _FORMS[family] if kernel == "forward" else ({},)
-    return [Config(*size, **form) for size in sizes for form in forms]
+    forms: tuple[dict[str, Any], ...] = ({},)
+    if kernel == "forward":
+        forms = _FORMS[family]
+    elif kernel in ("queries", "keys", "reference_keys"):
+        forms = _COPIES[family]
+    found = [Config(*size, **form) for size in sizes for form in forms]
+    return [cut for cut in found if allows(cut, arch)]

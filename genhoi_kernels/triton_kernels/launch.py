@@ -32,9 +32,13 @@ class Launch:
         """Start the kernel on its tensors' device and stream; nothing if the grid is empty."""
         if 0 in self.grid:
             return
-        device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
+        device = self.device()
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             self.kernel[self.grid](**self.arguments, **self.constants, **self.compile_options())
+
+    def device(self) -> torch.device:
+        """The tensors' device."""
+        return next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
 
     def compile_options(self) -> dict[str, Any]:
         """What the compiler is told besides the constants."""
