@@ -94,9 +94,15 @@ def test_the_fastest_is_kept_and_read_again(
         return configs.config(*KEY[:4]).block_n
 
     timed = clock(monkeypatch, {64: 2.0, 32: 1.0})  # blocks of 16 keys raise KeyError
-    with pytest.warns(UserWarning, match="left out"):
+    heard: list[tuple[Key, int, float | None]] = []
+
+    def listen(key: Key, cut: Config, ms: float | None) -> None:
+        heard.append((key, cut.block_n, ms))
+
+    with autotune.told(listen), pytest.warns(UserWarning, match="left out"):
         autotune.tune(KEY, make)
-    assert len(timed) == len(candidates("forward", "sm_80"))
+    assert len(timed) == len(heard) == len(candidates("forward", "sm_80"))
+    assert set(heard) == {(KEY, 64, 2.0), (KEY, 32, 1.0), (KEY, 16, None)}
     assert configs.config(*KEY[:4]).block_n == 32 and configs.config(*KEY[:4]).how.startswith(
         "measured"
     )
@@ -187,4 +193,5 @@ def test_every_kernel_is_tuned(gate: str | None, monkeypatch: pytest.MonkeyPatch
     case = Case(rows=70, dim=32, heads=1, lengths=(9,), bias=(0.5,), gate=gate)
     skip_unless_supported("triton", case.call("triton"))
     check_budget(case, "triton")
-    assert tuned == dict.fromkeys({*KERNELS} - {"delta" if gate else "gate_backward"}, {4, 8})
+    wanted = {*KERNELS} - {"delta" if gate else "gate_backward"}
+    assert tuned == {kernel: {4, 8} for kernel in wanted}

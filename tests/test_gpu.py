@@ -191,5 +191,5 @@ def test_race_that_is_gone_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "is_sound", lambda arch: True)
     with contextlib.ExitStack() as stack:
         loops_of(LOOPS[0], stack, descriptors=False)
-        with pytest.raises(Exception, match="missing fence.proxy.async"):
+        with pytest.raises(Exception, match=r"missing fence\.proxy\.async"):
             check_budget(LOOPS[0], "triton")

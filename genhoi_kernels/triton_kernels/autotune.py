@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,11 @@ MINIMUM_SAMPLES, MAXIMUM_SAMPLES = 3, 200
 Seen = Callable[[Config, float | None], None]
 """Told each candidate and its milliseconds, None where it did not run."""
 
+Listener = Callable[[Key, Config, float | None], None]
+"""As Seen, of any kernel."""
+
 _tuned: set[Key] = set()
+_listeners: list[Listener] = []
 
 
 def enabled() -> bool:
@@ -45,7 +49,17 @@ def enabled() -> bool:
     return os.environ.get("GENHOI_AUTOTUNE", "0") == "1"
 
 
-def tune(key: Key, make: Callable[[], Launch], *, seen: Seen | None = None) -> None:
+@contextlib.contextmanager
+def told(listener: Listener) -> Iterator[None]:
+    """Within it, the listener is told of every candidate that is timed."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def tune(key: Key, make: Callable[[], Launch]) -> None:
     """See to it that a kernel's configuration is a measured one, for all later calls of its kind.
 
     make: the call's launch, with the configuration that the tables give when it is called. The
@@ -60,6 +74,10 @@ def tune(key: Key, make: Callable[[], Launch], *, seen: Seen | None = None) -> N
         def launch(candidate: Config) -> Launch:
             with trying(key, candidate):
                 return make()
+
+        def seen(candidate: Config, taken: float | None) -> None:
+            for listener in _listeners:
+                listener(key, candidate, taken)
 
         known = fastest(candidates(key.kernel, key.arch), launch, seen=seen)
         if known is not None:
