@@ -37,6 +37,9 @@ def main(out: Path, work: Path, **options: Any) -> None:
     """Time, and add a case's rows when it is done."""
     tiny = options["tiny"]
     names = chosen_backends(out, options["backends"])
+    if not names:
+        say("no backend to time: none that was asked for is usable and right")
+        return
     measured = read_json(work / ENVIRONMENT).get("limits")
     known = {(torch.bfloat16, torch.get_num_threads()): Limits(**measured)} if measured else {}
     budget = Budget(1 if tiny else options["rounds"], 0.0 if tiny else options["seconds"])
@@ -62,7 +65,9 @@ def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:
     wrong = {
         row["backend"]
         for row in read_rows(out / CHECKS)
-        if row["what"] == "check" and row["outcome"] not in ("right", "refused")
+        if row["what"] == "check"
+        and row["dtype"] == "bfloat16"  # as all that is timed
+        and row["outcome"] not in ("right", "refused")
     }
     usable = [b.name for b in gk.backends() if b.usable and b.name not in ("cpu", "eager")]
     for name in sorted(wrong & set(usable)):
