@@ -15,7 +15,7 @@ import click
 
 from .gpu_report.figures import draw
 from .gpu_report.folder import FILES, LOG, REPORT, RESULTS, read_json
-from .gpu_report.table import label
+from .gpu_report.table import is_ours, label, ms_words
 from .report import Row, read_numbers
 
 __all__ = ["README_TABLE", "gpu_table"]
@@ -99,18 +99,24 @@ def _of_gpu(folder: Path) -> Iterator[str]:
     driver = environment["nvidia_smi"].get("driver_version", "unknown")
     yield (
         f"{environment['gpu']}, driver {driver}; torch {packages['torch']}, triton "
-        f"{packages['triton']}, cuDNN {environment['cudnn']}; {folder.name[-10:]}; bfloat16, "
-        f"random data, medians of calls taking turns. Ceilings in the same run: matrix product "
-        f"{limits['flops'] / 1e12:.0f} TFLOP/s, copy {limits['bandwidth'] / 1e12:.2f} TB/s."
+        f"{packages['triton']}, cuDNN {cudnn(environment['cudnn'])}; {folder.name[-10:]}; "
+        f"bfloat16, random data, medians of calls taking turns. Ceilings in the same run: matrix "
+        f"product {limits['flops'] / 1e12:.0f} TFLOP/s, copy {limits['bandwidth'] / 1e12:.2f} TB/s."
     )
     yield ""
     heads = [f"{shape}, {direction}" for shape, direction in _COLUMNS]
     yield f"| ms (TFLOP/s) | {' | '.join(heads)} |"
     yield "| --- |" + " --- |" * len(heads)
-    for name in dict.fromkeys(label(row) for row in rows):
+    ordered = sorted(rows, key=lambda row: not is_ours(row))
+    for name in dict.fromkeys(label(row) for row in ordered):
         cells = [_cell(rows, name, *column) for column in _COLUMNS]
         if any(cells):
             yield f"| {name} | {' | '.join(cells)} |"
+
+
+def cudnn(number: int) -> str:
+    """cuDNN's version as people write it: 91900 is 9.19.0."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
@@ -118,7 +124,7 @@ def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
     for row in rows:
         about = label(row), row["shape"], row["direction"]
         if about == (name, shape, direction) and isinstance(row["ms"], float):
-            return f"{row['ms']:.3g} ({row['tflops']:.0f})"
+            return f"{ms_words(row['ms'])} ({row['tflops']:.0f})"
     return ""
 
 

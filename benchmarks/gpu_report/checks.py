@@ -61,9 +61,11 @@ class Verdict:
 @click.option("--backend", required=True)
 @click.option("--name", help="In the table.  [default: the backend's]")
 @click.option("--allow-moves", is_flag=True, help="It is known to differ from run to run.")
+@click.option("--float32", is_flag=True, help="Only in float32, which Triton compiles for long.")
 def main(
-    out: Path, work: Path, tiny: bool, backend: str, name: str | None, allow_moves: bool
-) -> None:
+    out: Path, work: Path, tiny: bool, backend: str, name: str | None, allow_moves: bool,
+    float32: bool,
+) -> None:  # fmt: skip
     """Every form; an error of one is its own."""
     status = next(b for b in gk.backends() if b.name == backend)
     if not status.usable:
@@ -73,7 +75,7 @@ def main(
         say(status.reason)
         return
     bad = 0
-    for form in forms(backend, tiny=tiny):
+    for form in forms(backend, tiny=tiny, float32=float32):
         began = time.monotonic()
         try:
             verdict = check(backend, form, repeats=1 if tiny else _REPEATS)
@@ -102,19 +104,19 @@ def _alive() -> bool:
     return True
 
 
-def forms(backend: str, *, tiny: bool) -> Iterator[Form]:
+def forms(backend: str, *, tiny: bool, float32: bool = False) -> Iterator[Form]:
     """The most wanted first. Triton compiles each for seconds, so it has fewer."""
     rows, heads = (200, 1) if tiny else (4000, 4)
     halves = (torch.bfloat16, torch.float16)
-    if backend == "cuda":
+    if float32:
+        whole = [(torch.float32, 64 if tiny else 128, "all")]
+    elif backend == "cuda":
         dims = (128,) if tiny else (128, 64, 96)
         whole = [(t, d, w) for t in halves for d in dims for w in ("mask", "bare", "all")]
     else:
         whole = [(torch.bfloat16, 128, w) for w in ("mask", "bare", "all")]
         if not tiny:
             whole += [(torch.bfloat16, 64, "mask"), (torch.float16, 128, "all")]
-        if backend == "triton":
-            whole.append((torch.float32, 64 if tiny else 128, "all"))
     for dtype, head_dim, what in whole:
         yield Form(dtype, head_dim, what, rows, heads)
 

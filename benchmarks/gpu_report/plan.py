@@ -51,34 +51,35 @@ def plan(*, ptxas: str | None = None) -> Iterator[Group]:
     """
     other = (("TRITON_PTXAS_PATH", ptxas), ("TRITON_CACHE", "other-ptxas")) if ptxas else ()
     yield Stage("environment", "environment", 60), Stage("build", "build", 240)
-    checks = [Stage(f"check-{name}", "checks", 90, ("--backend", name)) for name in CHECKED]
-    if ptxas:
-        given = ("--backend", "triton", "--name", "triton, other ptxas")
-        checks.append(Stage("check-triton-ptxas", "checks", 90, given, other))
+    checks = [Stage(f"check-{name}", "checks", 80, ("--backend", name)) for name in CHECKED]
     given = ("--backend", "flash", "--name", "flash, cuDNN", "--allow-moves")
-    checks.append(Stage("check-flash-cudnn", "checks", 90, given, _CUDNN))
+    checks.append(Stage("check-flash-cudnn", "checks", 80, given, _CUDNN))
     yield *checks, Stage("precompile", "tuning", 90, ("--compile-only",))
-    for name, seconds in (("wan1.3b-480p", 90), ("wan14b-720p", 130)):
+    for name, seconds in (("wan1.3b-480p", 60), ("wan14b-720p", 90)):
         yield (Stage(f"bench-{name}", "bench", seconds, (*_shape(name), *_peers(_PEERS))),)
-    for name, seconds in (("wan1.3b-480p", 40), ("wan14b-720p", 60)):
-        for label, only in (("cudnn", _CUDNN), ("torch-flash", _TORCH_FLASH)):
-            given = (*_shape(name), "--backend", "flash", "--setting", f"GENHOI_FLASH={only[0][1]}")
-            yield (Stage(f"bench-{name}-{label}", "bench", seconds, given, only),)
-    yield (Stage("tests", "tests", 120),)
-    yield (Stage("tuning", "tuning", 90),)
-    for name, seconds in (("wan1.3b-480p", 50), ("wan14b-720p", 70)):
+    yield (Stage("tuning", "tuning", 60),)
+    yield (Stage("counters", "counters", 60),)
+    yield (Stage("tests", "tests", 130),)
+    for name, seconds in (("wan1.3b-480p", 30), ("wan14b-720p", 40)):
         given = (*_shape(name), "--backend", "triton", "--setting", "tuned blocks")
         tuned = (("GENHOI_AUTOTUNE", "1"),)
         yield (Stage(f"bench-{name}-tuned", "bench", seconds, given, tuned),)
     yield (Stage("choices", "choices", 20),)
-    yield (Stage("counters", "counters", 90),)
+    for name, seconds in (("wan1.3b-480p", 30), ("wan14b-720p", 50)):
+        for label, only in (("cudnn", _CUDNN), ("torch-flash", _TORCH_FLASH)):
+            given = (*_shape(name), "--backend", "flash", "--setting", f"GENHOI_FLASH={only[0][1]}")
+            yield (Stage(f"bench-{name}-{label}", "bench", seconds, given, only),)
     for suite in ("norm_rope", "block", "fused"):
         given = ("--suite", suite, *_shape("wan1.3b-480p"))
         yield (Stage(f"bench-{suite}", "bench", 60, given),)
     yield (Stage("graphs", "graphs", 40),)
     given = (*_shape("wan1.3b-480p"), "--backend", "triton", *_peers(("flex", "sdpa")))
     yield (Stage("bench-flex", "bench", 90, given),)
+    given = ("--backend", "triton", "--float32")
+    yield (Stage("check-triton-float32", "checks", 90, given),)
     if ptxas:
+        given = ("--backend", "triton", "--name", "triton, other ptxas")
+        yield (Stage("check-triton-ptxas", "checks", 80, given, other),)
         given = (*_shape("wan1.3b-480p"), "--backend", "triton", "--setting", "other ptxas")
         yield (Stage("bench-ptxas", "bench", 60, given, other),)
     yield (Stage("more-tests", "tests", 300, ("--more",)),)

@@ -16,6 +16,7 @@ from typing import IO
 
 from .folder import ENVIRONMENT, FILES, LOG, REPORT, read_json, write_json
 from .plan import Group, Stage
+from .stage import SECONDS
 
 __all__ = ["Ended", "Run"]
 
@@ -111,7 +112,7 @@ class Run:
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*command, *(["--tiny"] if self.tiny else [])],
-                stdout=file, stderr=subprocess.STDOUT, env=self._environment(stage),
+                stdout=file, stderr=subprocess.STDOUT, env=self._environment(stage, limit),
                 start_new_session=True,
             )  # fmt: skip
         return _Running(stage, process, log, time.monotonic(), limit)
@@ -147,7 +148,7 @@ class Run:
             with one.log.open("rb") as file:
                 copy_end(file, log, room)
 
-    def _environment(self, stage: Stage) -> dict[str, str]:
+    def _environment(self, stage: Stage, limit: float) -> dict[str, str]:
         """Of a stage: caches and temporary files in the work folder, nothing elsewhere."""
         changes = dict(stage.environment)
         caches = self._work / "cache"
@@ -172,6 +173,7 @@ class Run:
                 "PYTHONUNBUFFERED": "1",
                 "MPLBACKEND": "Agg",
                 "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the tests ask torch for determinism
+                SECONDS: f"{limit:.0f}",
             }
             | changes
         )

@@ -11,9 +11,12 @@ from typing import Any
 import click
 import torch
 
-__all__ = ["DEVICE", "is_emulated", "say", "stage_options"]
+__all__ = ["DEVICE", "SECONDS", "is_emulated", "say", "stage_options"]
 
 DEVICE = torch.device("cuda", 0)
+SECONDS = "GENHOI_STAGE_SECONDS"
+"""Environment variable: how long the stage may take, for those that end in good order before."""
+
 _START = time.monotonic()
 
 

@@ -11,7 +11,7 @@ from benchmarks.bare_attention import backend_of
 
 from .folder import CHECKS, REPORT, RESULTS, read_json, read_rows
 
-__all__ = ["label", "row_words", "summary"]
+__all__ = ["is_ours", "label", "ms_words", "row_words", "summary"]
 
 _MOST_TESTS = 15
 
@@ -92,7 +92,7 @@ def times(rows: Sequence[dict[str, str]]) -> Iterator[str]:
         cases[row["suite"], row["shape"], row["direction"]].append(row)
     for (suite, shape, direction), found in cases.items():
         yield f"{suite}, {shape}, {direction}:"
-        peers = [row for row in found if not _is_ours(row) and _ms(row) and _is_same(row)]
+        peers = [row for row in found if not is_ours(row) and _ms(row) and _is_same(row)]
         best = min(peers, key=lambda row: _ms(row) or 0.0, default=None)
         for row in found:
             yield "  " + _line(row, best)
@@ -103,7 +103,7 @@ def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
     if row["reason"]:
         return f"{name:56.56} {row['reason'][:100]}"
     ratio = ""
-    if best is not None and _is_ours(row):
+    if best is not None and is_ours(row):
         ratio = f"  {(_ms(row) or 0) / (_ms(best) or 1):.2f} of {best['contender']}"
     return (
         f"{name:56.56} {_form(row['ms'], '9.3f')} ms {_rate(row)} "
@@ -113,12 +113,19 @@ def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
 
 def label(row: dict[str, Any]) -> str:
     """A contender's name, which of a library's kernels it took, and what was special."""
-    name, kernel = row["contender"], row.get("kernel") or ""
-    words = (name, kernel if kernel not in name else "", row.get("setting"))
-    return ", ".join(filter(None, words))
+    name, kernel, setting = row["contender"], row.get("kernel") or "", row.get("setting") or ""
+    if kernel and setting.startswith("GENHOI_FLASH="):
+        setting = ""  # the kernel says it
+    return ", ".join(filter(None, (name, kernel if kernel not in name else "", setting)))
 
 
-def _is_ours(row: dict[str, str]) -> bool:
+def ms_words(ms: float) -> str:
+    """Three digits, or all of them from a second on."""
+    return f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}"
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    """A contender of this project."""
     return backend_of(row["contender"]) is not None or row["contender"].startswith("genhoi")
 
 

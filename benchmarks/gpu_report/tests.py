@@ -11,13 +11,15 @@ import click
 
 from .folder import CHECKS
 from .pytest_rows import VARIABLE
-from .stage import is_emulated, say, stage_options
+from .stage import SECONDS, is_emulated, say, stage_options
 
 _FIRST = ("test_gpu.py", "test_cuda.py", "test_cuda_backward.py", "test_cuda_norm_rope.py",
           "test_flash.py", "test_descriptors.py", "test_gpu_wan.py")  # fmt: skip
 _MORE = ("test_norm_rope.py", "test_attention.py", "test_properties.py", "test_torch.py",
          "test_modules.py", "test_mask_gate.py", "test_errors.py")  # fmt: skip
 _MOST_WORKERS = 12
+_TO_END, _LEAST = 12.0, 5.0
+"""Seconds before the stage's limit at which no further test is begun; and at least."""
 
 
 @click.command()
@@ -38,6 +40,9 @@ def main(out: Path, work: Path, tiny: bool, more: bool) -> None:
         command += ["-p", "emugpu.pytest_plugin"]
     if tiny:
         command += ["-k", "test_two_runs_are_the_same_bits", "-x"]
+    if SECONDS in os.environ:  # it stops between two tests, and its totals are written
+        left = max(_LEAST, float(os.environ[SECONDS]) - _TO_END)
+        command += ["--session-timeout", f"{left:.0f}"]
     say(" ".join(command), *files)
     environment = os.environ | {VARIABLE: str((out / CHECKS).resolve())}
     raise SystemExit(subprocess.run([*command, *files], env=environment).returncode)
