@@ -132,8 +132,8 @@ def _on_h100(
     """An entry for the GPU where ``times`` were taken, and one for others of its architecture."""
     how = (
         f"make gpu-report, 2026-11-27, {_H100}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of "
-        f"the rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: {times}. "
-        f"Not measured: float16, and other lengths, of which those below 4096 are left out"
+        f"the rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: "
+        f"{times}. Not measured: float16, and other lengths, of which those below 4096 are left out"
     )
     measured = Choice(
         "sm_90", _HALF, (128,), (4096, None), training, order, "measured", how, (generation,), _H100
@@ -147,9 +147,9 @@ def _on_h100(
 _H100_FORWARD = "Triton 13.1 / 253; CUDA 17.4 / 317"
 _H100_TRAINING = "forward and backward together: Triton 62.5 / 1124; CUDA 78.2 / 1417"
 
-# On sm_80 the CUDA forward pass is level with FlashAttention-2's, in one launch. Its backward pass is
-# behind in the model, which knows nothing of what deterministic gradients cost FlashAttention-2: on
-# an H100 1.2 and 1.8 times the ordinary ones. On sm_90 FlashAttention-3's has not been timed.
+# On sm_80 the CUDA forward pass is level with FlashAttention-2's, in one launch. Its backward pass
+# is behind in the model, which knows nothing of what deterministic gradients cost FlashAttention-2:
+# on an H100 1.2 and 1.8 times the ordinary ones. On sm_90 FlashAttention-3's has not been timed.
 TABLE: tuple[Choice, ...] = (
     _cuda_first("sm_80", "cuda", "flash", "triton", training=False),
     _cuda_first("sm_80", "cuda", "flash", "triton", training=True),
