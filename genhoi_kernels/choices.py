@@ -9,18 +9,17 @@ built-in ones; where none fits, the registry's order stands.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ._files import whole_file
 from .flash_versions import Generation
 
 FORMAT = 1
@@ -269,17 +268,8 @@ def _entry(data: dict[str, Any]) -> Choice:
 def write_table(choices: Iterable[Choice], path: Path) -> None:
     """Write a table, whole or not at all; folders are made."""
     entries = [asdict(choice) for choice in choices]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, "choices": entries}, indent=1) + "\n"
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, "choices": entries}, indent=1) + "\n")
     user_table.cache_clear()
 
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 
 from .. import choices
+from .._files import whole_file
 from .candidates import candidates
 from .configs import Config, Key, adopt, entries_of, parse_entries, trying
 from .launch import Launch
@@ -108,16 +108,9 @@ def read(path: Path) -> dict[Key, Config]:
 
 def write(path: Path, found: dict[Key, Config]) -> None:
     """Add to what is there; the file is replaced whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     entries = entries_of(read(path) | found)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"made_by": "GENHOI_AUTOTUNE=1", "entries": entries}, file, indent=1)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, temporary.open("w") as file:
+        json.dump({"made_by": "GENHOI_AUTOTUNE=1", "entries": entries}, file, indent=1)
 
 
 def fastest(
