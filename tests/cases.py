@@ -19,7 +19,7 @@ GPU_BACKENDS = ("triton", "cuda", "flash")
 Results = dict[str, Tensor]
 
 # Tensors with fewer independent values than this get their eager error from several draws.
-FEW = 32
+FEW = 128
 REDRAWS = 16
 
 
