@@ -53,7 +53,8 @@ CASES = [
     Case(rows=5, heads=0, lengths=(3,), bias=(0.5,), mask="random", gate="token"),
     Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), mask="random", gate="sum"),
     # Head dims; thirds that are odd, even and zero.
-    *(Case(grid=(3, 4, 4), refs=((3, 3),), dim=dim, gate="token", mask="random")
+    # Of seed 0 one row decides the error of dk_ref, and eager has it right by luck on Intel.
+    *(Case(grid=(3, 4, 4), refs=((3, 3),), dim=dim, gate="token", mask="random", seed=1)
       for dim in (8, 16, 24, 40, 64, 96, 128)),
     Case(grid=(2, 3, 3), refs=((2, 2),), dim=256, heads=1, gate="sequence"),
     # Batches, and references shared by them or not.
