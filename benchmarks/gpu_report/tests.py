@@ -39,7 +39,8 @@ def main(out: Path, work: Path, tiny: bool, more: bool) -> None:
     if is_emulated():
         command += ["-p", "emugpu.pytest_plugin"]
     if tiny:
-        command += ["-k", "test_all_or_nothing" if more else "test_two_runs_are_the_same_bits", "-x"]
+        one = "test_all_or_nothing" if more else "test_two_runs_are_the_same_bits"
+        command += ["-k", one, "-x"]
     if SECONDS in os.environ:  # it stops between two tests, and its totals are written
         left = max(_LEAST, float(os.environ[SECONDS]) - _TO_END)
         command += ["--session-timeout", f"{left:.0f}"]
