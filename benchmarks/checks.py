@@ -24,6 +24,7 @@ __all__ = [
     "attention_truth",
     "choose_part",
     "compare",
+    "error_budget",
     "joined_gradients",
     "spread_upstream",
 ]
@@ -162,11 +163,16 @@ def compare(contender: Contender) -> Accuracy:
     return worst
 
 
+def error_budget(eager: float, dtype: torch.dtype) -> float:
+    """The error that is allowed where eager's is `eager`, both relative to the largest value."""
+    return 2 * eager + 2 * torch.finfo(dtype).eps
+
+
 def _accuracy(x: Tensor, e: Tensor, t: Tensor, lossy: bool) -> Accuracy:
     if x.shape != t.shape:
         raise ValueError(f"result: got shape {tuple(x.shape)}, wanted {tuple(t.shape)}")
     size = float(t.abs().max()) or 1.0
     error = float((x.to(t.dtype) - t).abs().max()) / size
     eager = float((e.to(t.dtype) - t).abs().max()) / size
-    allowed = LOSSY if lossy else 2 * eager + 2 * torch.finfo(e.dtype).eps
+    allowed = LOSSY if lossy else error_budget(eager, e.dtype)
     return Accuracy(error, allowed)

@@ -412,7 +412,9 @@ def asked_for() -> Generation | None:
         ValueError: it is the name of none.
     """
     name = os.environ.get(ONLY)
+    if not name:
+        return None
     names = {g.name.lower().replace("_", "-"): g for g in Generation}
-    if name and name not in names:
+    if name not in names:
         raise ValueError(f"{ONLY}: got {name!r}, wanted one of {', '.join(names)}")
-    return names[name] if name else None
+    return names[name]

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import conftest
 import pytest
 
 from benchmarks import results
@@ -114,6 +115,26 @@ def test_every_stage_has_a_module_and_a_name_of_its_own() -> None:
         assert (ROOT / "benchmarks" / "gpu_report" / f"{stage.module}.py").exists()
     without = [stage.name for group in plan() for stage in group]
     assert not any("ptxas" in name for name in without)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_worker_whose_gpu_has_faulted_ends(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """After a test, so that pytest-xdist starts another; one whose GPU answers goes on."""
+    ended = []
+
+    def synchronize() -> None:
+        if not answers:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    monkeypatch.setattr("os._exit", ended.append)
+    conftest.pytest_runtest_logfinish()
+    monkeypatch.undo()
+    assert ended == ([] if answers else [1])
 
 
 ROW = {"suite": "attention", "shape": "wan1.3b-480p", "direction": "forward", "reason": "",

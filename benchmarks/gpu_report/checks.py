@@ -15,6 +15,7 @@ from torch import Tensor
 
 import genhoi_kernels as gk
 from benchmarks.case import first_line
+from benchmarks.checks import error_budget
 from genhoi_kernels.gate import gate_shapes
 
 from .folder import CHECKS, add_rows
@@ -146,11 +147,11 @@ def check(backend: str, form: Form, *, repeats: int) -> Verdict:
 
 def _share(x: Tensor, e: Tensor, t: Tensor, dtype: torch.dtype) -> float:
     """Error over what is allowed; infinite for NaN."""
-    size, eps = float(t.abs().max()) or 1.0, torch.finfo(dtype).eps
-    allowed = 2 * float((e - t).abs().max()) + 2 * eps * size
+    size = float(t.abs().max()) or 1.0
+    allowed = error_budget(float((e - t).abs().max()) / size, dtype)
     if t.numel() < _FEW:  # the tests draw again; here it is lenient
-        allowed = 4 * allowed + 32 * eps * size
-    found = float((x - t).abs().max()) / allowed
+        allowed = 4 * allowed + 32 * torch.finfo(dtype).eps
+    found = float((x - t).abs().max()) / size / allowed
     return found if found == found else float("inf")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import append_rows
+from genhoi_kernels._files import whole_file
 
 __all__ = [
     "CHECKS",
@@ -76,9 +77,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
     """An object into a file, which is replaced as a whole."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.timing import is_hardware
+
 __all__ = ["DEVICE", "SECONDS", "is_emulated", "say", "stage_options"]
 
 DEVICE = torch.device("cuda", 0)
@@ -48,4 +50,4 @@ def say(*words: object) -> None:
 
 def is_emulated() -> bool:
     """The GPU is an emulated one, whose times say nothing."""
-    return "emulated" in torch.cuda.get_device_name(DEVICE).lower()
+    return not is_hardware(DEVICE)
