@@ -18,6 +18,7 @@ if INTERPRETS:
 
 import interpreter  # noqa: E402
 from cases import backend_params  # noqa: E402
+from faulted_gpu import pytest_runtest_logfinish  # noqa: E402, F401  (a hook of pytest)
 from hypothesis import Phase, settings  # noqa: E402
 
 import genhoi_kernels  # noqa: E402
@@ -88,22 +89,3 @@ if not os.environ.get("EMULATED_GPU"):  # else tests/emugpu's plugin has it
     def warp_schedule() -> None:
         """The order in which warps run."""
         pytest.skip("only the emulated GPU lets warps run in an order of one's choice")
-
-
-def pytest_runtest_logfinish() -> None:
-    """After a kernel's fault a GPU answers its process no more: pytest-xdist shall start another.
-
-    Else every later test of the process would fail. The test at hand is reported twice: as it
-    failed, and as the one during which its worker ended.
-    """
-    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized() and not gpu_answers():
-        os._exit(1)
-
-
-def gpu_answers() -> bool:
-    """No kernel of this process has faulted."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True

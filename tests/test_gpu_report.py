@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import conftest
+import faulted_gpu
 import pytest
 
 from benchmarks import results
@@ -119,9 +119,11 @@ def test_every_stage_has_a_module_and_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_worker_whose_gpu_has_faulted_ends(
-    monkeypatch: pytest.MonkeyPatch, answers: bool
+    monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, answers: bool
 ) -> None:
     """After a test, so that pytest-xdist starts another; one whose GPU answers goes on."""
+    hooks = [hook.function for hook in pytestconfig.hook.pytest_runtest_logfinish.get_hookimpls()]
+    assert faulted_gpu.pytest_runtest_logfinish in hooks
     ended = []
 
     def synchronize() -> None:
@@ -132,7 +134,7 @@ def test_a_worker_whose_gpu_has_faulted_ends(
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", synchronize)
     monkeypatch.setattr("os._exit", ended.append)
-    conftest.pytest_runtest_logfinish()
+    faulted_gpu.pytest_runtest_logfinish()
     monkeypatch.undo()
     assert ended == ([] if answers else [1])
 
