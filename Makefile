@@ -174,6 +174,9 @@ $(READY_CUDA): pyproject.toml | $(RUN)
 		--disable-pip-version-check $(PIP_ARGS) -r /dev/stdin
 	@touch $@
 
+.PHONY: environments
+environments: $(READY_DEV) $(READY_CUDA) ## set up both environments, that of the emulated GPU too
+
 EMULATED := PYTHONPATH=tests $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
