@@ -147,7 +147,7 @@ DEFAULT_CUDA_TORCH := torch==2.14.1
 CUDA_TORCH ?= $(DEFAULT_CUDA_TORCH)
 EMULATED_ARCHS ?= 80 90
 EMULATED_TESTS ?= tests/test_gpu.py tests/test_gpu_wan.py tests/test_cuda.py tests/test_cuda_backward.py \
-	tests/test_cuda_norm_rope.py tests/test_flash.py
+	tests/test_cuda_norm_rope.py tests/test_flash.py tests/test_flash_versions.py
 VENV_CUDA := .venv-cuda$(patsubst torch==%,-%,$(filter-out $(DEFAULT_CUDA_TORCH),$(CUDA_TORCH)))
 RUN_CUDA := $(VENV_CUDA)/bin/python
 READY_CUDA := $(VENV_CUDA)/.ready

@@ -103,6 +103,8 @@ def _of_gpu(folder: Path) -> Iterator[str]:
         f"bfloat16, random data, medians of calls taking turns. Ceilings in the same run: matrix "
         f"product {limits['flops'] / 1e12:.0f} TFLOP/s, copy {limits['bandwidth'] / 1e12:.2f} TB/s."
     )
+    if any(map(_is_apart, rows)):
+        yield "With a *: timed later in the same report, not in turns with the others."
     yield ""
     heads = [f"{shape}, {direction}" for shape, direction in _COLUMNS]
     yield f"| ms (TFLOP/s) | {' | '.join(heads)} |"
@@ -124,8 +126,13 @@ def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
     for row in rows:
         about = label(row), row["shape"], row["direction"]
         if about == (name, shape, direction) and isinstance(row["ms"], float):
-            return f"{ms_words(row['ms'])} ({row['tflops']:.0f})"
+            return f"{ms_words(row['ms'])} ({row['tflops']:.0f}){'*' if _is_apart(row) else ''}"
     return ""
+
+
+def _is_apart(row: Row) -> bool:
+    """Timed in a stage without peers, for what was special of it."""
+    return bool(row["setting"])
 
 
 if __name__ == "__main__":

@@ -12,22 +12,27 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, arguments, device_of, leaves, make_case
+from flash_cases import CASES, HALF, WHOLE, check_budget, run, settings
 from flash_standins import TORCH_OWN
-from test_flash import CASES, HALF, WHOLE, check_budget, run, settings
 
 import genhoi_kernels as gk
+from benchmarks.timing import is_hardware
 from genhoi_kernels import flash_versions
 from genhoi_kernels.backends import flash
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
 
 
 @pytest.fixture(params=list(TORCH_OWN))
 def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Each of torch's own, its operators on this GPU; cuDNN is asked to train."""
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     finder = getattr(flash_versions, TORCH_OWN[request.param])
     if finder() is None:
-        pytest.skip(f"torch {torch.__version__} has no {request.param} that can be used")
+        cudnn = flash_versions.cudnn_version()
+        pytest.skip(f"torch {torch.__version__} with cuDNN {cudnn} has no {request.param}")
     monkeypatch.setattr(flash_versions, "_FINDERS", (finder,))
     monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", "1")
     torch.use_deterministic_algorithms(True, warn_only=True)  # memory stays poisoned
@@ -38,7 +43,7 @@ def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     torch.use_deterministic_algorithms(True)
     monkeypatch.undo()
     flash_versions.installed.cache_clear()
-    if "emulated" in torch.cuda.get_device_name().lower():
+    if not is_hardware(torch.device("cuda")):
         pytest.skip(f"the emulated GPU has no fused attention: {reason}")
     assert reason is None, reason
 
@@ -49,14 +54,12 @@ LARGE = Case(
 )  # fmt: skip
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", [*CASES, LARGE], ids=str)
 def test_budget_on_hardware(real: Any, case: Case, dtype: torch.dtype) -> None:
     check_budget(dataclasses.replace(case, dtype=dtype))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("ref_batch", [1, 2])
 def test_runs_on_hardware_agree(real: Any, ref_batch: int) -> None:
     """Bit for bit: cuDNN's forward pass, and both passes of torch's FlashAttention."""
@@ -72,7 +75,6 @@ def test_runs_on_hardware_agree(real: Any, ref_batch: int) -> None:
     assert settings() == (True, True)
 
 
-@pytest.mark.gpu
 def test_other_counts_of_rows_and_other_strides_on_hardware(real: Any) -> None:
     """What cuDNN made for one call must not be taken for the next."""
     for layout in ("plain", "fused", "heads", "padded"):
@@ -82,7 +84,6 @@ def test_other_counts_of_rows_and_other_strides_on_hardware(real: Any) -> None:
             check_budget(case)
 
 
-@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu_with_a_gate(real: Any) -> None:
     """Not in a second call: the first copies small tables, and cuDNN makes its plans."""
     args = arguments(LARGE, make_case(LARGE), HALF, device_of("flash"))
@@ -100,7 +101,6 @@ def test_nothing_waits_for_the_gpu_with_a_gate(real: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
 def test_a_cuda_graph_of_the_forward_pass(real: Any) -> None:
     args = arguments(LARGE, make_case(LARGE), HALF, device_of("flash"))
     with torch.no_grad():

@@ -23,6 +23,7 @@ from cases import (
 )
 
 import genhoi_kernels
+from benchmarks.timing import is_hardware
 from genhoi_kernels import reference_attention
 from genhoi_kernels.backends import triton as triton_backend
 from genhoi_kernels.triton_kernels import compiler, configs
@@ -143,7 +144,7 @@ def test_choice_of_a_backend() -> None:
 
 def test_cuda_graph() -> None:
     """A call with a built mask gate can be captured, and replayed with other numbers."""
-    if "emulated" in torch.cuda.get_device_name().lower():
+    if not is_hardware(torch.device("cuda")):
         pytest.skip("the emulated GPU has no CUDA graphs")
     given = call(FULL, grad=False)
     for _ in range(2):
@@ -185,8 +186,8 @@ def test_pipelined_loops(case: Case, descriptors: bool) -> None:
 
 def test_race_that_is_gone_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Triton 3.6 would do to the same loops on sm_90, were they launched as they are."""
-    emulated = "emulated" in torch.cuda.get_device_name().lower()
-    if compiler.is_sound(triton_backend.architecture(torch.device("cuda"))) or not emulated:
+    device = torch.device("cuda")
+    if compiler.is_sound(triton_backend.architecture(device)) or is_hardware(device):
         pytest.skip("this Triton compiles them well, or there is no emulated GPU to see it")
     monkeypatch.setattr(compiler, "is_sound", lambda arch: True)
     with contextlib.ExitStack() as stack:

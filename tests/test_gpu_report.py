@@ -152,7 +152,9 @@ def report(folder: Path) -> Path:
         ROW | {"contender": "gathered two-pass, cuDNN", "ms": 12.5, "tflops": 480.0},
         ROW | {"contender": "cuDNN, no mask", "ms": 5.0, "tflops": 990.0},
         ROW | {"contender": "this op (flash)", "ms": "", "reason": "no FlashAttention"},
-    ]
+        ROW | {"contender": "this op (triton)", "ms": 11.0, "tflops": 550.0,
+               "setting": "tuned blocks"},
+    ]  # fmt: skip
     add_rows(folder / RESULTS, timed)
     checks = [
         {"what": "check", "backend": "cuda", "dtype": "bfloat16", "head_dim": 64, "form": "all",
@@ -188,7 +190,15 @@ def test_a_report_goes_into_the_documents(tmp_path: Path, monkeypatch: pytest.Mo
     readme = Path("README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("after\n") and "old" not in readme
     assert "| this op (cuda) | 10 (600) |  |  |  |" in readme
+    assert "| this op (triton), tuned blocks | 11 (550)* |  |  |  |" in readme
     assert "this op (flash)" not in readme
+
+
+def test_readme_has_the_table_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = results.README.read_text(encoding="utf-8")
+    made = results.gpu_table(results.newest())
+    assert results.replaced(text, results.README_TABLE, made) == text
 
 
 # One of those that differ in size, in Triton's assembler or in the FlashAttention that is taken.

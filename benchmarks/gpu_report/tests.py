@@ -14,8 +14,8 @@ from .pytest_rows import VARIABLE
 from .stage import SECONDS, is_emulated, say, stage_options
 
 _FIRST = ("test_gpu.py", "test_cuda.py", "test_cuda_backward.py", "test_cuda_norm_rope.py",
-          "test_flash_hardware.py", "test_flash.py", "test_descriptors.py",
-          "test_gpu_wan.py")  # fmt: skip
+          "test_flash_hardware.py", "test_flash.py", "test_flash_versions.py",
+          "test_descriptors.py", "test_gpu_wan.py")  # fmt: skip
 _MORE = ("test_norm_rope.py", "test_attention.py", "test_properties.py", "test_torch.py",
          "test_modules.py", "test_mask_gate.py", "test_errors.py")  # fmt: skip
 _MOST_WORKERS = 12
