@@ -15,7 +15,7 @@ import click
 
 from .gpu_report.figures import draw
 from .gpu_report.folder import FILES, LOG, REPORT, RESULTS, read_json
-from .gpu_report.table import is_ours, label, ms_words
+from .gpu_report.table import is_apart, is_ours, label, ms_words
 from .report import Row, read_numbers
 
 __all__ = ["README_TABLE", "gpu_table"]
@@ -103,7 +103,7 @@ def _of_gpu(folder: Path) -> Iterator[str]:
         f"bfloat16, random data, medians of calls taking turns. Ceilings in the same run: matrix "
         f"product {limits['flops'] / 1e12:.0f} TFLOP/s, copy {limits['bandwidth'] / 1e12:.2f} TB/s."
     )
-    if any(map(_is_apart, rows)):
+    if any(map(is_apart, rows)):
         yield "With a *: timed later in the same report, not in turns with the others."
     yield ""
     heads = [f"{shape}, {direction}" for shape, direction in _COLUMNS]
@@ -126,13 +126,8 @@ def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
     for row in rows:
         about = label(row), row["shape"], row["direction"]
         if about == (name, shape, direction) and isinstance(row["ms"], float):
-            return f"{ms_words(row['ms'])} ({row['tflops']:.0f}){'*' if _is_apart(row) else ''}"
+            return f"{ms_words(row['ms'])} ({row['tflops']:.0f}){'*' if is_apart(row) else ''}"
     return ""
-
-
-def _is_apart(row: Row) -> bool:
-    """Timed in a stage without peers, for what was special of it."""
-    return bool(row["setting"])
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Case:
     only). mask_batch: 1 or batch. gate: None, "token", "sequence", "sum" (return_gate_sum).
     layout: of q, k, v: "plain", "fused" (chunks of [B, N, 3, H, D]), "heads" ([B, H, N, D]
     transposed), "expanded" (one sample shown B times), "padded" (rows of a wider buffer).
+    lse_grad: a gradient comes to lse too.
     """
 
     dtype: torch.dtype = torch.float32
@@ -80,6 +81,7 @@ class Case:
     tokens: int | None = None
     first_head: int = 0
     num_heads: int | None = None
+    lse_grad: bool = True
     seed: int = 0
 
     @property
@@ -285,14 +287,15 @@ def leaves(args: dict[str, Any]) -> dict[str, Tensor]:
 def run_with(
     args: dict[str, Any], upstream: dict[str, Tensor], backend: str | None, grads: bool = True
 ) -> Results:
-    """Outputs and gradients of one call, as they come."""
+    """Outputs of one call, and gradients through those that upstream names, as they come."""
     outputs = reference_attention(**args, backend=backend)
     assert isinstance(outputs, tuple)
     found = dict(zip(("out", "lse", "gate_sum"), outputs, strict=False))
     if grads:
         wanted = leaves(args)
-        toward = [upstream[name].to(x.device, x.dtype) for name, x in found.items()]
-        got = torch.autograd.grad(list(found.values()), list(wanted.values()), toward)
+        through = {name: x for name, x in found.items() if name in upstream}
+        toward = [upstream[name].to(x.device, x.dtype) for name, x in through.items()]
+        got = torch.autograd.grad(list(through.values()), list(wanted.values()), toward)
         found |= {f"d{name}": x for name, x in zip(wanted, got, strict=True)}
     return {name: x.detach() for name, x in found.items()}
 
@@ -301,7 +304,8 @@ def run(case: Case, backend: str, dtype: torch.dtype, inputs: Inputs | None = No
     """out, lse, gate_sum (with gate="sum") and the gradient of every tensor, in float64."""
     inputs = inputs or make_case(case)
     args = arguments(case, inputs, dtype, device_of(backend))
-    found = run_with(args, inputs.upstream, backend)
+    upstream = {n: x for n, x in inputs.upstream.items() if case.lse_grad or n != "lse"}
+    found = run_with(args, upstream, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert found["out"].dtype == dtype and found["lse"].dtype == wide
     for name, x in leaves(args).items():
@@ -400,10 +404,10 @@ def redrawn_errors(case: Case) -> dict[str, float]:
     return worst
 
 
-def check_budget(case: Case, backend: str) -> Results:
+def check_budget(case: Case, backend: str, inputs: Inputs | None = None) -> Results:
     """Run a case on a backend; every output and gradient keeps the budget. Returns them."""
     skip_unless_supported(backend, case.call(backend))
-    inputs = make_case(case)
+    inputs = inputs or make_case(case)
     x = run(case, backend, case.dtype, inputs)
     e = run(case, "eager", case.dtype, inputs)
     t = run(case, "eager", torch.float64, inputs)

@@ -15,7 +15,7 @@ from benchmarks.bare_attention import backend_of
 from benchmarks.report import read_numbers
 
 from .folder import REPORT, RESULTS, TUNING, read_json
-from .table import label, ms_words
+from .table import is_apart, label, ms_words
 
 __all__ = ["draw"]
 
@@ -84,11 +84,12 @@ def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
         for color, label in (
             (_OURS, "this project"),
             (_SAME, "peers that compute the same"),
-            (_OTHER, "no mask: another function, a bound"),
+            (_OTHER, "no mask: another function, with more products"),
         )
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    figure.suptitle(f"Useful TFLOP/s, bfloat16 (longer is faster). {about}", fontsize=11)
+    apart = "; *: timed later, not in turns with the others" if any(map(is_apart, rows)) else ""
+    figure.suptitle(f"Useful TFLOP/s, bfloat16 (longer is faster). {about}{apart}", fontsize=11)
     return figure
 
 
@@ -102,7 +103,7 @@ def _bars(ax: Axes, rows: Sequence[Row]) -> None:
     words = f"matrix product {ceiling:.0f} "
     ax.text(ceiling, len(rows) - 0.6, words, ha="right", va="bottom", fontsize=7, color=_QUIET)
     for place, row in zip(places, rows, strict=True):
-        words = f" {row['tflops']:.0f}  ({ms_words(row['ms'])} ms)"
+        words = f" {row['tflops']:.0f}  ({ms_words(row['ms'])} ms){'*' if is_apart(row) else ''}"
         ax.text(row["tflops"], place, words, va="center", fontsize=8)
     ax.set_xlim(0, 1.2 * max(ceiling, *(row["tflops"] for row in rows)))
     ax.spines[["top", "right"]].set_visible(False)

@@ -11,7 +11,7 @@ from benchmarks.bare_attention import backend_of
 
 from .folder import CHECKS, REPORT, RESULTS, read_json, read_rows
 
-__all__ = ["is_ours", "label", "ms_words", "row_words", "summary"]
+__all__ = ["is_apart", "is_ours", "label", "ms_words", "row_words", "summary"]
 
 _MOST_TESTS = 15
 
@@ -122,6 +122,11 @@ def label(row: dict[str, Any]) -> str:
 def ms_words(ms: float) -> str:
     """Three digits, or all of them from a second on."""
     return f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}"
+
+
+def is_apart(row: dict[str, Any]) -> bool:
+    """Timed in a stage without peers, for what was special of it."""
+    return bool(row["setting"])
 
 
 def is_ours(row: dict[str, Any]) -> bool:
