@@ -2,7 +2,7 @@
 else is in pyproject.toml.
 
 The extension holds the CPU backend's kernels, and the registration of all kernels through torch's
-stable ABI, so one binary serves every torch from MIN_TORCH (in genhoi_kernels/backends/native.py) on. It is
+stable ABI, so one binary serves every torch from MIN_TORCH (in native.py) on. It is
 compiled by ninja rather than by torch's BuildExtension, because every instruction set has its own
 source file with its own flags, and because importing torch is not possible here: pip isolates the
 build from the environment it installs into, so torch's headers are looked up on disk.

@@ -1,6 +1,6 @@
 """`genhoi bench --tune`: times the op's GPU backends and writes which to try first.
 
-The table is the user's own (genhoi_kernels/backends/preferences.py), for this GPU: the registry reads it before
+The table is the user's own (backends/preferences.py), for this GPU: the registry reads it before
 the built-in one. Measured is bare attention with the mask gate at the named shapes: forward for
 inference, forward and backward for training. A backend whose results are wrong, or which raises, is
 not chosen. The table is written after every question, with all that was measured till then.

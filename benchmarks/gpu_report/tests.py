@@ -13,11 +13,26 @@ from benchmarks.gpu_report.folder import CHECKS
 from benchmarks.gpu_report.pytest_rows import VARIABLE
 from benchmarks.gpu_report.stage import SECONDS, is_emulated, say, stage_options
 
-_FIRST = ("kernels/test_gpu.py", "kernels/test_cuda.py", "kernels/test_cuda_backward.py", "kernels/test_cuda_norm_rope.py",
-          "kernels/test_flash_hardware.py", "kernels/test_flash.py", "kernels/test_flash_versions.py",
-          "kernels/test_descriptors.py", "models/test_gpu_wan.py")  # fmt: skip
-_MORE = ("kernels/test_norm_rope.py", "kernels/test_attention.py", "kernels/test_properties.py", "kernels/test_torch.py",
-         "kernels/test_modules.py", "kernels/test_mask_gate.py", "kernels/test_errors.py")  # fmt: skip
+_FIRST = (
+    "kernels/test_gpu.py",
+    "kernels/test_cuda.py",
+    "kernels/test_cuda_backward.py",
+    "kernels/test_cuda_norm_rope.py",
+    "kernels/test_flash_hardware.py",
+    "kernels/test_flash.py",
+    "kernels/test_flash_versions.py",
+    "kernels/test_descriptors.py",
+    "models/test_gpu_wan.py",
+)
+_MORE = (
+    "kernels/test_norm_rope.py",
+    "kernels/test_attention.py",
+    "kernels/test_properties.py",
+    "kernels/test_torch.py",
+    "kernels/test_modules.py",
+    "kernels/test_mask_gate.py",
+    "kernels/test_errors.py",
+)
 _MOST_WORKERS = 12
 _TO_END, _LEAST = 12.0, 5.0
 """Seconds before the stage's limit at which no further test is begun; and at least."""

@@ -1,4 +1,4 @@
-"""Make genhoi_kernels/backends/triton/tuning/configs.json: what compiles well, in an order of preference.
+"""Make the table of Triton configurations (tuning/configs.json): what compiles well, best first.
 
 For every architecture, kernel, size of a value and head dim, candidates are compiled bare and with
 everything a call can ask for. The first that spills nothing and fits the shared memory is taken.

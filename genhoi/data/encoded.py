@@ -264,7 +264,7 @@ def _encode(base: Base, sample: HOISample, given: Sequence[Given]) -> Iterator[t
 def conditions_for(base: Base, given: Collection[str]) -> tuple[Given, ...]:
     """Which conditions to encode, so that these frames can be given.
 
-    A base that encodes every latent frame by itself needs few: `genhoi.training.objective.given_condition`
+    A base that encodes every latent frame by itself needs few: `objective.given_condition`
     puts the others together. The last frame alone is no latent frame, so that has to be encoded.
 
     Args:

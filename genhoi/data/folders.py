@@ -29,7 +29,7 @@ VIDEO_NAMES = ("video", "target", "source")
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """The files of one clip. Every path but `object`'s image is whatever `genhoi.media.media` reads.
+    """The files of one clip. Every path but `object`'s image is whatever `genhoi.media` reads.
 
     Args:
         name: for people; unique in its set.
@@ -99,7 +99,7 @@ def find_clips(
     **A folder** is one clip if it holds a video, mask or object of the names below; else each of
     its subfolders is one, in the order of their names. Hidden ones, and files beside them, are
     not looked at. In a clip's folder, each of these is a video file or image with any suffix that
-    `genhoi.media.media` reads, or a folder of images:
+    `genhoi.media` reads, or a folder of images:
 
     - `video`, else `target`, else `source`: where there are both, `target` is the edited clip,
       which shows the object of the picture. `video_names` says otherwise.

@@ -220,7 +220,7 @@ def evaluate(
 
     Args:
         cases: at least one, each with a name of its own.
-        models: the learned metrics' (`genhoi.evaluation.learned_metrics.load_models`); None: none of them.
+        models: the learned metrics' (`learned_metrics.load_models`); None: none of them.
         progress: called with a case's name, its frames done and its frames.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Draws what `genhoi.evaluation.evaluation` measured: every metric over the frames, and the worst frame."""
+"""Draws an evaluation: every metric over the frames, and the worst frame."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs a training: on one CPU, one GPU or many, through accelerate.
 
-What is learned is in `genhoi.training.objective`. A run's folder holds config.yaml, latents/ (unless they lie
+What is learned is in `objective`. A run's folder holds config.yaml, latents/ (unless they lie
 elsewhere), checkpoints/, metrics.csv, tensorboard/, samples/, and at the end adapter/ or base/
 (`genhoi.training.result`).
 """

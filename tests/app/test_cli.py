@@ -12,7 +12,7 @@ from PIL import Image
 
 import genhoi_kernels
 from genhoi.cli import common as cli_common
-from genhoi.cli import main as cli
+from genhoi.cli import group, main
 from genhoi.media import media
 from genhoi.media.media import Clip
 
@@ -38,7 +38,7 @@ def inputs(tmp_path: Path) -> list[str]:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, arguments)
+    return CliRunner().invoke(main, arguments)
 
 
 def refused(result: Result, *words: str) -> None:
@@ -103,7 +103,7 @@ def test_results_are_not_overwritten_and_this_is_said_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(cli_common, "read_clip", no_long_work)
-        patch.setattr(cli, "inspect_clip", no_long_work)
+        patch.setattr(group, "inspect_clip", no_long_work)
         refused(run(*inputs), "inspect.json exists already; --force overwrites it")
     assert (tmp_path / "out" / "inspect.json").read_text() == "mine"
     assert run(*inputs, "--force").exit_code == 0

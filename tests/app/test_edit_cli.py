@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support.tiny_base import save_tiny_base
 
-from genhoi.cli import main as cli
+from genhoi.cli import main
 from genhoi.media import media
 from genhoi.media.media import Clip
 
@@ -51,7 +51,7 @@ def arguments(files: Path, *more: str) -> list[str]:
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli.main, words)
+    return CliRunner().invoke(main, words)
 
 
 def frames_of(files: Path) -> torch.Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import genhoi
-from genhoi.cli import main as cli
+from genhoi.cli import main
 from genhoi.evaluation.evaluation import COLUMNS, Case, evaluate, over_cases, summarise
 from genhoi.evaluation.figure import draw_evaluation
 from genhoi.evaluation.learned_metrics import Clip2Vector, Lpips, Models, Video2Vector
@@ -68,7 +68,7 @@ def arguments(files: Path, *more: str, result: str = "result", truth: str = "tru
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli.main, words)
+    return CliRunner().invoke(main, words)
 
 
 def record_of(files: Path) -> dict[str, Any]:

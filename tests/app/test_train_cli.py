@@ -20,7 +20,7 @@ from test_folders import make_clip
 
 from genhoi import GenHOIAdapter
 from genhoi.bases import tiny
-from genhoi.cli import main as cli
+from genhoi.cli import main
 from genhoi.media.media import read_clip
 from genhoi.training.config import TrainConfig, read_config
 from genhoi.training.estimate import estimate_training
@@ -56,7 +56,7 @@ def run(*arguments: str) -> Result:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    return CliRunner().invoke(cli.main, arguments)
+    return CliRunner().invoke(main, arguments)
 
 
 def refused(result: Result, *words: str) -> None:

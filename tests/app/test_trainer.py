@@ -107,7 +107,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     found = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "killed_training.py"), str(tmp_path), "killed",
+        [sys.executable, str(ROOT / "tests/support/killed_training.py"), str(tmp_path), "killed",
          json.dumps(changes), "1"],
         env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The CUDA backward kernels by their launchers: against float64, on a GPU or an emulated one.
 
-`EMULATED_GPU=80 PYTHONPATH=tools/emugpu .venv-cuda/bin/python -m pytest -p emugpu.pytest_plugin` runs
-this file with checks for races, for memory that nobody wrote and for what is out of bounds.
+`EMULATED_GPU=80 PYTHONPATH=tools/emugpu .venv-cuda/bin/python -m pytest -p emugpu.pytest_plugin`
+runs this file with checks for races, for memory that nobody wrote and for what is out of bounds.
 """
 
 import ctypes

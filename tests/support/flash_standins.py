@@ -1,6 +1,6 @@
 """Stand-ins for the FlashAttentions: their signatures and layouts, computed by torch.
 
-Each function has the parameters of the real one (tests/support/flash_signatures.json, or this torch's
+Each function has the parameters of the real one (flash_signatures.json, or this torch's
 own schemas, which the tests hold them against), refuses what the real one refuses as far as this
 project could ask for it, and notes its calls.
 """

@@ -153,7 +153,7 @@ class SelfAttention(_Processor):
         self.lora_q, self.lora_k, self.lora_v = layer.lora_q, layer.lora_k, layer.lora_v
         self.gate = layer.self_gate
         self.current: VideoPass | None = None
-        # Called with q and k, rotated, of every video pass; see `genhoi.models.wan.attention_share`.
+        # Called with q and k, rotated, of every video pass; see attention_share.py.
         self.observer: Callable[[Tensor, Tensor, VideoPass], None] | None = None
         self.casts = 0
         self._of_forward = WeakTensorKeyDictionary()
