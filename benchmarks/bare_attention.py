@@ -22,8 +22,14 @@ from benchmarks.peers import GATHERED, PEERS, strongest
 from genhoi_kernels import AttentionCall, MaskGate
 from genhoi_kernels.backends.flash import backend as flash
 
-__all__ = ["attention_flops", "attention_moved", "backend_of", "build_attention", "op_backends",
-           "op_label"]  # fmt: skip
+__all__ = [
+    "attention_flops",
+    "attention_moved",
+    "backend_of",
+    "build_attention",
+    "op_backends",
+    "op_label",
+]
 
 BACKWARD = 2.5  # five matrix products for the forward pass's two
 
@@ -113,10 +119,18 @@ def op_kernel(ctx: Context, backend: str) -> str:
     """Which FlashAttention the flash backend takes; "" for other backends, or where it refuses."""
     shape = ctx.shape
     call = AttentionCall(
-        device=ctx.device, dtype=ctx.dtype, head_dim=shape.head_dim, ref_lengths=(shape.m,),
-        rope=None, ref_rope=None, gate_mode="none", scale=shape.head_dim**-0.5,
-        needs_grad=ctx.direction == "backward", rows=shape.n, keys=shape.n,
-    )  # fmt: skip
+        device=ctx.device,
+        dtype=ctx.dtype,
+        head_dim=shape.head_dim,
+        ref_lengths=(shape.m,),
+        rope=None,
+        ref_rope=None,
+        gate_mode="none",
+        scale=shape.head_dim**-0.5,
+        needs_grad=ctx.direction == "backward",
+        rows=shape.n,
+        keys=shape.n,
+    )
     if backend != "flash" or gk.supports(backend, call) is not None:
         return ""
     return flash.chosen(call).package
@@ -131,16 +145,25 @@ def _contender(
     beside = sum(x.numel() * x.element_size() for x in pair.beside)
     if ctx.direction == "forward":
         return Contender(
-            label, pair.forward, lambda: {"out": part.of(_tokens_first(pair, pair.forward()))},
-            truth, beside=beside, kernel=pair.kernel,
-        )  # fmt: skip
+            label,
+            pair.forward,
+            lambda: {"out": part.of(_tokens_first(pair, pair.forward()))},
+            truth,
+            beside=beside,
+            kernel=pair.kernel,
+        )
     if pair.backward is None:
         return Contender(label, reason="has no backward pass", kernel=pair.kernel)
     backward = _Backward(ctx, part, pair)
     return Contender(
-        label, backward.run, backward.results, truth, beside=beside, kernel=pair.kernel,
+        label,
+        backward.run,
+        backward.results,
+        truth,
+        beside=beside,
+        kernel=pair.kernel,
         turn=backward.turn,
-    )  # fmt: skip
+    )
 
 
 class _Backward:

@@ -90,10 +90,15 @@ def _models(case: Case) -> tuple[Any, GenHOIAdapter]:
     torch.manual_seed(0)
     shape = case.shape
     model = WanTransformer3DModel(
-        num_attention_heads=shape.heads, attention_head_dim=shape.head_dim, in_channels=16,
-        out_channels=16, text_dim=64, freq_dim=256, num_layers=1,
+        num_attention_heads=shape.heads,
+        attention_head_dim=shape.head_dim,
+        in_channels=16,
+        out_channels=16,
+        text_dim=64,
+        freq_dim=256,
+        num_layers=1,
         ffn_dim=_FFN * shape.heads * shape.head_dim,
-    ).eval()  # fmt: skip
+    ).eval()
     adapter = GenHOIAdapter.for_transformer(model, rank=128)
     for p in adapter.parameters():
         nn.init.normal_(p, std=0.05)

@@ -50,9 +50,12 @@ def build_fused(case: Case) -> Workload:
         calls[_GATHERED_CUDNN] = _gathered(ctx, rope, gate, CUDNN)
     calls[_ADDITIVE] = _additive(ctx, rope, gate)
     work = Workload(
-        op_label(names[0]), labels[0], attention_flops(case), attention_moved(case),
+        op_label(names[0]),
+        labels[0],
+        attention_flops(case),
+        attention_moved(case),
         fallback=_GATHERED,
-    )  # fmt: skip
+    )
     for label, call in calls.items():
         if call is None:
             work.contenders.append(Contender(label, reason=ctx.reason))

@@ -99,9 +99,14 @@ class _Gathered(torch.autograd.Function):
 
 
 def _merged(
-    attention: Attention, Q: Tensor, K: Tensor, V: Tensor, K_ref: Tensor, V_ref: Tensor,
+    attention: Attention,
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    K_ref: Tensor,
+    V_ref: Tensor,
     rows: Tensor,
-) -> tuple[Tensor, Tensor, tuple[Any, Any]]:  # fmt: skip
+) -> tuple[Tensor, Tensor, tuple[Any, Any]]:
     out, lse, rest = attention.attend(Q, K, V)
     if len(rows) == 0 or K_ref.shape[2] == 0:
         return out, lse, (rest, None)

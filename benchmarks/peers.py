@@ -283,8 +283,10 @@ def setup_xformers(ctx: Context) -> Pair | None:
     q, k, v = ctx.joined
     return autograd_pair(
         lambda: ops.memory_efficient_attention(q, k, v),
-        (q, k, v), beside=(k, v), heads_first=False,
-    )  # fmt: skip
+        (q, k, v),
+        beside=(k, v),
+        heads_first=False,
+    )
 
 
 def setup_sage(ctx: Context) -> Pair | None:

@@ -139,10 +139,14 @@ def _ratios(rows: Sequence[Row], about: str, colors: dict[str, str]) -> Figure |
         ax.set_title(
             f"{suite}: {direction}, {dtype}, {shape}{reduced}\nN={found[0]['n']:,} "
             f"M={found[0]['m']:,} H={found[0]['heads']} D={found[0]['head_dim']}",
-            fontsize=9, loc="left",
-        )  # fmt: skip
-    _title(figure, "Time relative to this op (longer: slower than it); what could not run is left "
-                   "out", about)  # fmt: skip
+            fontsize=9,
+            loc="left",
+        )
+    _title(
+        figure,
+        "Time relative to this op (longer: slower than it); what could not run is left out",
+        about,
+    )
     return figure
 
 
@@ -193,13 +197,23 @@ def _roof(ax: Axes, rows: Sequence[Row]) -> None:
     low, high = min(*intensities, knee) / 3, max(*intensities, knee) * 4
     ax.plot([low, knee, high], [low * bandwidth, peak, peak], "--", color=_QUIET, linewidth=1.2)
     ax.annotate(
-        f"peak {peak:.3g} TFLOP/s", (high, peak), xytext=(-4, 4), textcoords="offset points",
-        ha="right", fontsize=8, color=_QUIET,
-    )  # fmt: skip
+        f"peak {peak:.3g} TFLOP/s",
+        (high, peak),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=_QUIET,
+    )
     ax.annotate(
-        f"memory, {1e3 * bandwidth:.3g} GB/s", (low, low * bandwidth), xytext=(8, 0),
-        textcoords="offset points", va="center", fontsize=8, color=_QUIET,
-    )  # fmt: skip
+        f"memory, {1e3 * bandwidth:.3g} GB/s",
+        (low, low * bandwidth),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=_QUIET,
+    )
     ax.set(xscale="log", yscale="log", xlim=(low, high))
     # Room below for the names of the shapes.
     ax.set_ylim(min(*(row["tflops"] for row in rows), low * bandwidth) / 8, 2.5 * peak)
@@ -212,16 +226,27 @@ def _points(ax: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
     for row in rows:
         size = 60 if _is_op(row["contender"]) else 26
         ax.scatter(
-            row["intensity"], row["tflops"], s=size, color=colors[row["contender"]],
-            marker=_marker(row["suite"]), edgecolors="white", linewidths=0.5,
-        )  # fmt: skip
+            row["intensity"],
+            row["tflops"],
+            s=size,
+            color=colors[row["contender"]],
+            marker=_marker(row["suite"]),
+            edgecolors="white",
+            linewidths=0.5,
+        )
     bottom = ax.get_ylim()[0]
     for (shape, direction), found in _groups(rows, "shape", "direction").items():
         ax.annotate(
-            f"{shape} {direction}", (found[0]["intensity"], bottom), xytext=(0, 4),
-            textcoords="offset points", rotation=90, ha="center", va="bottom", fontsize=7,
+            f"{shape} {direction}",
+            (found[0]["intensity"], bottom),
+            xytext=(0, 4),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=7,
             color=_QUIET,
-        )  # fmt: skip
+        )
 
 
 def _marker(suite: str) -> str:
@@ -294,10 +319,13 @@ def _held(rows: Sequence[Row], varied: str) -> str:
     """What a sweep keeps."""
     row, words = rows[0], []
     for column, text in (
-        ("n", f"N={row['n']:,}"), ("m", f"M={row['m']:,}"), ("heads", f"H={row['heads']}"),
-        ("head_dim", f"D={row['head_dim']}"), ("density", f"{100 * row['density']:g} % see it"),
+        ("n", f"N={row['n']:,}"),
+        ("m", f"M={row['m']:,}"),
+        ("heads", f"H={row['heads']}"),
+        ("head_dim", f"D={row['head_dim']}"),
+        ("density", f"{100 * row['density']:g} % see it"),
         ("dtype", row["dtype"]),
-    ):  # fmt: skip
+    ):
         if column != varied and len({r[column] for r in rows}) == 1:
             words.append(text)
     return ", ".join(words)

@@ -83,8 +83,16 @@ def print_case(console: Console, finished: Finished) -> None:
     table = Table(title=finished.case.title, title_justify="left")
     table.add_column("", no_wrap=True)
     for name in (
-        "ms", "TFLOP/s", "GB/s", "limit", "extra MiB", "beside MiB", "error", "/op", "/strongest",
-    ):  # fmt: skip
+        "ms",
+        "TFLOP/s",
+        "GB/s",
+        "limit",
+        "extra MiB",
+        "beside MiB",
+        "error",
+        "/op",
+        "/strongest",
+    ):
         table.add_column(name, justify="right")
     for row in finished.rows:
         table.add_row(*_cells(row))

@@ -99,9 +99,14 @@ def run_cases(
         try:
             if apart:
                 finished, limits = call_apart(
-                    _run_measured, case, machine, budget, known,
-                    seconds=budget.case_seconds, progress=progress,
-                )  # fmt: skip
+                    _run_measured,
+                    case,
+                    machine,
+                    budget,
+                    known,
+                    seconds=budget.case_seconds,
+                    progress=progress,
+                )
             else:
                 finished, limits = _run_measured(case, machine, budget, known, progress)
             known[case.dtype, case.threads] = limits

@@ -124,10 +124,17 @@ def contender_labels(case: Case) -> list[str]:
 
 def _case(suite: str, shape: Shape, dtype: torch.dtype, selection: Selection) -> Case:
     return Case(
-        suite=suite, shape=shape, dtype=dtype, direction="forward", device=selection.device,
-        threads=selection.threads, peers=selection.peers, build=build_attention,
-        steps=selection.steps, backends=selection.backends or None,
-    )  # fmt: skip
+        suite=suite,
+        shape=shape,
+        dtype=dtype,
+        direction="forward",
+        device=selection.device,
+        threads=selection.threads,
+        peers=selection.peers,
+        build=build_attention,
+        steps=selection.steps,
+        backends=selection.backends or None,
+    )
 
 
 def _attention(selection: Selection) -> Iterator[Case]:

@@ -30,9 +30,14 @@ from genhoi.models.wan.attach import attach
 _SIDE = 96
 _LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}
 _MEANS = (
-    "hand_psnr", "background_psnr", "background_change", "swap_object", "swap_background", "colour",
+    "hand_psnr",
+    "background_psnr",
+    "background_change",
+    "swap_object",
+    "swap_background",
+    "colour",
     "texture",
-)  # fmt: skip
+)
 
 
 @click.command()
@@ -40,9 +45,12 @@ _MEANS = (
 @click.option("--clips", default=24, show_default=True, help="Held-out clips.")
 @click.option("--steps", default=15, show_default=True, help="Of Euler's method.")
 @click.option(
-    "--latents", default="results/tiny-test", show_default=True, type=click.Path(path_type=Path),
+    "--latents",
+    default="results/tiny-test",
+    show_default=True,
+    type=click.Path(path_type=Path),
     help="Folder for the encoded clips.",
-)  # fmt: skip
+)
 @click.option("--out", default=SHIPPED_BASE.parent, type=click.Path(path_type=Path))
 def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) -> None:
     """Measure the tiny model that ships; with --take, a newly trained one that shall."""
@@ -62,17 +70,26 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
             attachment.set_reference(None)
             without = edited_latents(base, None, test, clips, given=given, steps=steps)
             arrays = measure(
-                base, attachment, test, clips, given=given, steps=steps, mask_gate=True,
-                without=without, swap=True,
-            )  # fmt: skip
+                base,
+                attachment,
+                test,
+                clips,
+                given=given,
+                steps=steps,
+                mask_gate=True,
+                without=without,
+                swap=True,
+            )
             label = "first frame given" if given == "first" else "no frame given"
             found[name][label] = _summary(arrays) | {
                 "object_psnr_without_reference": _shown(_object_psnr(base, test, without)),
             }
     record = {
         "command": f"python -m benchmarks.tiny_model --clips {clips} --steps {steps}",
-        "torch": torch.__version__, "clips": clips, "results": found,
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "clips": clips,
+        "results": found,
+    }
     with atomic_path(out / "metrics.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     click.echo(json.dumps(record, indent=2))

@@ -19,17 +19,28 @@ def box(
 ) -> None:
     """A box whose lower left corner is (x, y)."""
     shape = FancyBboxPatch(
-        (x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", facecolor=colour,
-        edgecolor="#555555", linewidth=0.9,
-    )  # fmt: skip
+        (x, y),
+        w,
+        h,
+        boxstyle="round,pad=0.02,rounding_size=0.08",
+        facecolor=colour,
+        edgecolor="#555555",
+        linewidth=0.9,
+    )
     ax.add_patch(shape)
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
 
 
 def arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "#333333",
-    text: str = "", at: tuple[float, float] = (0, 0), dashed: bool = False, bend: float = 0,
-) -> None:  # fmt: skip
+    ax: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str = "#333333",
+    text: str = "",
+    at: tuple[float, float] = (0, 0),
+    dashed: bool = False,
+    bend: float = 0,
+) -> None:
     """An arrow, labelled at a place."""
     ax.add_patch(
         FancyArrowPatch(
@@ -67,14 +78,21 @@ def main() -> None:
         (7.55, 4.5, "video stream: every step and branch"),
     ):
         panel = FancyBboxPatch(
-            (x, 0.25), w, 8.75, boxstyle="round,pad=0.02,rounding_size=0.15", fill=False,
-            edgecolor="#999999", linestyle=":",
-        )  # fmt: skip
+            (x, 0.25),
+            w,
+            8.75,
+            boxstyle="round,pad=0.02,rounding_size=0.15",
+            fill=False,
+            edgecolor="#999999",
+            linestyle=":",
+        )
         ax.add_patch(panel)
         ax.text(x + w / 2, 9.25, title, ha="center", fontsize=10.5, weight="bold")
 
     stream(
-        ax, 0.45, REFERENCE,
+        ax,
+        0.45,
+        REFERENCE,
         [
             (8.05, 0.75, "reference latents [1 or B, C, 1, h, w]\n[latent | 4 zeros | latent]", ""),
             (7.1, 0.5, "patch embedding, timestep 0", ""),
@@ -85,9 +103,11 @@ def main() -> None:
             (1.75, 0.5, "feed-forward", ""),
             (0.6, 0.6, "next block (after the last: dropped)", ""),
         ],
-    )  # fmt: skip
+    )
     stream(
-        ax, 7.85, VIDEO,
+        ax,
+        7.85,
+        VIDEO,
         [
             (8.05, 0.75, "noisy latents, mask, masked video\n[B, 36, F, H, W]", ""),
             (7.1, 0.5, "patch embedding, timestep t", ""),
@@ -98,7 +118,7 @@ def main() -> None:
             (1.6, 0.75, "cross-attention over text, image\ntext and image flow gates", NEW),
             (0.6, 0.6, "feed-forward; next block", ""),
         ],
-    )  # fmt: skip
+    )
 
     box(
         ax,
@@ -112,8 +132,14 @@ def main() -> None:
     )
     arrow(ax, (4.35, 5.05), (5.1, 4.95), "#b3641a")
     arrow(ax, (7.1, 4.6), (7.85, 4.05), "#b3641a")
-    ax.text(6.1, 5.62, "dropped when reference, grid,\ndtype, device or weights change",
-            fontsize=7.5, ha="center", color="#b3641a")  # fmt: skip
+    ax.text(
+        6.1,
+        5.62,
+        "dropped when reference, grid,\ndtype, device or weights change",
+        fontsize=7.5,
+        ha="center",
+        color="#b3641a",
+    )
     box(ax, 5.1, 2.6, 2.0, 1.0, "mask gate:\nwhich video tokens\nsee which reference", NEW, 8)
     arrow(ax, (7.1, 3.2), (7.85, 3.7), "#2f6f2f")
     box(ax, 5.1, 0.95, 2.0, 0.75, "mask\n[B, 4, F, H, W]\nor tokens", VIDEO, 8)
@@ -122,13 +148,14 @@ def main() -> None:
     arrow(ax, (5.3, 6.85), (4.5, 6.4), "#777777", dashed=True)
     arrow(ax, (6.9, 6.85), (7.7, 6.4), "#777777", dashed=True)
     for x, colour, text in (
-        (0.6, VIDEO, "video"), (2.2, REFERENCE, "reference"), (4.1, NEW, "new in GenHOI"),
-    ):  # fmt: skip
+        (0.6, VIDEO, "video"),
+        (2.2, REFERENCE, "reference"),
+        (4.1, NEW, "new in GenHOI"),
+    ):
         box(ax, x, -0.2, 0.3, 0.2, "", colour)
         ax.text(x + 0.42, -0.1, text, fontsize=8.5, va="center")
     ax.set_ylim(-0.35, 9.6)
-    figure.savefig(Path(__file__).with_name("model_layer.png"), dpi=110,
-                   bbox_inches="tight")  # fmt: skip
+    figure.savefig(Path(__file__).with_name("model_layer.png"), dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -17,24 +17,36 @@ __all__ = ["main"]
 
 @click.command()
 @click.option(
-    "--out", default="results/ablation", show_default=True, type=click.Path(path_type=Path),
+    "--out",
+    default="results/ablation",
+    show_default=True,
+    type=click.Path(path_type=Path),
     help="Folder for everything; what is done there is not done again.",
-)  # fmt: skip
+)
 @click.option("--scale", default="full", show_default=True, type=click.Choice(list(SCALES)))
 @click.option("--seeds", default="0,1,2", show_default=True, help="Of bases and adaptations.")
 @click.option("--regimes", default=",".join(REGIMES), show_default=True, help="Of the bases.")
 @click.option("--variants", default=",".join(VARIANTS), show_default=True)
 @click.option(
-    "--pose/--no-pose", default=True, show_default=True,
+    "--pose/--no-pose",
+    default=True,
+    show_default=True,
     help="Whether the model is told the object's pose; without, it has to find it in the mask.",
-)  # fmt: skip
+)
 @click.option("--threads", default=1, show_default=True, help="Start it several times for more.")
 @click.option("--cost", is_flag=True, help="Only time a step of each variant: cost.csv.")
 @click.option("--collect", is_flag=True, help="Only write tables and plots of what is done.")
 def main(
-    out: Path, scale: str, seeds: str, regimes: str, variants: str, pose: bool, threads: int,
-    cost: bool, collect: bool,
-) -> None:  # fmt: skip
+    out: Path,
+    scale: str,
+    seeds: str,
+    regimes: str,
+    variants: str,
+    pose: bool,
+    threads: int,
+    cost: bool,
+    collect: bool,
+) -> None:
     """Compare ways to bring a reference in, on tiny bases; see the package's description."""
     torch.set_num_threads(threads)
     chosen = _names(variants, VARIANTS, "--variants")

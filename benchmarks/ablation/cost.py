@@ -50,11 +50,15 @@ def measure_cost(
             against = found[names.index(_AGAINST)]
             for name, timings in zip(names, found, strict=True):
                 yield {
-                    "step": kind, "variant": name, "about": VARIANTS[name].about, "batch": _BATCH,
+                    "step": kind,
+                    "variant": name,
+                    "about": VARIANTS[name].about,
+                    "batch": _BATCH,
                     "milliseconds": 1e3 * timings.median() if timings.clean else float("nan"),
                     "ratio_to_fixed": ratio(timings, against) or float("nan"),
-                    "samples": len(timings.clean), "dropped": timings.dropped,
-                }  # fmt: skip
+                    "samples": len(timings.clean),
+                    "dropped": timings.dropped,
+                }
 
 
 class _Contender:

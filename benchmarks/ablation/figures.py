@@ -17,13 +17,22 @@ __all__ = ["draw_figures"]
 
 _MAIN = ("alone", "fixed", "middle", "paper", "mask", "mask+flow", "vace")
 _COLORS = {
-    "alone": "0.55", "fixed": "tab:red", "middle": "tab:orange", "paper": "tab:blue",
-    "release": "tab:cyan", "mask": "tab:green", "mask+flow": "tab:olive", "vace": "tab:purple",
-}  # fmt: skip
+    "alone": "0.55",
+    "fixed": "tab:red",
+    "middle": "tab:orange",
+    "paper": "tab:blue",
+    "release": "tab:cyan",
+    "mask": "tab:green",
+    "mask+flow": "tab:olive",
+    "vace": "tab:purple",
+}
 _GAPS = {
-    ("paper", "fixed"): "o-", ("paper-v", "fixed-v"): "o--", ("middle", "fixed"): "o-",
-    ("mask", "fixed"): "o-", ("vace", "fixed"): "o-",
-}  # fmt: skip
+    ("paper", "fixed"): "o-",
+    ("paper-v", "fixed-v"): "o--",
+    ("middle", "fixed"): "o-",
+    ("mask", "fixed"): "o-",
+    ("vace", "fixed"): "o-",
+}
 _GIVEN = {"first": "first frame given", "none": "no frame given"}
 
 
@@ -64,9 +73,10 @@ def _pick(
     """A variant's evaluations over all seeds; the base alone has only one, at step 0."""
     wanted = 0 if variant == "alone" else step
     return [
-        m for m in measured
+        m
+        for m in measured
         if m.variant == variant and m.long == long and (wanted is None or m.step == wanted)
-    ]  # fmt: skip
+    ]
 
 
 def _groups(
@@ -149,10 +159,12 @@ def _third(m: Measured, given: str, part: str) -> float:
 def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | None:
     """What other ways are ahead of frame -1 by, in each third over the steps."""
     own = [
-        row for row in paired
-        if row["regime"] == regime and row["length"] == "trained"
+        row
+        for row in paired
+        if row["regime"] == regime
+        and row["length"] == "trained"
         and (row["variant"], row["minus"]) in _GAPS
-    ]  # fmt: skip
+    ]
     if not own:
         return None
     figure, axes = _figure(2, 3, (14, 7.5))
@@ -162,9 +174,10 @@ def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | N
             ax.axhline(0, color="k", lw=1)
             for pair, style in _GAPS.items():
                 rows = [
-                    r for r in own if (r["variant"], r["minus"]) == pair
-                    and r["first_frame"] == given
-                ]  # fmt: skip
+                    r
+                    for r in own
+                    if (r["variant"], r["minus"]) == pair and r["first_frame"] == given
+                ]
                 if not rows:
                     continue
                 rows.sort(key=lambda r: int(r["step"]))
@@ -173,8 +186,16 @@ def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | N
                 )
                 steps = [int(r["step"]) for r in rows]
                 label = f"{_about(pair[0])} (seeds {rows[-1]['seeds']})"
-                ax.errorbar(steps, values, errors, fmt=style, ms=3, capsize=2,
-                            color=_COLORS[pair[0].removesuffix("-v")], label=label)  # fmt: skip
+                ax.errorbar(
+                    steps,
+                    values,
+                    errors,
+                    fmt=style,
+                    ms=3,
+                    capsize=2,
+                    color=_COLORS[pair[0].removesuffix("-v")],
+                    label=label,
+                )
             ax.set_title(f"{_GIVEN[given]}: {part} third", fontsize=10)
             _steps_axis(ax, {int(r["step"]) for r in own})
             ax.set_ylabel("object PSNR above frame -1, dB")
@@ -260,9 +281,11 @@ def _rope_response(ax: Any, variant: str) -> None:
     part = head_dim - 2 * (head_dim // 3 // 2 * 2)
     rates = np.array([10000 ** (-2 * i / part) for i in range(part // 2)])
     own = VARIANTS[variant]
-    frames = [-1.0] * heads if own.first_frame else head_frames(
-        schedule_for(own, LATENT_FRAMES), LATENT_FRAMES, heads
-    )  # fmt: skip
+    frames = (
+        [-1.0] * heads
+        if own.first_frame
+        else head_frames(schedule_for(own, LATENT_FRAMES), LATENT_FRAMES, heads)
+    )
     time = np.arange(LATENT_FRAMES)
     curves = [np.cos(np.subtract.outer(time, float(f))[:, None] * rates).mean(1) for f in frames]
     for curve in curves:

@@ -62,11 +62,16 @@ def edited_latents(
         with torch.autocast(base.device.type, torch.bfloat16):
             out.append(
                 rebuild(
-                    base, attachment, test.encoded, indices,
-                    given=given, steps=steps, mask_gate=mask_gate,
+                    base,
+                    attachment,
+                    test.encoded,
+                    indices,
+                    given=given,
+                    steps=steps,
+                    mask_gate=mask_gate,
                     objects=[(i + 1) % len(test) for i in indices] if swapped else None,
                 )
-            )  # fmt: skip
+            )
     return torch.cat(out)
 
 
@@ -101,9 +106,15 @@ def measure(
     other = None
     if swap:
         other = edited_latents(
-            base, attachment, test, count,
-            given=given, steps=steps, mask_gate=mask_gate, swapped=True,
-        )  # fmt: skip
+            base,
+            attachment,
+            test,
+            count,
+            given=given,
+            steps=steps,
+            mask_gate=mask_gate,
+            swapped=True,
+        )
     rows: dict[str, list[Tensor]] = {}
     for i in range(count):
         frames = base.decode(edited[i : i + 1])

@@ -8,8 +8,18 @@ from typing import Any, Literal
 
 from genhoi.training.config import TrainConfig
 
-__all__ = ["REGIMES", "SCALES", "VARIANTS", "Regime", "Run", "Scale", "Variant", "adapt_config",
-           "base_config", "schedule_for"]  # fmt: skip
+__all__ = [
+    "REGIMES",
+    "SCALES",
+    "VARIANTS",
+    "Regime",
+    "Run",
+    "Scale",
+    "Variant",
+    "adapt_config",
+    "base_config",
+    "schedule_for",
+]
 
 Regime = Literal["near", "mixed"]
 
@@ -60,10 +70,12 @@ VARIANTS = {
     "fixed-video": replace(_FIXED, about="frame -1, video stream adapted too", video_rank=16),
     "paper-video": replace(_PAPER, about="sliding, video stream adapted too", video_rank=16),
     "mask-video": replace(
-        _PAPER, about="sliding + mask gate, video stream adapted too", mask_gate=True,
+        _PAPER,
+        about="sliding + mask gate, video stream adapted too",
+        mask_gate=True,
         video_rank=16,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -128,10 +140,21 @@ def schedule_for(variant: Variant, latent_frames: int) -> str | float:
 def base_config(scale: Scale, regime: Regime, seed: int) -> TrainConfig:
     """Pretraining without any reference."""
     return TrainConfig(
-        stage="base", base="tiny-untrained", clips=scale.clips, frames=FRAMES, height=SIDE,
-        width=SIDE, steps=scale.base_steps, batch=scale.base_batch, learning_rate=1e-3, warmup=100,
-        ema=0.995, given={regime: 1.0}, checkpoint_every=250, seed=seed,
-    )  # fmt: skip
+        stage="base",
+        base="tiny-untrained",
+        clips=scale.clips,
+        frames=FRAMES,
+        height=SIDE,
+        width=SIDE,
+        steps=scale.base_steps,
+        batch=scale.base_batch,
+        learning_rate=1e-3,
+        warmup=100,
+        ema=0.995,
+        given={regime: 1.0},
+        checkpoint_every=250,
+        seed=seed,
+    )
 
 
 def adapt_config(scale: Scale, run: Run, base: Path) -> TrainConfig:
@@ -145,8 +168,23 @@ def adapt_config(scale: Scale, run: Run, base: Path) -> TrainConfig:
         "video_rank": variant.video_rank,
     }
     return TrainConfig(
-        stage="adapter", base=str(base), clips=scale.clips, frames=FRAMES, height=SIDE, width=SIDE,
-        steps=scale.evaluations[-1], batch=scale.batch, learning_rate=1e-3, warmup=10, decay=0.0,
-        ema=0.95, weight_decay=0.0, given={"first": 0.5, "none": 0.5}, reference_dropout=0.0,
-        rank=RANK, checkpoint_every=100, seed=run.seed, **options,
-    )  # fmt: skip
+        stage="adapter",
+        base=str(base),
+        clips=scale.clips,
+        frames=FRAMES,
+        height=SIDE,
+        width=SIDE,
+        steps=scale.evaluations[-1],
+        batch=scale.batch,
+        learning_rate=1e-3,
+        warmup=10,
+        decay=0.0,
+        ema=0.95,
+        weight_decay=0.0,
+        given={"first": 0.5, "none": 0.5},
+        reference_dropout=0.0,
+        rank=RANK,
+        checkpoint_every=100,
+        seed=run.seed,
+        **options,
+    )

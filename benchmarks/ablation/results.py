@@ -55,9 +55,13 @@ def _found(folder: Path) -> Iterator[Measured]:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         yield Measured(
-            run["regime"], run["variant"], int(run["seed"]), int(file["step"]),
-            file["length"] == "long", arrays,
-        )  # fmt: skip
+            run["regime"],
+            run["variant"],
+            int(run["seed"]),
+            int(file["step"]),
+            file["length"] == "long",
+            arrays,
+        )
 
 
 def thirds(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -90,10 +90,16 @@ class Study:
         if scale.pose:
             self.clips = PosedClips(latents / "train", dataset)
         self.test, self.long = (
-            TestSet(codec, latents / name, clips=scale.test_set, frames=frames, pose=scale.pose,
-                    progress=counted(f"test clips of {frames} frames"))
+            TestSet(
+                codec,
+                latents / name,
+                clips=scale.test_set,
+                frames=frames,
+                pose=scale.pose,
+                progress=counted(f"test clips of {frames} frames"),
+            )
             for name, frames in (("test", FRAMES), ("test-long", LONG_FRAMES))
-        )  # fmt: skip
+        )
 
     # --- the bases
 
@@ -116,10 +122,16 @@ class Study:
                 for given in GIVEN:
                     without = self._without(base, folder, test, given)
                     arrays = measure(
-                        base, None, test, self.scale.test_clips, given=given,
-                        steps=self.scale.sampling_steps, mask_gate=True, without=without,
+                        base,
+                        None,
+                        test,
+                        self.scale.test_clips,
+                        given=given,
+                        steps=self.scale.sampling_steps,
+                        mask_gate=True,
+                        without=without,
                         swap=False,
-                    )  # fmt: skip
+                    )
                     found |= {f"{given}/{k}": v for k, v in arrays.items()}
                 save_arrays(alone / _file(0, long=long), found)
             (alone / "done").touch()
@@ -186,16 +198,26 @@ class Study:
             with trainer.for_frames(frames), trainer.averaged(), torch.random.fork_rng():
                 for given in GIVEN:
                     arrays = measure(
-                        trainer.base, trainer.attachment, test, count, given=given,
-                        steps=self.scale.sampling_steps, mask_gate=variant.mask_gate,
-                        without=without[given, test.frames], swap=whole and not long,
-                    )  # fmt: skip
+                        trainer.base,
+                        trainer.attachment,
+                        test,
+                        count,
+                        given=given,
+                        steps=self.scale.sampling_steps,
+                        mask_gate=variant.mask_gate,
+                        without=without[given, test.frames],
+                        swap=whole and not long,
+                    )
                     found |= {f"{given}/{k}": v for k, v in arrays.items()}
                 if whole or step == 0:
                     found["none/mass"] = attention_mass(
-                        trainer.base, trainer.attachment, test, min(count, _MASS_CLIPS),
-                        given="none", mask_gate=variant.mask_gate,
-                    )  # fmt: skip
+                        trainer.base,
+                        trainer.attachment,
+                        test,
+                        min(count, _MASS_CLIPS),
+                        given="none",
+                        mask_gate=variant.mask_gate,
+                    )
             save_arrays(path, found)
             psnr = np.nanmean(found["first/object_psnr"], 0)
             thirds = [float(part.mean()) for part in np.array_split(psnr, 3)]
@@ -242,8 +264,9 @@ class VariantTrainer(Trainer):
         if not self._variant.first_frame:
             return super()._attach(transformer)
         transformer.requires_grad_(False)
-        adapter = GenHOIAdapter.for_transformer(transformer, rank=self.config.rank, flow_gate=None,
-                                                mask_gate=False)  # fmt: skip
+        adapter = GenHOIAdapter.for_transformer(
+            transformer, rank=self.config.rank, flow_gate=None, mask_gate=False
+        )
         for name, weight in adapter.named_parameters():
             if "_gate." in name:
                 weight.requires_grad_(False)

@@ -20,14 +20,28 @@ Row = dict[str, Any]
 Place = tuple[int, int]  # seed, clip
 _PAIRS = (
     *((variant, "fixed") for variant in ("alone", *VARIANTS) if variant != "fixed"),
-    ("paper", "middle"), ("paper", "release"), ("paper", "vace"), ("mask", "paper"),
-    ("mask+flow", "mask"), ("paper-v", "fixed-v"), ("paper-video", "fixed-video"),
+    ("paper", "middle"),
+    ("paper", "release"),
+    ("paper", "vace"),
+    ("mask", "paper"),
+    ("mask+flow", "mask"),
+    ("paper-v", "fixed-v"),
+    ("paper-video", "fixed-video"),
     ("mask-video", "paper-video"),
-)  # fmt: skip
+)
 _MEANS = (
-    "object_ssim", "hand_psnr", "background_psnr", "background_change", "far_change", "swap_object",
-    "swap_hand", "swap_background", "swap_far", "colour", "texture",
-)  # fmt: skip
+    "object_ssim",
+    "hand_psnr",
+    "background_psnr",
+    "background_change",
+    "far_change",
+    "swap_object",
+    "swap_hand",
+    "swap_background",
+    "swap_far",
+    "colour",
+    "texture",
+)
 
 
 def collect_tables(out: Path) -> list[Path]:
@@ -57,9 +71,13 @@ def collect_tables(out: Path) -> list[Path]:
 
 def _label(m: Measured, given: str) -> Row:
     return {
-        "regime": m.regime, "variant": m.variant, "seed": m.seed, "step": m.step,
-        "length": "twice" if m.long else "trained", "first_frame": given,
-    }  # fmt: skip
+        "regime": m.regime,
+        "variant": m.variant,
+        "seed": m.seed,
+        "step": m.step,
+        "length": "twice" if m.long else "trained",
+        "first_frame": given,
+    }
 
 
 def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
@@ -98,9 +116,11 @@ def _curves(measured: Sequence[Measured]) -> Iterator[Row]:
             for frame in range(psnr.shape[1]):
                 mean, error = mean_error(psnr[:, frame])
                 yield label | {
-                    "frame": frame, "object_psnr": mean, "object_psnr_error": error,
+                    "frame": frame,
+                    "object_psnr": mean,
+                    "object_psnr_error": error,
                     "object_ssim": mean_error(ssim[:, frame])[0],
-                }  # fmt: skip
+                }
 
 
 def _last(measured: Sequence[Measured]) -> list[Measured]:
@@ -139,9 +159,13 @@ def _paired(clips: Iterable[Row]) -> Iterator[Row]:
             found = _difference(ours, by_variant.get(minus, {}))
             if found:
                 yield {
-                    "regime": regime, "variant": variant, "minus": minus, "step": step,
-                    "length": length, "first_frame": given,
-                } | found  # fmt: skip
+                    "regime": regime,
+                    "variant": variant,
+                    "minus": minus,
+                    "step": step,
+                    "length": length,
+                    "first_frame": given,
+                } | found
 
 
 def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:

@@ -18,17 +18,24 @@ _PATH = click.Path(path_type=Path, file_okay=False)
 @click.command()
 @click.option("--minutes", default=8.0, show_default=True, help="For everything.")
 @click.option(
-    "--out", type=_PATH, default="results/gpu-report", show_default=True,
+    "--out",
+    type=_PATH,
+    default="results/gpu-report",
+    show_default=True,
     help="Folder for the report; what an earlier one left there is removed.",
-)  # fmt: skip
+)
 @click.option("--stages", multiple=True, help="Only these; may be repeated.  [default: all]")
 @click.option("--wheels", type=_PATH, help="Folder of wheels to unpack for the stages to import.")
 @click.option("--list", "only_list", is_flag=True, help="Name the stages, in order, and end.")
 @click.option("--tiny", is_flag=True, help="A dry run: small sizes, one round, times say nothing.")
 def main(
-    minutes: float, out: Path, stages: tuple[str, ...], wheels: Path | None, only_list: bool,
+    minutes: float,
+    out: Path,
+    stages: tuple[str, ...],
+    wheels: Path | None,
+    only_list: bool,
     tiny: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Build, check, time and tune this project on the GPU at hand: docs/gpu.md."""
     groups = list(plan(ptxas=shutil.which("ptxas")))
     names = [stage.name for group in groups for stage in group]

@@ -50,10 +50,14 @@ def main(out: Path, work: Path, **options: Any) -> None:
     known = {(torch.bfloat16, torch.get_num_threads()): Limits(**measured)} if measured else {}
     budget = Budget(1 if tiny else options["rounds"], 0.0 if tiny else options["seconds"])
     selection = Selection(
-        device=DEVICE, threads=torch.get_num_threads(), shapes=options["shapes"],
-        peers=options["peers"], dtypes=("bfloat16",), backends=tuple(names),
+        device=DEVICE,
+        threads=torch.get_num_threads(),
+        shapes=options["shapes"],
+        peers=options["peers"],
+        dtypes=("bfloat16",),
+        backends=tuple(names),
         steps=1 if tiny else 2,
-    )  # fmt: skip
+    )
     cases = [small(case) if tiny else case for case in select([options["suite"]], selection)]
     for finished in run_cases(cases, describe_machine(DEVICE), budget, say, known=known):
         rows = [row | {"setting": options["setting"]} for row in finished.rows]

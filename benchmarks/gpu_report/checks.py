@@ -63,9 +63,14 @@ class Verdict:
 @click.option("--allow-moves", is_flag=True, help="It is known to differ from run to run.")
 @click.option("--float32", is_flag=True, help="Only in float32, which Triton compiles for long.")
 def main(
-    out: Path, work: Path, tiny: bool, backend: str, name: str | None, allow_moves: bool,
+    out: Path,
+    work: Path,
+    tiny: bool,
+    backend: str,
+    name: str | None,
+    allow_moves: bool,
     float32: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Every form; an error of one is its own."""
     status = next(b for b in gk.backends() if b.name == backend)
     if not status.usable:
@@ -87,8 +92,10 @@ def main(
         bad += verdict.outcome not in ("right", "refused")
         row = _row(name or backend, form, verdict)
         add_rows(out / CHECKS, [row])
-        say(*(f"{key}={value}" for key, value in row.items() if value != ""),
-            f"({time.monotonic() - began:.1f} s)")  # fmt: skip
+        say(
+            *(f"{key}={value}" for key, value in row.items() if value != ""),
+            f"({time.monotonic() - began:.1f} s)",
+        )
         if verdict.outcome == "fault" and not _alive():
             say("the GPU takes no more calls from this process: the other forms are left out")
             break
@@ -184,11 +191,18 @@ class _Given:
         """As a backend is asked whether it takes it."""
         gated = self.form.what == "all"
         return gk.AttentionCall(
-            device=DEVICE, dtype=self.form.dtype, head_dim=self.form.head_dim,
-            ref_lengths=self.plain.get("ref_lengths", ()), rope=None, ref_rope=None,
-            gate_mode="token" if gated else "none", scale=self.form.head_dim**-0.5,
-            needs_grad=needs_grad, rows=self.form.rows, keys=self.form.rows,
-        )  # fmt: skip
+            device=DEVICE,
+            dtype=self.form.dtype,
+            head_dim=self.form.head_dim,
+            ref_lengths=self.plain.get("ref_lengths", ()),
+            rope=None,
+            ref_rope=None,
+            gate_mode="token" if gated else "none",
+            scale=self.form.head_dim**-0.5,
+            needs_grad=needs_grad,
+            rows=self.form.rows,
+            keys=self.form.rows,
+        )
 
     def run(self, backend: str, dtype: torch.dtype, *, grad: bool) -> Results:
         """out, lse and (grad) every gradient in float64; inputs are rounded to the form's dtype."""

@@ -63,16 +63,31 @@ def main(out: Path, work: Path, tiny: bool, backends: tuple[str, ...]) -> None:
 
 def profile(ncu: str, backend: str, *, tiny: bool) -> str:
     """What Nsight Compute prints, as CSV with a column a counter."""
-    command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
-               "--kernel-name", _KERNELS, "--target-processes", "all"]  # fmt: skip
+    command = [
+        ncu,
+        "--csv",
+        "--page",
+        "raw",
+        "--print-units",
+        "base",
+        "--clock-control",
+        "none",
+        "--kernel-name",
+        _KERNELS,
+        "--target-processes",
+        "all",
+    ]
     command += ["--metrics", ",".join(counter for counter, _ in _COUNTERS.values())]
     for section in _SECTIONS:
         command += ["--section", section]
     program = [sys.executable, "-m", "benchmarks.gpu_report.counted", "--backend", backend]
     found = subprocess.run(
-        [*command, *program, *(["--tiny"] if tiny else [])], capture_output=True, text=True,
-        env=os.environ | {"GENHOI_AUTOTUNE": "0"}, check=False,
-    )  # fmt: skip
+        [*command, *program, *(["--tiny"] if tiny else [])],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"GENHOI_AUTOTUNE": "0"},
+        check=False,
+    )
     if found.returncode:
         say(found.stdout[-500:], found.stderr[-500:])
     return found.stdout

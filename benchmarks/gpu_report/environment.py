@@ -21,10 +21,26 @@ from benchmarks.limits import measure_limits
 from genhoi_kernels.backends import native
 
 _PACKAGES = (
-    "torch", "triton", "numpy", "diffusers", "av", "accelerate", "transformers", "pytest",
-    "pytest-xdist", "hypothesis", "expecttest", "ninja", "pybind11", "flash-attn", "flash-attn-4",
-    "fa3-fwd", "nvidia-cudnn-cu13", "xformers", "sageattention",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "diffusers",
+    "av",
+    "accelerate",
+    "transformers",
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "expecttest",
+    "ninja",
+    "pybind11",
+    "flash-attn",
+    "flash-attn-4",
+    "fa3-fwd",
+    "nvidia-cudnn-cu13",
+    "xformers",
+    "sageattention",
+)
 _SMI = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 
 

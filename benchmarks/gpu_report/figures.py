@@ -76,8 +76,9 @@ def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
         first = found[0]
         ax.set_title(
             f"{shape}, {direction}: N={first['n']:,.0f} M={first['m']:,.0f} H={first['heads']:.0f}",
-            fontsize=10, loc="left",
-        )  # fmt: skip
+            fontsize=10,
+            loc="left",
+        )
     handles = [
         axes[0].barh([0], [0], color=color, label=label)
         for color, label in (

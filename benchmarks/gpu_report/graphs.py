@@ -36,9 +36,17 @@ def main(out: Path, work: Path, tiny: bool) -> None:
             row = measure(backend, shape)
         except Exception as error:
             row = {"reason": first_line(error)}
-        about = {"suite": "graphs", "shape": shape.name, "direction": "forward",
-                 "contender": f"this op ({backend})", "n": shape.n, "m": shape.m,
-                 "heads": shape.heads, "head_dim": shape.head_dim, "dtype": "bfloat16"}  # fmt: skip
+        about = {
+            "suite": "graphs",
+            "shape": shape.name,
+            "direction": "forward",
+            "contender": f"this op ({backend})",
+            "n": shape.n,
+            "m": shape.m,
+            "heads": shape.heads,
+            "head_dim": shape.head_dim,
+            "dtype": "bfloat16",
+        }
         add_rows(out / RESULTS, [about | row])
         say(about["contender"], row)
 

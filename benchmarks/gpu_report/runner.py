@@ -107,14 +107,24 @@ class Run:
 
     def _start(self, stage: Stage, limit: float) -> _Running:
         log = self._work / "logs" / f"{stage.name}.txt"
-        command = [sys.executable, "-m", f"{__package__}.{stage.module}", *stage.arguments,
-                   "--out", str(self.out), "--work", str(self._work)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            f"{__package__}.{stage.module}",
+            *stage.arguments,
+            "--out",
+            str(self.out),
+            "--work",
+            str(self._work),
+        ]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*command, *(["--tiny"] if self.tiny else [])],
-                stdout=file, stderr=subprocess.STDOUT, env=self._environment(stage, limit),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment(stage, limit),
                 start_new_session=True,
-            )  # fmt: skip
+            )
         return _Running(stage, process, log, time.monotonic(), limit)
 
     def _finish(self, one: _Running) -> None:

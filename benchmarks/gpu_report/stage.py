@@ -25,13 +25,17 @@ _START = time.monotonic()
 def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that every stage has: ``out``, ``work`` and ``tiny``."""
     work = click.option(
-        "--work", type=click.Path(path_type=Path, file_okay=False), required=True,
+        "--work",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
         help="Folder for what is not part of the report.",
-    )  # fmt: skip
+    )
     out = click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
         help="The report's folder.",
-    )  # fmt: skip
+    )
     tiny = click.option("--tiny", is_flag=True, help="Sizes of a dry run: nothing is worth timing.")
 
     @functools.wraps(function)

@@ -46,9 +46,21 @@ def main(out: Path, work: Path, tiny: bool, more: bool) -> None:
     folder = Path("tests")
     files = [str(folder / name) for name in (_MORE if more else _FIRST)]
     command = [
-        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark",
-        "-p", "benchmarks.gpu_report.pytest_rows", "--timeout", "150", "-q", "--tb=short", "-rfE",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "-p",
+        "benchmarks.gpu_report.pytest_rows",
+        "--timeout",
+        "150",
+        "-q",
+        "--tb=short",
+        "-rfE",
+    ]
     workers = min(os.cpu_count() or 1, _MOST_WORKERS)
     if workers > 1 and not tiny:
         command += ["-n", str(workers), "--dist", "worksteal"]

@@ -62,9 +62,10 @@ _FOUR = {64: 4, 96: 4, 128: 4}
 KERNELS = {
     "attention_forward": Shape(128, 64, _FOUR, 2, {64: 32768, 96: 49152, 128: 65536}),
     "gradient_of_queries": Shape(128, 32, _FOUR, 3, {64: 40960, 96: 61440, 128: 81920}),
-    "gradient_of_keys": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4,
-                              {64: 66560, 96: 132096, 128: 164864}),
-}  # fmt: skip
+    "gradient_of_keys": Shape(
+        64, 128, {64: 4, 96: 8, 128: 8}, 4, {64: 66560, 96: 132096, 128: 164864}
+    ),
+}
 
 
 def find_nvcc() -> str:
@@ -143,14 +144,32 @@ def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) 
     if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
         return found
     kernel = Kernel(
-        arch=arch, tile=(shape.queries, shape.keys, dim), products=shape.products,
-        warps=warps, usage=Usage(registers, None), shared=shared,
-    )  # fmt: skip
+        arch=arch,
+        tile=(shape.queries, shape.keys, dim),
+        products=shape.products,
+        warps=warps,
+        usage=Usage(registers, None),
+        shared=shared,
+    )
     first = model_loops(function, kernel)[0]  # type: ignore[arg-type]
     wanted = (
-        "loop_ins", "HMMA", "LDSM", "LDGSTS", "FP32", "MUFU", "FMNMX", "CVT", "IMAD", "IALU",
-        "SHFL", "SPILL", "softmax_ins_per_elem", "eff_max", "eff_phase", "eff_sum",
-    )  # fmt: skip
+        "loop_ins",
+        "HMMA",
+        "LDSM",
+        "LDGSTS",
+        "FP32",
+        "MUFU",
+        "FMNMX",
+        "CVT",
+        "IMAD",
+        "IALU",
+        "SHFL",
+        "SPILL",
+        "softmax_ins_per_elem",
+        "eff_max",
+        "eff_phase",
+        "eff_sum",
+    )
     return found | {name: first[name] for name in wanted if name in first}
 
 
@@ -165,8 +184,20 @@ def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
 
 def print_rows(rows: list[Row], console: Console) -> None:
     """The table; a dash where there is nothing to say."""
-    columns = ["kernel", "arch", "dtype", "head_dim", "tile", "registers", "spilled", "shared",
-               "ctas_per_sm", "loop_ins", "softmax_ins_per_elem", "eff_phase"]  # fmt: skip
+    columns = [
+        "kernel",
+        "arch",
+        "dtype",
+        "head_dim",
+        "tile",
+        "registers",
+        "spilled",
+        "shared",
+        "ctas_per_sm",
+        "loop_ins",
+        "softmax_ins_per_elem",
+        "eff_phase",
+    ]
     table = Table(*columns, title="CUDA kernels as compiled; a model, not a measurement")
     for row in rows:
         table.add_row(*(str(row.get(name, "") or row.get(name, "-")) for name in columns))

@@ -38,12 +38,14 @@ _BACKWARD_NAME = (
 )
 _KERNELS = {
     "FA2 fwd installed torch 128x64": (
-        _FORWARD_NAME, Kernel("", (128, 64, 128), FORWARD, 4, shared=65536)
+        _FORWARD_NAME,
+        Kernel("", (128, 64, 128), FORWARD, 4, shared=65536),
     ),
     "FA2 bwd installed torch 64x128": (
-        _BACKWARD_NAME, Kernel("", (64, 128, 128), BACKWARD, 8, shared=147456)
+        _BACKWARD_NAME,
+        Kernel("", (64, 128, 128), BACKWARD, 8, shared=147456),
     ),
-}  # fmt: skip
+}
 
 
 def products_of(name: str) -> int:
