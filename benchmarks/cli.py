@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from benchmarks.options import PATH, plain_errors
+
 __all__ = ["bench"]
 
-_PATH = click.Path(path_type=Path)
 _WIDTH, _STATIC_WIDTH = 170, 200  # of tables that go into a file
 _FEWEST_ROUNDS = 1
 
@@ -76,7 +75,7 @@ _FEWEST_ROUNDS = 1
     help="Time this GPU's backends at --shapes, and remember which is the fastest.",
 )
 @click.option(
-    "--out", default="genhoi-bench", show_default=True, type=_PATH, help="Folder for the results."
+    "--out", default="genhoi-bench", show_default=True, type=PATH, help="Folder for the results."
 )
 def bench(**options: Any) -> None:
     """Time the op beside its peers, and say how far both are from what the machine allows.
@@ -87,7 +86,7 @@ def bench(**options: Any) -> None:
     ($GENHOI_CACHE, or the platform's), which decides what later calls without a backend's name run
     on.
     """
-    with _plain_errors():
+    with plain_errors():
         if options["static"]:
             _bench_static(options["out"])
             return
@@ -116,15 +115,6 @@ def bench(**options: Any) -> None:
         finished = _run(cases, selection, budget, options["out"], apart)
     if not finished:
         sys.exit(130)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what bad input raises into one sentence and exit code 1."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _is_apart(given: bool | None, device: torch.device) -> bool:

@@ -1,0 +1,45 @@
+"""Imports go down the floors that docs/draw_architecture.py names, and never in a circle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path("docs/draw_architecture.py")
+
+
+def check(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / SCRIPT), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_no_import_goes_up() -> None:
+    result = check(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_check_finds_what_is_wrong(tmp_path: Path) -> None:
+    """A small checkout in which one import goes up, files form a circle, and a room has no floor."""
+    sources = {
+        "genhoi/cli/edit.py": "from genhoi.media.clip import read\n",
+        "genhoi/media/clip.py": "def read():\n    from genhoi.cli import edit\n",
+        "genhoi/cellar/wine.py": "import genhoi.media.clip\n",
+        "csrc/cuda/launch.h": "\n",
+        "csrc/cuda/dispatch.cu": '#include "launch.h"\n#include "sm80/fwd.cuh"\n',
+        "csrc/cuda/sm80/fwd.cuh": '#include "../launch.h"\n',
+    }
+    sources[str(SCRIPT)] = (ROOT / SCRIPT).read_text(encoding="utf-8")
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    result = check(tmp_path)
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [
+        "genhoi/cellar stands on no floor: name it in FLOORS",
+        "genhoi/media -> genhoi/cli does not go down: "
+        "genhoi/media/clip.py:2 imports genhoi/cli/edit.py",
+        "files that import each other: "
+        "genhoi/cli/edit.py -> genhoi/media/clip.py -> genhoi/cli/edit.py",
+    ]
