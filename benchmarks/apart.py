@@ -81,7 +81,7 @@ def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any
 
 
 def _plain(error: Exception) -> Exception:
-    """An exception that can be pickled: some of torch's can't."""
+    """Return an exception that can be pickled, which some of torch's cannot."""
     for kind in (ValueError, ImportError):
         if isinstance(error, kind):
             return kind(str(error))

@@ -35,7 +35,7 @@ BACKWARD = 2.5  # five matrix products for the forward pass's two
 
 
 def build_attention(case: Case) -> Workload:
-    """The op on every usable backend, then the peers."""
+    """Build the contenders: the op on every usable backend, then the peers."""
     ctx = Context(case)
     part = choose_part(ctx)
     truths: dict[bool, Callable[[], Truth]] = {
@@ -68,7 +68,7 @@ def build_attention(case: Case) -> Workload:
 
 
 def op_backends(device: torch.device, names: Sequence[str] | None = None) -> list[str]:
-    """Backends of the op to time on a device: the named ones, else all that are usable there.
+    """List the op's backends to time on a device: the named ones, else all that are usable there.
 
     The oracle is among them only where there is nothing else.
     """
@@ -80,24 +80,24 @@ def op_backends(device: torch.device, names: Sequence[str] | None = None) -> lis
 
 
 def op_label(backend: str) -> str:
-    """The op's name in tables."""
+    """Return the op's name in tables."""
     return f"this op ({backend})"
 
 
 def backend_of(label: str) -> str | None:
-    """The inverse of ``op_label``; None for the label of a peer."""
+    """Return the backend that ``op_label`` named; None for the label of a peer."""
     found = re.fullmatch(r"this op \((.+)\)", label)
     return found[1] if found else None
 
 
 def attention_flops(case: Case) -> float:
-    """Operations on useful pairs."""
+    """Count the operations on useful pairs."""
     forward = 4.0 * case.shape.pairs() * case.shape.heads * case.shape.head_dim
     return forward * (BACKWARD if case.direction == "backward" else 1.0)
 
 
 def attention_moved(case: Case) -> float:
-    """Bytes at least: inputs read, results written, each once."""
+    """Count the bytes that must move: inputs read, results written, each once."""
     n, m, heads, dim = (getattr(case.shape, key) for key in ("n", "m", "heads", "head_dim"))
     inputs, out, lse = 3 * n + 2 * m, n, 4.0 * n * heads
     values = (inputs + out) if case.direction == "forward" else (2 * inputs + 2 * out)
@@ -116,7 +116,7 @@ def _op(ctx: Context, backend: str) -> Pair:
 
 
 def op_kernel(ctx: Context, backend: str) -> str:
-    """Which FlashAttention the flash backend takes; "" for other backends, or where it refuses."""
+    """Name the FlashAttention that backend flash takes; "" for others, or where it refuses."""
     shape = ctx.shape
     call = AttentionCall(
         device=ctx.device,
@@ -139,7 +139,7 @@ def op_kernel(ctx: Context, backend: str) -> str:
 def _contender(
     label: str, ctx: Context, part: Part, truth: Callable[[], Truth], pair: Pair | None
 ) -> Contender:
-    """The side of a pair that the case is about."""
+    """Make a contender of the pass of a pair that the case is about."""
     if pair is None:
         return Contender(label, reason=ctx.reason)
     beside = sum(x.numel() * x.element_size() for x in pair.beside)
@@ -187,14 +187,14 @@ class _Backward:
                 self._upstream = None
 
     def run(self) -> Sequence[Tensor]:
-        """The timed call."""
+        """Run the timed call."""
         if self._upstream is None:
             with self.turn():
                 return self.run()
         return self._gradients(self._upstream)
 
     def results(self) -> Results:
-        """Gradients of the part; the upstream one is zero outside it, so that it decides all."""
+        """Return the part's gradients; upstream is zero outside it, so that it decides all."""
         with self._pair.turn() as out:
             upstream = self._laid_out(spread_upstream(self._ctx, self._part), out)
             grads = [_tokens_first(self._pair, g) for g in self._gradients(upstream)]

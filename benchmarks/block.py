@@ -37,7 +37,7 @@ Table = tuple[Tensor, Tensor]
 
 
 def build_block(case: Case) -> Workload:
-    """The attached block, and the release's way.
+    """Build the contenders: the attached block, and the release's way.
 
     Raises:
         ValueError: a shape without a reference.
@@ -66,7 +66,7 @@ def build_block(case: Case) -> Workload:
 
 
 def _block_flops(case: Case, model: Any) -> float:
-    """Operations of one forward pass over the video: projections, attention, text, FFN.
+    """Count the operations of one forward pass over the video: projections, attention, text, FFN.
 
     The reference stream is left out: what is useful of it happens once a clip.
     """
@@ -82,7 +82,7 @@ def _block_flops(case: Case, model: Any) -> float:
 
 
 def _models(case: Case) -> tuple[Any, GenHOIAdapter]:
-    """A Wan of one block, and an adapter whose weights are all at work."""
+    """Make a Wan of one block, and an adapter whose weights are all non-zero."""
     from diffusers import WanTransformer3DModel
 
     from genhoi import GenHOIAdapter
@@ -126,14 +126,14 @@ class _Inputs:
         self.mask = case.shape.mask().to(case.device)
 
     def widened(self) -> _Inputs:
-        """The same numbers in float32."""
+        """Return these inputs in float32."""
         wide = copy.copy(self)
         wide.latents, wide.reference = self.latents.float(), self.reference.float()
         wide.texts = [text.float() for text in self.texts]
         return wide
 
     def arguments(self, branch: int, step: float) -> dict[str, Any]:
-        """Of the transformer."""
+        """Return the transformer's arguments."""
         return {
             "hidden_states": self.latents,
             "encoder_hidden_states": self.texts[branch],
@@ -149,20 +149,20 @@ class _Way:
         self.model, self.adapter, self.inputs = model, adapter, inputs
 
     def new_clip(self) -> None:
-        """What has to be done once a clip."""
+        """Do what is needed once for each clip."""
 
     def new_pass(self) -> None:
-        """What has to be done in every forward pass."""
+        """Do what is needed in every forward pass."""
 
     @torch.no_grad()
     def results(self) -> Results:
-        """Of one forward pass."""
+        """Return the output of one forward pass."""
         self.new_clip()
         return {"out": self._pass(0, 500.0)}
 
     @torch.no_grad()
     def edit(self) -> None:
-        """All steps and branches of a clip."""
+        """Run all steps and branches of a clip."""
         self.new_clip()
         for step in range(self.inputs.case.steps):
             for branch in range(BRANCHES):
@@ -175,7 +175,7 @@ class _Way:
 
 
 class _Attached(_Way):
-    """As `genhoi edit` does it, with the paper's preset."""
+    """The block as `genhoi edit` runs it, with the paper's preset."""
 
     def __init__(self, model: Any, adapter: GenHOIAdapter, inputs: _Inputs) -> None:
         from genhoi import attach
@@ -188,7 +188,7 @@ class _Attached(_Way):
 
 
 class _Plain(_Way):
-    """The same function in PyTorch's calls, the reference stream beside every forward pass."""
+    """The block in PyTorch's calls, with the reference stream in every forward pass."""
 
     def __init__(self, model: Any, adapter: GenHOIAdapter, inputs: _Inputs) -> None:
         super().__init__(model, adapter, inputs)
@@ -225,7 +225,7 @@ class _ReferenceTable(NamedTuple):
 
 
 class _PlainSelfAttention:
-    """Video over video and reference tokens; over the reference alone if given its table.
+    """Attention of the video over video and reference; of the reference alone if given its table.
 
     The video's own table stays in float32, as in the release; the transformer's is cast with it.
     """
@@ -260,7 +260,7 @@ class _PlainSelfAttention:
 
 
 class _PlainCrossAttention:
-    """Video over text; nothing for the reference."""
+    """Attention of the video over the text; zeros for the reference."""
 
     _attention_backend = None
     _parallel_config = None

@@ -108,16 +108,16 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        """Without "torch."."""
+        """The dtype's name without "torch."."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def title(self) -> str:
-        """Over its table."""
+        """The title of the case's table."""
         return f"{self.suite}, {self.direction}, {self.dtype_name}; {self.shape.describe()}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line of a table."""
+    """Return an exception's message, shortened to one line of a table."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"

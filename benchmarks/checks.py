@@ -44,7 +44,7 @@ class Part:
     words: str
 
     def of(self, x: Tensor) -> Tensor:
-        """Rows and heads of x ``[1, N, H, D]``."""
+        """Take the part's rows and heads of x ``[1, N, H, D]``."""
         return x.index_select(1, self.rows).index_select(2, self.heads)
 
 
@@ -60,12 +60,12 @@ class Accuracy:
 
     @property
     def good(self) -> bool:
-        """Within the bound; False for NaN too."""
+        """Whether the error is within the bound; a NaN is not."""
         return self.error <= self.allowed
 
 
 def choose_part(ctx: Context) -> Part:
-    """All of a small case; of a large one rows inside and outside the mask, and some heads."""
+    """Take all of a small case; of a large one rows on both sides of the mask, and some heads."""
     n, heads = ctx.shape.n, ctx.shape.heads
     rows = torch.arange(n)
     if n > _ALL_ROWS:
@@ -80,14 +80,14 @@ def choose_part(ctx: Context) -> Part:
 
 
 def _spaced(indices: Tensor, count: int) -> Tensor:
-    """`count` of the indices, evenly spaced, both ends included."""
+    """Take `count` of the indices, evenly spaced, both ends included."""
     if len(indices) <= count:
         return indices
     return indices[torch.linspace(0, len(indices) - 1, count).round().long()]
 
 
 def spread_upstream(ctx: Context, part: Part) -> Tensor:
-    """The upstream gradient of a check: zero outside the part, so that the part decides all."""
+    """Return a check's upstream gradient: zero outside the part, so that the part decides all."""
     kept = torch.zeros_like(ctx.upstream)
     kept[:, part.rows] = ctx.upstream[:, part.rows]
     return kept
@@ -101,7 +101,7 @@ def attention_truth(
     rope: VideoRope | None = None,
     gate: GateWeights | None = None,
 ) -> Truth:
-    """What the eager backend gives for a part, in float64 and in the case's dtype.
+    """Compute a part by the eager backend, in float64 and in the case's dtype.
 
     Args:
         ctx: the numbers.
@@ -139,7 +139,7 @@ def attention_truth(
 
 
 def joined_gradients(grads: Any) -> Results:
-    """dq, dk and dv by name; the reference's gradients go behind the video's."""
+    """Name dq, dk and dv, with the reference's gradients behind the video's."""
     if len(grads) == 5:
         dq, dk, dv, dk_ref, dv_ref = grads
         grads = dq, torch.cat([dk, dk_ref], 1), torch.cat([dv, dv_ref], 1)
@@ -163,7 +163,7 @@ def compare(contender: Contender) -> Accuracy:
 
 
 def error_budget(eager: float, dtype: torch.dtype) -> float:
-    """The error that is allowed where eager's is `eager`, both relative to the largest value."""
+    """Return the error allowed where eager's is `eager`, both relative to the largest value."""
     return 2 * eager + 2 * torch.finfo(dtype).eps
 
 

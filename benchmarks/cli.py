@@ -118,14 +118,14 @@ def bench(**options: Any) -> None:
 
 
 def _is_apart(given: bool | None, device: torch.device) -> bool:
-    """An emulated GPU is of this process alone."""
+    """Choose whether cases run apart: an emulated GPU exists in this process alone."""
     from benchmarks.timing import is_hardware
 
     return is_hardware(device) if given is None else given
 
 
 def _bench_static(out: Path) -> None:
-    """Compile, count, print and write."""
+    """Compile the kernels, count their instructions, print and write the result."""
     from benchmarks.static.report import make_report, print_report, write_report
 
     console = Console()
@@ -175,7 +175,7 @@ def _tune(options: dict[str, Any]) -> None:
 
 
 def _run(cases: Any, selection: Any, budget: Any, out: Path, apart: bool) -> bool:
-    """Measure, print and write; whether it came to its end."""
+    """Measure, print and write the cases. Returns whether all were run."""
     from benchmarks.machine import describe_machine
     from benchmarks.plots import draw_plots
     from benchmarks.report import CSV_NAME, append_rows, print_case, print_legend

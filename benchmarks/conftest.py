@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for every contender of every case."""
+    """Make one test of every contender of every case."""
     option = metafunc.config.getoption
     shape = option("--bench-shape")
     selection = Selection(

@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 def draw_normal(
     size: Sequence[int], draw: torch.Generator, dtype: torch.dtype, *, mean: float = 0.0
 ) -> Tensor:
-    """Normal numbers of deviation 1, drawn where the generator is and in the dtype wanted."""
+    """Draw normal numbers of deviation 1 on the generator's device, in a dtype."""
     return torch.empty(size, dtype=dtype, device=draw.device).normal_(mean, generator=draw)
 
 
@@ -68,12 +68,12 @@ class Context:
         self.upstream = normal(shape.n).detach()
 
     def refuse(self, reason: str) -> Pair | None:
-        """What a peer returns when it can't run: None, with the reason kept."""
+        """Keep the reason why a peer cannot run, and return None for it."""
         self.reason = reason
         return None
 
     def has_room(self, wanted: float) -> bool:
-        """Whether so many bytes are free; if not, that is the reason."""
+        """Whether so many bytes are free; if not, that is kept as the reason."""
         free = available_bytes(self.device)
         if wanted <= _MOST_MEMORY * free:
             return True
@@ -90,7 +90,7 @@ class Context:
 
     @functools.cached_property
     def heads_first(self) -> list[Tensor]:
-        """The five inputs as ``[1, H, tokens, D]``."""
+        """q, k, v, k_ref, v_ref as ``[1, H, tokens, D]``."""
         return [_leaf(x.transpose(1, 2), x) for x in self.inputs]
 
     @functools.cached_property
@@ -101,7 +101,7 @@ class Context:
 
     @functools.cached_property
     def joined_heads_first(self) -> list[Tensor]:
-        """`joined` as ``[1, H, tokens, D]``."""
+        """The tensors of `joined` as ``[1, H, tokens, D]``."""
         return [_leaf(x.transpose(1, 2), x) for x in self.joined]
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class HeldForward(Generic[_T]):
 
     @contextmanager
     def turn(self) -> Iterator[_T]:
-        """Give its result: an outer turn's, else one made here and let go of at the end."""
+        """Yield the result of an outer turn, else one that is made here and freed at the end."""
         if self._held:
             yield self._held[0]
             return
@@ -146,7 +146,7 @@ def autograd_pair(
     heads_first: bool = True,
     kernel: str = "",
 ) -> Pair:
-    """The pair of a call that autograd differentiates."""
+    """Make the pair of a call that autograd differentiates."""
     held = HeldForward(call)
 
     @torch.no_grad()

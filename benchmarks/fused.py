@@ -34,7 +34,7 @@ Call = Callable[[], Tensor]
 
 
 def build_fused(case: Case) -> Workload:
-    """The op on every usable backend, the strongest peer, and the release's way."""
+    """Build the contenders: the op on every backend, the strongest peer, the release's way."""
     ctx = Context(case)
     part = choose_part(ctx)
     rope = VideoRope(case.shape.grid, head_dim=case.shape.head_dim)
@@ -65,7 +65,7 @@ def build_fused(case: Case) -> Workload:
 
 
 def peer_labels(device: torch.device) -> tuple[str, ...]:
-    """The peers on a device, the strongest first."""
+    """List the peers on a device, the strongest first."""
     peers = _GATHERED, _ADDITIVE
     return (_GATHERED_CUDNN, *peers) if strongest(device) == GATHERED_CUDNN else peers
 
@@ -75,7 +75,7 @@ def _results(call: Call, part: Part) -> Callable[[], Results]:
 
 
 def random_gate(dim: int, dtype: torch.dtype, device: torch.device) -> GateWeights:
-    """A gate whose values spread over (0, 1)."""
+    """Draw a gate whose values spread over (0, 1)."""
     draw = torch.Generator().manual_seed(1)
     weights = {}
     for name, shape in gate_shapes(dim).items():

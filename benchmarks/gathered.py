@@ -52,7 +52,7 @@ def gathered_attention(
     rows: Tensor,
     attention: Attention | None = None,
 ) -> Tensor:
-    """Attention in which only `rows` see the reference; differentiable.
+    """Compute attention in which only `rows` see the reference; differentiable.
 
     Args:
         Q, K, V: ``[1, H, N, D]``. K_ref, V_ref: ``[1, H, M, D]``.
@@ -70,7 +70,7 @@ def gathered_attention(
 
 
 def default_attention(device: torch.device, dtype: torch.dtype) -> Attention:
-    """What PyTorch has everywhere: flash attention; for float32 on CUDA the efficient one."""
+    """Return PyTorch's flash attention, or for float32 on CUDA its efficient attention."""
     if device.type == "cpu":
         return _ON_CPU
     return FLASH if dtype != torch.float32 else _EFFICIENT

@@ -1,4 +1,4 @@
-"""What the machine allows, measured in the same run: arithmetic peak and memory bandwidth."""
+"""Measures what the machine allows: arithmetic peak and memory bandwidth, in the same run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Limits:
     bandwidth: float
 
     def seconds(self, flops: float, moved: float) -> float:
-        """The least time for so many operations and bytes (the roofline)."""
+        """Return the least time for so many operations and bytes (the roofline)."""
         return max(flops / self.flops, moved / self.bandwidth)
 
     def binding(self, flops: float, moved: float) -> str:
-        """Which of the two it is: "arithmetic" or "memory"."""
+        """Return which limit binds: "arithmetic" or "memory"."""
         return "arithmetic" if flops / self.flops >= moved / self.bandwidth else "memory"
 
 
@@ -62,7 +62,7 @@ def measure_limits(dtype: torch.dtype, device: torch.device, *, quick: bool = Fa
 
 
 def _highest(peak: Callable[[str], float], dtype: str) -> float:
-    """The best of several runs: another program can only make one slower."""
+    """Return the best of several runs: another program can only make one slower."""
     found, start = [float(peak(dtype))], time.monotonic()
     while time.monotonic() - start < _SECONDS:
         found.append(float(peak(dtype)))
@@ -70,7 +70,7 @@ def _highest(peak: Callable[[str], float], dtype: str) -> float:
 
 
 def _best(call: Callable[[], Any], device: torch.device) -> float:
-    """Least seconds of a call, over at least two calls and about _SECONDS."""
+    """Return the least seconds of a call, over at least two calls and about _SECONDS."""
     watch = stopwatch(device)
     best, calls, start = float("inf"), 0, time.monotonic()
     while calls < 3 or time.monotonic() - start < _SECONDS:

@@ -1,4 +1,4 @@
-"""What a number was measured on."""
+"""Describes the machine that a number was measured on."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Machine:
     driver: str = ""
 
     def words(self, threads: int | None) -> str:
-        """In one line, for tables and plots."""
+        """Describe the machine in one line, for tables and plots."""
         cores = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
         isa = f", {self.isa}" if self.isa else ""
         return f"{self.device}{cores}{isa}; torch {self.torch}, genhoi {self.genhoi}"
 
 
 def find_device(name: str | None, *, option: str) -> torch.device:
-    """The device of a name; without one CUDA's if there is one, else the CPU.
+    """Return the device of a name; without a name CUDA's if there is one, else the CPU.
 
     Raises:
         ValueError: no such device; `option` is what the message names.
@@ -60,7 +60,7 @@ def find_device(name: str | None, *, option: str) -> torch.device:
 
 
 def describe_machine(device: torch.device) -> Machine:
-    """The machine that a device is of."""
+    """Describe the machine of a device."""
     info = genhoi_kernels.build_info()
     on_gpu = device.type == "cuda"
     return Machine(
@@ -85,7 +85,7 @@ def _version(distribution: str) -> str:
 
 
 def _driver() -> str:
-    """The version of NVIDIA's driver, which all GPUs of a machine share."""
+    """Return the version of NVIDIA's driver, which all GPUs of a machine share."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

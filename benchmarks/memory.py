@@ -1,4 +1,4 @@
-"""How much memory a call takes beyond what was there before it, and how much there is."""
+"""Measures how much memory a call takes beyond what was held before, and how much is free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def available_bytes(device: torch.device) -> float:
-    """Bytes that can still be allocated; infinite where the system can't say."""
+    """Return the bytes that can still be allocated; infinite where the system can't say."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + max(0, cached))
@@ -27,7 +27,7 @@ def available_bytes(device: torch.device) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Peak of memory during a call over what was held before, its results included.
+    """Measure a call's peak of memory over what was held before, its results included.
 
     On a CPU this is the resident set, so it also sees what C++ allocates; scratch memory that a
     backend keeps between calls is not counted again. None where Linux can't say.

@@ -56,7 +56,7 @@ class _Inputs:
 
 
 def build_norm_rope(case: Case) -> Workload:
-    """The op on every usable backend, and eager norm + RoPE."""
+    """Build the contenders: the op on every usable backend, and eager norm + RoPE."""
     given = _Inputs(case)
     names = op_backends(case.device, case.backends)
     truth = functools.cache(functools.partial(_truth, given))
@@ -137,7 +137,7 @@ def _named(grads: tuple[Tensor, ...]) -> Results:
 
 
 def _truth(given: _Inputs) -> Truth:
-    """The oracle on the last tokens."""
+    """Compute the last tokens by the eager backend's formula."""
     rope = replace(given.rope, token_offset=given.case.shape.n - given.checked)
     words = f"{given.checked} of {given.case.shape.n} tokens"
 

@@ -42,7 +42,7 @@ _KERNELS = {
 
 
 def strongest(device: torch.device) -> str:
-    """The key of the fastest peer that computes the op's function; `GATHERED` where it can't run.
+    """Return the key of the fastest peer of the op's function; `GATHERED` where it can't run.
 
     From sm_90 on cuDNN's attention is the faster one inside the two passes (measured on an H100).
     """
@@ -72,14 +72,14 @@ def _sdpa(ctx: Context, mask: Tensor | None) -> Pair:
 
 
 def setup_sdpa_additive(ctx: Context) -> Pair | None:
-    """The same with a dense additive mask, as the authors' release would apply its gate."""
+    """PyTorch's attention with a dense additive mask, as the authors' release would gate."""
     if not ctx.has_room(ctx.shape.n * (ctx.shape.n + ctx.shape.m) * ctx.dtype.itemsize):
         return None
     return _sdpa(ctx, ctx.additive_mask)
 
 
 def setup_sdpa_bool(ctx: Context) -> Pair | None:
-    """The same with a dense boolean mask."""
+    """PyTorch's attention with a dense boolean mask."""
     n, m = ctx.shape.n, ctx.shape.m
     # On a CPU it is turned into an additive one on every call.
     if not ctx.has_room(n * (n + m) * (1 + ctx.dtype.itemsize)):
@@ -95,7 +95,7 @@ def setup_gathered(ctx: Context) -> Pair | None:
 
 
 def setup_gathered_cudnn(ctx: Context) -> Pair | None:
-    """The same with cuDNN's attention inside."""
+    """Two calls of cuDNN's attention through PyTorch, merged."""
     if ctx.device.type != "cuda":
         return ctx.refuse(_NO_GPU)
     if ctx.dtype == torch.float32:
@@ -152,7 +152,7 @@ def setup_flex(ctx: Context, **options: Any) -> Pair | None:
 
 
 def block_mask(mask: Tensor, m: int) -> BlockMask:
-    """What `create_block_mask` would make, without its dense ``[N, N + M]`` intermediate.
+    """Make what `create_block_mask` would, without its dense ``[N, N + M]`` intermediate.
 
     How many pairs of a block are seen is a sum of two products, over video and reference keys.
 
@@ -182,12 +182,12 @@ def block_mask(mask: Tensor, m: int) -> BlockMask:
 
 
 def _per_tile(flags: Tensor) -> Tensor:
-    """How many of each tile are true, ``[tiles]``."""
+    """Count how many of each tile are true, ``[tiles]``."""
     return F.pad(flags, (0, -len(flags) % _TILE)).view(-1, _TILE).sum(1)
 
 
 def _block_list(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers ``[1, 1, Q tiles]`` and indices ``[1, 1, Q tiles, K tiles]`` of chosen blocks."""
+    """Return counts ``[1, 1, Q tiles]`` and indices ``[1, 1, Q tiles, K tiles]`` of blocks."""
     order = chosen.int().argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
@@ -196,7 +196,7 @@ def _block_list(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _module(ctx: Context, name: str) -> ModuleType | None:
-    """An optional package on a CUDA device, or None with the reason."""
+    """Import an optional package for a CUDA device; None, with the reason kept, if it can't run."""
     if ctx.device.type != "cuda":
         ctx.refuse(_NO_GPU)
         return None
@@ -242,7 +242,7 @@ def setup_flash_attn_2(ctx: Context) -> Pair | None:
 
 
 def setup_flash_attn_3(ctx: Context) -> Pair | None:
-    """FlashAttention-3, without a mask; the package without a backward pass if it is the only."""
+    """FlashAttention-3, without a mask; by the forward-only package if that is the only one."""
     pair = _flash(ctx, "flash_attn_interface")
     if pair is not None:
         return pair

@@ -83,7 +83,7 @@ def _is_op(contender: str) -> bool:
 
 
 def _colors(rows: Sequence[Row]) -> dict[str, str]:
-    """One colour a contender, the same in all pictures."""
+    """Give each contender a colour, the same in all pictures."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     peers = [name for name in names if not _is_op(name)]
     found = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(peers)}
@@ -100,7 +100,7 @@ def _groups(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]
 def _panels(
     count: int, *, width: float, heights: Sequence[float], columns: int
 ) -> tuple[Figure, list[Axes]]:
-    """Axes in lines of the given heights, in inches."""
+    """Make axes in lines of the given heights, in inches."""
     columns = min(columns, count)
     lines = math.ceil(count / columns)
     kept = [heights[i % len(heights)] for i in range(lines)]
@@ -222,7 +222,7 @@ def _roof(ax: Axes, rows: Sequence[Row]) -> None:
 
 
 def _points(ax: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
-    """The contenders at one shape stand over each other, over the shape's name."""
+    """Draw the contenders of one shape above each other, over the shape's name."""
     for row in rows:
         size = 60 if _is_op(row["contender"]) else 26
         ax.scatter(
@@ -316,7 +316,7 @@ def _short(value: float) -> str:
 
 
 def _held(rows: Sequence[Row], varied: str) -> str:
-    """What a sweep keeps."""
+    """Name what a sweep keeps constant."""
     row, words = rows[0], []
     for column, text in (
         ("n", f"N={row['n']:,}"),

@@ -1,4 +1,4 @@
-"""What a run found: tables on the screen, rows in a CSV file."""
+"""Reports a run: tables on the screen, rows in a CSV file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_numbers(path: Path) -> list[Row]:
-    """Rows of a CSV file, cells that are numbers as such; none if there is no file."""
+    """Read the rows of a CSV file, numbers as numbers; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_legend(console: Console, machine: Machine, threads: int | None) -> None:
-    """What was measured on, and what the columns say."""
+    """Print what was measured on, and what the columns say."""
     console.print(machine.words(threads), highlight=False)
     console.print(
         "ms: median [quartiles] of the uncontended samples. TFLOP/s: on useful pairs only. GB/s: "
@@ -79,7 +79,7 @@ def print_legend(console: Console, machine: Machine, threads: int | None) -> Non
 
 
 def print_case(console: Console, finished: Finished) -> None:
-    """The table of one case; what could not run stands below it with the reason."""
+    """Print the table of one case; what could not run stands below it with the reason."""
     table = Table(title=finished.case.title, title_justify="left")
     table.add_column("", no_wrap=True)
     for name in (
@@ -135,7 +135,7 @@ def _limit_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
-    """Contenders that share a reason share a line."""
+    """List why contenders could not run; those that share a reason share a line."""
     by: dict[str, list[str]] = {}
     for row in rows:
         if row["reason"]:

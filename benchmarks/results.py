@@ -34,7 +34,7 @@ _COLUMNS = (
 
 @click.group()
 def main() -> None:
-    """Results of GPU reports, for the documents."""
+    """Take results of GPU reports into the documents."""
 
 
 @main.command()
@@ -62,12 +62,12 @@ def add(folder: Path, date: str | None) -> None:
 
 
 def slug(device: str) -> str:
-    """A GPU's name as part of a folder's."""
+    """Return a GPU's name as part of a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("nvidia", "")).strip("-")
 
 
 def newest() -> list[Path]:
-    """The newest folder of each GPU that has one."""
+    """List the newest folder of each GPU that has one."""
     found: dict[str, Path] = {}
     for path in sorted(RESULTS_FOLDER.glob(f"*/{REPORT}")):
         found[path.parent.name[: -len("-2026-01-01")]] = path.parent
@@ -75,7 +75,7 @@ def newest() -> list[Path]:
 
 
 def replaced(text: str, name: str, new: str) -> str:
-    """The text with another part between its two comments.
+    """Replace what a text has between two comments.
 
     Raises:
         ValueError: it has no such comments.
@@ -88,7 +88,7 @@ def replaced(text: str, name: str, new: str) -> str:
 
 
 def gpu_table(folders: Sequence[Path]) -> str:
-    """For each GPU what was measured on, and a table: a line a contender, a column a case."""
+    """Write, for each GPU, its description and a table: a line a contender, a column a case."""
     return "\n\n".join("\n".join(_of_gpu(folder)) for folder in folders)
 
 
@@ -117,12 +117,12 @@ def _of_gpu(folder: Path) -> Iterator[str]:
 
 
 def cudnn(number: int) -> str:
-    """cuDNN's version as people write it: 91900 is 9.19.0."""
+    """Return cuDNN's version as people write it: 91900 is 9.19.0."""
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def _cell(rows: Sequence[Row], name: str, shape: str, direction: str) -> str:
-    """Time and rate of a contender in a case; "" where it was not timed."""
+    """Return time and rate of a contender in a case; "" where it was not timed."""
     for row in rows:
         about = label(row), row["shape"], row["direction"]
         if about == (name, shape, direction) and isinstance(row["ms"], float):

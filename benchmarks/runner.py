@@ -220,7 +220,7 @@ def _round_notes(found: Sequence[Timings], budget: Budget) -> list[str]:
 
 
 def _row(case: Case, machine: Machine, contender: str, reason: str) -> Row:
-    """Where and what; the metrics are still empty."""
+    """Make a row with its case and contender; the metrics are still empty."""
     shape = case.shape
     about = asdict(machine)
     about["threads"] = case.threads if case.device.type == "cpu" else ""
@@ -320,7 +320,7 @@ def _speed(timings: Timings, work: Workload, limits: Limits) -> Row:
 
 
 def _strongest(work: Workload, everyone: Sequence[_Measured]) -> str:
-    """The strongest peer, or the one that stands for it where it could not run."""
+    """Return the strongest peer, or the one that stands for it where it could not run."""
     ran = any(m.contender.name == work.strongest and not m.reason for m in everyone)
     return work.strongest if ran or not work.fallback else work.fallback
 

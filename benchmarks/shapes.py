@@ -56,7 +56,7 @@ class Shape:
         return math.prod(self.ref_grid)
 
     def mask(self) -> Tensor:
-        """Which video tokens see the reference, ``[1, N]`` bool: a box that moves over the frames.
+        """Mark the video tokens that see the reference, ``[1, N]`` bool: a box that moves over time.
 
         In every frame the box is contiguous in rows and columns, as a hand with an object is.
         """
@@ -77,7 +77,7 @@ class Shape:
         return self.n * self.n + int(self.mask().sum()) * self.m
 
     def describe(self) -> str:
-        """Sizes in one line."""
+        """Describe the sizes in one line."""
         reduced = f" ({self.reduced})" if self.reduced else ""
         return (
             f"{self.name}: N={self.n:,} ({'x'.join(map(str, self.grid))}) M={self.m:,} "
@@ -106,7 +106,7 @@ SHAPES = {
 
 
 def find_shape(name: str) -> Shape:
-    """A named shape.
+    """Return a named shape.
 
     Raises:
         ValueError: no shape has this name.
@@ -117,7 +117,7 @@ def find_shape(name: str) -> Shape:
 
 
 def reduce_shape(shape: Shape, most: float, *, most_frames: float | None = None) -> Shape:
-    """The shape with fewer heads, then fewer frames, until one forward pass fits.
+    """Reduce a shape's heads, then its frames, until one forward pass fits.
 
     Heads are independent and frames only make the sequence longer, so both leave the kernel's
     inner loops what they are. The same limit gives the same shape on every machine.
@@ -147,7 +147,7 @@ def reduce_shape(shape: Shape, most: float, *, most_frames: float | None = None)
 
 
 def merge_equal(shapes: Sequence[Shape]) -> list[Shape]:
-    """Without shapes that became another's size by reduction; that one says whom it stands for."""
+    """Drop shapes that reduction made equal to another; that one says whom it stands for."""
     found: list[Shape] = []
     for shape in shapes:
         sizes = replace(shape, name="", reduced="")
@@ -169,7 +169,7 @@ _LONG = 32768  # reference tokens
 
 
 def sweep_shapes() -> dict[str, list[Shape]]:
-    """For the sweeps that vary a shape, its shapes; each differs from one base in one thing."""
+    """Return the shapes of each sweep; each differs from one base in one thing."""
     sizes = [(2, 16, 16), (4, 16, 16), (8, 16, 16), (8, 16, 32), (8, 32, 32)]
     refs = [(0, 0), (16, 16), (32, 32), (64, 64), (128, 128), (128, _LONG // 128)]
     by = {

@@ -61,7 +61,7 @@ class Selection:
     backends: tuple[str, ...] = ()
 
     def given_or(self, shapes: Sequence[Shape], *, on_gpu: Sequence[str] = ()) -> list[Shape]:
-        """The named shapes, else a suite's own; reduced to what the device can do.
+        """Return the named shapes, else a suite's own, reduced to what the device can do.
 
         Args:
             shapes: the suite's own.
@@ -77,18 +77,18 @@ class Selection:
         )
 
     def given_dtypes(self, names: Sequence[str] = ("bfloat16",)) -> list[torch.dtype]:
-        """The named dtypes, else a suite's own."""
+        """Return the named dtypes, else a suite's own."""
         return [DTYPES[name] for name in self.dtypes or names]
 
     def sweep_peers(self) -> tuple[str, ...]:
-        """The named peers, else those that the sweeps have."""
+        """Return the named peers, else those that the sweeps have."""
         if self.peers is not None:
             return tuple(self.peers)
         return tuple(dict.fromkeys(("sdpa", "sdpa-additive", strongest(self.device), GATHERED)))
 
 
 def select(suites: Sequence[str], selection: Selection) -> list[Case]:
-    """The cases of some suites, in order.
+    """Yield the cases of some suites, in order.
 
     Raises:
         ValueError: an unknown suite, shape, peer, dtype or backend; the message says which there
@@ -111,7 +111,7 @@ def select(suites: Sequence[str], selection: Selection) -> list[Case]:
 
 
 def contender_labels(case: Case) -> list[str]:
-    """Who takes part in a case, known before it is built."""
+    """List the contenders of a case before it is built."""
     if case.build is build_block:
         return list(LABELS)
     ours = [op_label(name) for name in op_backends(case.device, case.backends)]
@@ -185,7 +185,7 @@ def _sweeps(selection: Selection) -> Iterator[Case]:
 
 
 def _thread_counts(most: int) -> list[int]:
-    """1, 2, 4, .. and what there is."""
+    """Return 1, 2, 4, .. and the number of threads there is."""
     return sorted({most, *(2**i for i in range(most.bit_length()) if 2**i <= most)})
 
 

@@ -19,7 +19,7 @@ def workload(case: Case) -> Workload:
 
 
 def test_case(benchmark: Any, case: Case, label: str) -> None:
-    """Checked before it is timed; what can't run skips with its reason."""
+    """Check a contender, then time it; one that can't run skips with its reason."""
     try:
         work = workload(case)
     except ModuleNotFoundError as error:
@@ -39,7 +39,7 @@ def test_case(benchmark: Any, case: Case, label: str) -> None:
 
 
 def waiting(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """The call, which on a GPU waits for its results: the clock is the host's."""
+    """Make a call that waits for a GPU's results, because the clock is the host's."""
     if device.type != "cuda":
         return run
 

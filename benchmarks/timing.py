@@ -69,11 +69,11 @@ class Timings:
         return len(self.samples) - len(self.clean)
 
     def median(self) -> float:
-        """Seconds; raises StatisticsError without a clean sample."""
+        """Return the median in seconds; raises StatisticsError without a clean sample."""
         return statistics.median(self.clean)
 
     def spread(self) -> tuple[float, float]:
-        """First and third quartile of the clean samples, in seconds."""
+        """Return the first and third quartile of the clean samples, in seconds."""
         clean = sorted(self.clean)
         if len(clean) < 2:
             return clean[0], clean[0]
@@ -82,7 +82,7 @@ class Timings:
 
 
 def ratio(one: Timings, other: Timings) -> float | None:
-    """Median over the rounds of one's time / other's time; None if no round is clean in both."""
+    """Return the median over rounds of two times' ratio; None if no round is clean in both."""
     found = [
         a.seconds / b.seconds
         for a, b in zip(one.samples, other.samples, strict=False)  # one may have ended early
@@ -92,7 +92,7 @@ def ratio(one: Timings, other: Timings) -> float | None:
 
 
 def queued_seconds() -> float:
-    """Time that the threads of this process spent waiting for a core; 0 where Linux can't say."""
+    """Return the seconds that this process waited for a core; 0 where Linux can't say."""
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         try:
@@ -113,7 +113,7 @@ def is_hardware(device: torch.device) -> bool:
 
 
 def stopwatch(device: torch.device) -> Callable[[Callable[[], Any], int], Sample]:
-    """A function that times so many calls in a row, for one device; seconds are of one call.
+    """Return a function that times so many calls in a row and gives the seconds of one.
 
     On a CUDA device it flushes the L2 cache before, lets the device sleep while the host enqueues
     the calls, and reads CUDA events. On a CPU no cache is flushed: the contender before has left
@@ -234,7 +234,7 @@ class _Contestant:
 
 
 def _repeats(seconds: float, device: torch.device) -> int:
-    """Calls in a sample: one on a GPU, whose cache is to be cold, and where one is long enough."""
+    """Choose how many calls make a sample: one on a GPU, whose cache is cold, or if it is long."""
     if device.type == "cuda":
         return 1
     return max(1, math.ceil(MIN_SAMPLE / max(seconds, 1e-9)))

@@ -96,7 +96,7 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
 
 
 def _object_psnr(base: Base, test: TestSet, latents: Tensor) -> np.ndarray:
-    """[clips, F]."""
+    """Return the object's PSNR, [clips, F]."""
     rows = []
     for i in range(len(latents)):
         error = squared_error(base.decode(latents[i : i + 1]), test[i].truth)
@@ -105,7 +105,7 @@ def _object_psnr(base: Base, test: TestSet, latents: Tensor) -> np.ndarray:
 
 
 def _take(folder: Path) -> None:
-    """Into the package, weights in bfloat16."""
+    """Copy a training's result into the package, with weights in bfloat16."""
     TinyBase(folder / "base")  # raises
     adapter = GenHOIAdapter.from_pretrained(folder / "adapter").to(torch.bfloat16)
     adapter.save_pretrained(SHIPPED_ADAPTER)
@@ -128,7 +128,7 @@ def _summary(arrays: Arrays) -> dict[str, Any]:
 
 
 def _shown(values: np.ndarray) -> dict[str, float]:
-    """By thirds and over all frames, with the standard error over clips."""
+    """Round means by thirds and over all frames, with their standard errors over clips."""
     parts = thirds(values)
     found = {name: round(mean_error(value)[0], 2) for name, value in parts.items()}
     return found | {"error": round(mean_error(parts["all"])[1], 2)}

@@ -15,7 +15,7 @@ __all__ = ["cos_sin", "rotate", "token_gate"]
 def cos_sin(
     rope: VideoRope | HeadSlidingRope, tokens: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every token, ``[1, tokens, 1 or H, D/2]`` float32: made once a clip."""
+    """Compute cosines and sines of all tokens, ``[1, tokens, 1 or H, D/2]`` float32."""
     turn = rotation(rope, tokens, device, torch.float32)
     return turn.real.contiguous()[None], turn.imag.contiguous()[None]
 
@@ -29,7 +29,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def token_gate(o: Tensor, gate: GateWeights) -> Tensor:
-    """Attention rows o ``[..., D]`` times their gates; the gate's weights are in o's dtype."""
+    """Multiply attention rows o ``[..., D]`` by their gates, with weights in o's dtype."""
     x = F.layer_norm(o, o.shape[-1:], gate.norm_weight, gate.norm_bias, GATE_NORM_EPS)
     x = F.gelu(F.linear(x, gate.fc1_weight, gate.fc1_bias))
     return o * torch.sigmoid(F.linear(x, gate.fc2_weight, gate.fc2_bias))

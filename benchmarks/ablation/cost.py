@@ -27,7 +27,7 @@ _SECONDS = 240.0
 def measure_cost(
     scale: Scale, clips: EncodedClips, *, rounds: int
 ) -> Iterator[dict[str, str | float]]:
-    """One row for each variant: milliseconds, and the ratio to frame -1.
+    """Yield one row for each variant: its milliseconds, and their ratio to frame -1's.
 
     The contenders take turns, samples that had to wait for a core are dropped, and ratios are
     medians of the ratios of a round. Weights do not matter for the time and are random.
@@ -84,7 +84,7 @@ class _Contender:
 
     @torch.inference_mode()
     def denoising(self) -> None:
-        """Keys and values of the reference are there from the call before."""
+        """Run one denoising step. The reference's keys and values are kept from the call before."""
         self.trainer.model(
             hidden_states=torch.cat([self.batch.noise, self.batch.condition], dim=1),
             timestep=self.batch.sigmas * 1000,

@@ -70,7 +70,7 @@ def _last_step(measured: Iterable[Measured]) -> int:
 def _pick(
     measured: Iterable[Measured], variant: str, step: int | None, long: bool
 ) -> list[Measured]:
-    """A variant's evaluations over all seeds; the base alone has only one, at step 0."""
+    """List a variant's evaluations over all seeds; the base alone has only one, at step 0."""
     wanted = 0 if variant == "alone" else step
     return [
         m
@@ -82,7 +82,7 @@ def _pick(
 def _groups(
     measured: Sequence[Measured], variants: Iterable[str], step: int | None, long: bool
 ) -> Iterator[tuple[str, list[Measured], str]]:
-    """The variants there are, each with its evaluations and its label.
+    """Yield the variants that were measured, each with its evaluations and its label.
 
     The label says which seeds it has if it lacks some: levels differ from base to base.
     """
@@ -95,7 +95,7 @@ def _groups(
 
 
 def _over_frames(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
-    """Object PSNR in every frame, at the last step."""
+    """Draw the object's PSNR in every frame, at the last step."""
     step = _last_step(measured)
     if not step:
         return None
@@ -117,7 +117,7 @@ def _over_frames(path: Path, measured: Sequence[Measured], regime: str) -> Path 
 
 
 def _over_steps(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
-    """Object PSNR of each third over the steps."""
+    """Draw the object's PSNR of each third of the clip over the steps."""
     if not _last_step(measured):
         return None
     figure, axes = _figure(2, 3, (14, 7.5))
@@ -157,7 +157,7 @@ def _third(m: Measured, given: str, part: str) -> float:
 
 
 def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | None:
-    """What other ways are ahead of frame -1 by, in each third over the steps."""
+    """Draw by how much the other variants are ahead of frame -1, in each third over the steps."""
     own = [
         row
         for row in paired
@@ -208,7 +208,7 @@ def _gaps(path: Path, paired: Sequence[dict[str, Any]], regime: str) -> Path | N
 
 
 def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
-    """What changes, and where, when the reference is another object's."""
+    """Draw what changes, and where, when the reference is another object's."""
     measured = [m for m in measured if "first/swap_object" in m.arrays]  # at the end of a run
     if not measured:
         return None
@@ -239,7 +239,7 @@ def _leakage(path: Path, measured: Sequence[Measured], regime: str) -> Path | No
 
 
 def _attention(path: Path, measured: Sequence[Measured], regime: str) -> Path | None:
-    """Share of the attention on the reference by head and frame, before and after adaptation."""
+    """Draw the reference's share of the attention by head and frame, before and after adapting."""
     names = [v for v in ("fixed", "middle", "paper", "vace") if _pick(measured, v, 0, False)]
     if not names:
         return None
@@ -271,7 +271,7 @@ def _attention(path: Path, measured: Sequence[Measured], regime: str) -> Path | 
 
 
 def _rope_response(ax: Any, variant: str) -> None:
-    """Mean cosine over the temporal frequencies between a frame's query and the reference's key."""
+    """Draw the mean cosine of a frame's query and the reference's key, over all frequencies."""
     from benchmarks.ablation.plan import LATENT_FRAMES, schedule_for
     from genhoi.bases.tiny import TINY_CONFIG
     from genhoi_kernels import head_frames

@@ -21,7 +21,7 @@ __all__ = ["FirstFrame"]
 
 
 class FirstFrame:
-    """Stands where an `Attachment` stands.
+    """Brings the reference in as a frame, with the methods of an `Attachment`.
 
     Args:
         transformer: a Wan; its attention processors are replaced.
@@ -43,7 +43,7 @@ class FirstFrame:
     def set_reference(
         self, references: Sequence[Tensor] | None, mask: Tensor | None = None
     ) -> None:
-        """The reference, [B, C, 1, h, w]: latents or all input channels. The mask has no say."""
+        """Set the reference, [B, C, 1, h, w]: latents or all input channels; ignore the mask."""
         self.reference = None if references is None else references[0]
 
     def _prepend(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -78,7 +78,7 @@ class _Processor(nn.Module):
         self.watched = False
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Nothing: the weights are the adapter's."""
+        """Return nothing, because the weights are the adapter's."""
         return {} if destination is None else destination
 
     def forward(
@@ -89,7 +89,7 @@ class _Processor(nn.Module):
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """As `WanAttnProcessor`; hidden_states [B, N, H*D]."""
+        """Compute what `WanAttnProcessor` computes, over hidden_states [B, N, H*D]."""
         x = hidden_states
         q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         if self.given:
@@ -110,7 +110,7 @@ class _Processor(nn.Module):
 
 
 def _share(q: Tensor, k: Tensor, tokens: int) -> Tensor:
-    """[B, H, N] of the video's tokens: attention to the first frame's."""
+    """Return the share of attention, [B, H, N], that video tokens give to the first frame's."""
 
     def lse(keys: Tensor) -> Tensor:
         found = reference_attention(q[:, tokens:], keys, keys, return_lse=True)[1]

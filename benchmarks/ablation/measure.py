@@ -1,4 +1,4 @@
-"""What is measured of a model on the held-out clips: arrays per clip and frame."""
+"""Measures a model on the held-out clips: arrays per clip and frame."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def edited_latents(
     mask_gate: bool = True,
     swapped: bool = False,
 ) -> Tensor:
-    """What the model paints, float32 [count, C, f, h, w].
+    """Let the model paint, and return its latents, float32 [count, C, f, h, w].
 
     Args:
         base, attachment: the model; None for no reference.
@@ -87,7 +87,7 @@ def measure(
     without: Tensor | None,
     swap: bool,
 ) -> Arrays:
-    """Arrays [count, F], NaN in frames where a region is empty.
+    """Measure edits: arrays [count, F], NaN in frames where a region is empty.
 
     Args:
         base, attachment, test, count, given, steps, mask_gate: see `edited_latents`.
@@ -145,7 +145,7 @@ def _against_truth(frames: Tensor, clip: TestClip) -> Iterator[tuple[str, Tensor
 def attention_mass(
     base: Base, attachment: Any, test: TestSet, count: int, *, given: Given, mask_gate: bool
 ) -> np.ndarray:
-    """[layers, heads, f]: share of attention on the reference, mean over the hidden tokens.
+    """Return the reference's share of attention, [layers, heads, f]: the mean over hidden tokens.
 
     Taken from the model's own queries and keys in the last of four denoising steps.
     """

@@ -1,4 +1,4 @@
-"""What is compared: bases, variants, budgets, and the settings of every training run."""
+"""Names what is compared: bases, variants, budgets, and the settings of every training run."""
 
 from __future__ import annotations
 
@@ -128,17 +128,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As a folder's name."""
+        """The run as a folder's name."""
         return f"{self.regime}-{self.variant}-s{self.seed}"
 
 
 def schedule_for(variant: Variant, latent_frames: int) -> str | float:
-    """What `attach` takes, for a clip of so many latent frames."""
+    """Return the schedule that `attach` takes for a clip of so many latent frames."""
     return float(latent_frames // 2) if variant.schedule == "middle" else variant.schedule
 
 
 def base_config(scale: Scale, regime: Regime, seed: int) -> TrainConfig:
-    """Pretraining without any reference."""
+    """Return the settings of pretraining, which sees no reference."""
     return TrainConfig(
         stage="base",
         base="tiny-untrained",
@@ -158,7 +158,7 @@ def base_config(scale: Scale, regime: Regime, seed: int) -> TrainConfig:
 
 
 def adapt_config(scale: Scale, run: Run, base: Path) -> TrainConfig:
-    """Adaptation of a frozen base, half of the clips with the first frame given, half without."""
+    """Return the settings of adapting a frozen base; half of the clips have frame 0 given."""
     variant = VARIANTS[run.variant]
     options: dict[str, Any] = {
         "schedule": schedule_for(variant, LATENT_FRAMES),

@@ -26,7 +26,7 @@ _CHANNELS = 4
 
 
 class PosedClips(EncodedClips):
-    """See above.
+    """Encoded clips whose conditions and objects carry the object's pose.
 
     Args:
         folder: of the encoded clips.
@@ -41,7 +41,7 @@ class PosedClips(EncodedClips):
         self._aspects: dict[int, float] = {}
 
     def has(self, name: str) -> bool:
-        """Also "shown": the condition with every frame given."""
+        """Whether a part is there; "shown", the condition with every frame given, always is."""
         return name == "shown" or super().has(name)
 
     def take(self, name: str, indices: Sequence[int]) -> Tensor:
@@ -59,7 +59,7 @@ class PosedClips(EncodedClips):
         return found
 
     def _pose(self, index: int) -> Tensor:
-        """[4, f, h, w]."""
+        """Return the pose's features, [4, f, h, w]."""
         if index not in self._known:
             uv = self._dataset.coordinates(index)
             # The middle of the frames that a latent frame stands for.
@@ -67,7 +67,7 @@ class PosedClips(EncodedClips):
         return self._known[index].float()
 
     def _object(self, index: int) -> Tensor:
-        """[4 + 2 C, 1, h, w]: the picture, no mask, the picture with its pose."""
+        """Return [4 + 2 C, 1, h, w]: the picture, no mask, the picture with its pose."""
         latent = super().take("object", [index])[0]
         height, width = latent.shape[-2:]
         if index not in self._aspects:
@@ -82,7 +82,7 @@ class PosedClips(EncodedClips):
 
 
 def _features(uv: Tensor) -> Tensor:
-    """[f, h, w, 2] -> [4, f, h, w]."""
+    """Turn positions [f, h, w, 2] into features [4, f, h, w]."""
     inside = (uv.abs().amax(-1, keepdim=True) < _BEYOND).float()
     found = torch.cat([uv.clamp(-_BEYOND, _BEYOND), torch.cos(math.pi * uv)], -1) * inside
     return found.permute(3, 0, 1, 2)

@@ -38,12 +38,12 @@ class Measured:
 
     @property
     def given(self) -> list[str]:
-        """Which of first and none were measured."""
+        """Which of "first" and "none" were measured."""
         return [g for g in ("first", "none") if f"{g}/object_psnr" in self.arrays]
 
 
 def read_measured(out: Path) -> list[Measured]:
-    """Everything in a study's folder, in a fixed order."""
+    """Read every evaluation in a study's folder, in a fixed order."""
     return sorted(_found(out / "runs"), key=lambda m: (m.regime, m.seed, m.variant, m.long, m.step))
 
 
@@ -65,7 +65,7 @@ def _found(folder: Path) -> Iterator[Measured]:
 
 
 def thirds(values: np.ndarray) -> dict[str, np.ndarray]:
-    """[clips, F] -> means over the first, middle and last third of the frames, and all: [clips]."""
+    """Average values [clips, F] over each third of the frames, and over all of them: [clips]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a clip whose object is never seen
         parts = {
@@ -76,7 +76,7 @@ def thirds(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_error(values: Any) -> tuple[float, float]:
-    """Mean over clips and its standard error, NaN left out."""
+    """Return the mean over clips and its standard error, NaN left out."""
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     if len(known) < 2:

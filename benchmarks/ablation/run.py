@@ -57,7 +57,7 @@ _MASS_CLIPS = 12
 
 
 class Study:
-    """All pieces, in one folder.
+    """Keeps all pieces of the study in one folder.
 
     Args:
         out: where everything is kept.
@@ -104,7 +104,7 @@ class Study:
     # --- the bases
 
     def base_folder(self, regime: Regime, seed: int) -> Path:
-        """Of a pretrained base."""
+        """Return the folder of a pretrained base."""
         return self.out / "bases" / f"{regime}-s{seed}"
 
     def pretrain(self, regime: Regime, seed: int) -> None:
@@ -137,7 +137,7 @@ class Study:
             (alone / "done").touch()
 
     def _without(self, base: Base, folder: Path, test: TestSet, given: Any) -> Tensor:
-        """What a base paints without any reference, computed once."""
+        """Return what a base paints without any reference; it is computed once."""
         path = folder / f"without-{given}-{test.frames}-{len(test)}.npz"
         if not path.is_file():
             latents = edited_latents(
@@ -185,7 +185,7 @@ class Study:
         step: int,
         without: dict[tuple[Any, int], Tensor],
     ) -> None:
-        """Measure at a step; the last one in full."""
+        """Measure the adaptation at a step, in full at the last one."""
         whole = step == self.scale.evaluations[-1]
         count = self.scale.test_clips if whole else self.scale.early_clips
         variant = VARIANTS[run.variant]
@@ -238,7 +238,7 @@ class Study:
 
 
 def _same_scale(path: Path, scale: Scale) -> None:
-    """Raises ValueError if the folder holds a study of another size."""
+    """Note the study's size in its folder; raise ValueError if a study of another size is there."""
     wanted = json.loads(json.dumps(asdict(scale)))
     if path.is_file():
         came = json.loads(path.read_text(encoding="utf-8"))
@@ -274,7 +274,7 @@ class VariantTrainer(Trainer):
 
     @contextmanager
     def for_frames(self, latent_frames: int) -> Iterator[None]:
-        """Within the block, heads stand where clips of another length want them."""
+        """Place the heads for clips of another length within the block."""
         attachment: Any = self.attachment
         if self._variant.first_frame:
             yield

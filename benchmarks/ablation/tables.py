@@ -81,7 +81,7 @@ def _label(m: Measured, given: str) -> Row:
 
 
 def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
-    """One row for each evaluation: means over clips, standard errors of the PSNR."""
+    """Yield one row for each evaluation: means over clips, standard errors of the PSNR."""
     for m in measured:
         for given in m.given:
             psnr = m.arrays[f"{given}/object_psnr"]
@@ -99,7 +99,7 @@ def _summary(measured: Iterable[Measured]) -> Iterator[Row]:
 
 
 def _curves(measured: Sequence[Measured]) -> Iterator[Row]:
-    """PSNR and SSIM of the object's region in every frame, after the whole adaptation.
+    """Yield PSNR and SSIM of the object's region in every frame, after the whole adaptation.
 
     A clip's value is its mean over the seeds; errors are over clips.
     """
@@ -124,7 +124,7 @@ def _curves(measured: Sequence[Measured]) -> Iterator[Row]:
 
 
 def _last(measured: Sequence[Measured]) -> list[Measured]:
-    """Evaluations after the whole adaptation, and those of bases alone."""
+    """Yield the evaluations after the whole adaptation, and those of bases alone."""
     final = {m.regime: 0 for m in measured}
     for m in measured:
         final[m.regime] = max(final[m.regime], m.step)
@@ -132,7 +132,7 @@ def _last(measured: Sequence[Measured]) -> list[Measured]:
 
 
 def _clips(measured: Iterable[Measured]) -> Iterator[Row]:
-    """Each clip's object PSNR at each evaluation: what `_paired` is computed from."""
+    """Yield each clip's object PSNR at each evaluation, from which `_paired` is computed."""
     for m in measured:
         for given in m.given:
             parts = thirds(m.arrays[f"{given}/object_psnr"])
@@ -141,7 +141,7 @@ def _clips(measured: Iterable[Measured]) -> Iterator[Row]:
 
 
 def _paired(clips: Iterable[Row]) -> Iterator[Row]:
-    """Differences of two variants on the same bases and the same clips.
+    """Yield differences of two variants on the same bases and the same clips.
 
     A clip's difference is its mean over the seeds there are for both; errors are over clips.
     """
@@ -169,7 +169,7 @@ def _paired(clips: Iterable[Row]) -> Iterator[Row]:
 
 
 def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
-    """Of two variants' rows; empty where they have no clip in common."""
+    """Compare two variants' rows; return nothing where they have no clip in common."""
     common = sorted(set(ours) & set(theirs))
     if not common:
         return {}
@@ -187,7 +187,7 @@ def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
 
 
 def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
-    """Share of the attention on the reference by head and latent frame, mean over layers."""
+    """Yield the reference's share of attention by head and latent frame, the mean over layers."""
     for m in measured:
         mass = m.arrays.get("none/mass")
         if mass is None:
@@ -197,7 +197,7 @@ def _mass(measured: Iterable[Measured]) -> Iterator[Row]:
 
 
 def _merged(path: Path, rows: list[Row]) -> list[Row]:
-    """Rows of a CSV that belong to other runs, and the new ones."""
+    """Join the rows of a CSV that belong to other runs and the new ones."""
     if not path.is_file():
         return rows
 
@@ -211,7 +211,7 @@ def _merged(path: Path, rows: list[Row]) -> list[Row]:
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> Path | None:
-    """Write rows as a CSV; None, and no file, where there is no row."""
+    """Write rows as a CSV. Without a row it writes no file and returns None."""
     rows = list(rows)
     if not rows:
         return None

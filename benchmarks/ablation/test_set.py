@@ -22,7 +22,7 @@ __all__ = ["TestClip", "TestSet"]
 
 @dataclass(frozen=True)
 class TestClip:
-    """One clip.
+    """A held-out clip.
 
     Args:
         truth: uint8 [F, H, W, 3], as the codec gives it back: what a perfect model would paint.
@@ -43,7 +43,7 @@ class TestClip:
 
 
 class TestSet:
-    """So many clips of one length.
+    """Held-out clips of one length.
 
     Args:
         base: its codec is used.
@@ -95,14 +95,14 @@ class TestSet:
         return self._clips[index]
 
     def codec_psnr(self, index: int) -> Tensor:
-        """[F], the codec's own error in the object's region, against the clip itself."""
+        """Return the codec's own PSNR [F] in the object's region, against the clip itself."""
         clip = self[index]
         error = squared_error(clip.truth, self.dataset[index].clip.frames)
         return region_psnr(error, clip.object)
 
 
 def _untouched(mask: Tensor) -> Tensor:
-    """bool [F, H, W], pixels of the tokens in which no pixel is masked."""
+    """Mark the pixels, bool [F, H, W], of tokens in which no pixel is masked."""
     frames, height, width = mask.shape
     grid = (1 + (frames - 1) // 4, height // 16, width // 16)
     touched = token_mask(mask, grid, rule="any", kind="pixel").view(grid)

@@ -40,7 +40,7 @@ _TINY = {"grid": (2, 8, 16), "ref_grid": (8, 8), "heads": 1}
 @click.option("--rounds", default=15, type=click.IntRange(1))
 @click.option("--seconds", default=8.0, help="Of a case's rounds, about.")
 def main(out: Path, work: Path, **options: Any) -> None:
-    """Time, and add a case's rows when it is done."""
+    """Time the cases, and add the rows of each when it is done."""
     tiny = options["tiny"]
     names = chosen_backends(out, options["backends"])
     if not names:
@@ -71,7 +71,7 @@ def _print(finished: Finished, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:
-    """Those named, or all usable ones, but for those that a check found wrong."""
+    """List the named or all usable backends without those that a check found wrong."""
     wrong = {
         row["backend"]
         for row in read_rows(out / CHECKS)
@@ -86,7 +86,7 @@ def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def small(case: Case) -> Case:
-    """The case of a dry run, under the same name."""
+    """Return the case at the size of a dry run, under its name."""
     return dataclasses.replace(case, shape=dataclasses.replace(case.shape, **_TINY))
 
 

@@ -26,7 +26,7 @@ assert problem is None, problem
 @click.command()
 @stage_options
 def main(out: Path, work: Path, tiny: bool) -> None:
-    """Build, and see whether it can be loaded."""
+    """Build the compiled part, and try to load it."""
     if _loads():
         say("the compiled part is there already")
         return
@@ -44,7 +44,7 @@ def main(out: Path, work: Path, tiny: bool) -> None:
 
 
 def _loads() -> bool:
-    """Asked in a process of its own: this one could not load a library twice."""
+    """Whether the compiled part loads, in a new process: this one cannot load a library twice."""
     found = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
     if found.returncode:
         say(found.stderr.strip().splitlines()[-1])

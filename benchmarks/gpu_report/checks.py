@@ -71,7 +71,7 @@ def main(
     allow_moves: bool,
     float32: bool,
 ) -> None:
-    """Every form; an error of one is its own."""
+    """Check every form; an error in one does not end the others."""
     status = next(b for b in gk.backends() if b.name == backend)
     if not status.usable:
         add_rows(
@@ -103,7 +103,7 @@ def main(
 
 
 def _alive() -> bool:
-    """No kernel of this process has faulted: after one that has, every call fails."""
+    """Whether no kernel of this process has faulted: after one has, every call fails."""
     try:
         torch.cuda.synchronize(DEVICE)
     except RuntimeError:
@@ -112,7 +112,7 @@ def _alive() -> bool:
 
 
 def forms(backend: str, *, tiny: bool, float32: bool = False) -> Iterator[Form]:
-    """The most wanted first. Triton compiles each for seconds, so it has fewer."""
+    """Yield the forms, the most wanted first. Triton compiles each for seconds, so it has fewer."""
     rows, heads = (200, 1) if tiny else (4000, 4)
     halves = (torch.bfloat16, torch.float16)
     if float32:
@@ -129,7 +129,7 @@ def forms(backend: str, *, tiny: bool, float32: bool = False) -> Iterator[Form]:
 
 
 def check(backend: str, form: Form, *, repeats: int) -> Verdict:
-    """Outputs and gradients within the error budget (CONTRIBUTING.md), and the same every time."""
+    """Check that results keep the error budget (CONTRIBUTING.md) and are the same every time."""
     given = _Given(form)
     grad = gk.supports(backend, given.call(needs_grad=True)) is None
     refusal = gk.supports(backend, given.call(needs_grad=False))
@@ -152,7 +152,7 @@ def check(backend: str, form: Form, *, repeats: int) -> Verdict:
 
 
 def _share(x: Tensor, e: Tensor, t: Tensor, dtype: torch.dtype) -> float:
-    """Error over what is allowed; infinite for NaN."""
+    """Return the error over what is allowed; infinite for NaN."""
     size = float(t.abs().max()) or 1.0
     allowed = error_budget(float((e - t).abs().max()) / size, dtype)
     if t.numel() < _FEW:  # the tests draw again; here it is lenient
@@ -188,7 +188,7 @@ class _Given:
         self.upstream = normal(1, n, h, d)
 
     def call(self, *, needs_grad: bool) -> gk.AttentionCall:
-        """As a backend is asked whether it takes it."""
+        """Describe the call, as a backend is asked whether it supports it."""
         gated = self.form.what == "all"
         return gk.AttentionCall(
             device=DEVICE,
@@ -205,7 +205,7 @@ class _Given:
         )
 
     def run(self, backend: str, dtype: torch.dtype, *, grad: bool) -> Results:
-        """out, lse and (grad) every gradient in float64; inputs are rounded to the form's dtype."""
+        """Return out, lse and, with `grad`, every gradient in float64, for rounded inputs."""
         wide = {torch.float64: torch.float64}.get(dtype, torch.float32)
         leaves = {}
         for name, x in self.leaves.items():

@@ -20,7 +20,7 @@ WARM = 1
 @click.option("--backend", required=True)
 @click.option("--tiny", is_flag=True)
 def main(backend: str, tiny: bool) -> None:
-    """WARM calls with a backward pass, where there is one, then one more."""
+    """Run WARM calls, with their backward pass where there is one, then one more."""
     shape = find_shape("tiny") if tiny else find_shape(_SHAPE)
     heads = shape.heads if tiny else _HEADS
     for _ in range(WARM + 1):
@@ -29,7 +29,7 @@ def main(backend: str, tiny: bool) -> None:
 
 
 def run(backend: str, shape: Shape, heads: int) -> None:
-    """Forward, and backward unless the backend has none."""
+    """Run the forward pass, and the backward pass unless the backend has none."""
     draw = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(tokens: int) -> Tensor:

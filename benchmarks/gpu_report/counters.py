@@ -48,7 +48,7 @@ _STALLS = 4
 @stage_options
 @click.option("--backend", "backends", multiple=True, help="[default: all that are right]")
 def main(out: Path, work: Path, tiny: bool, backends: tuple[str, ...]) -> None:
-    """Each backend under Nsight Compute, whose clocks are left as they are."""
+    """Profile each backend under Nsight Compute, which leaves the clocks as they are."""
     ncu = shutil.which("ncu")
     if ncu is None or is_emulated():
         say("Nsight Compute (ncu) is not here" if ncu is None else "an emulated GPU counts nothing")
@@ -62,7 +62,7 @@ def main(out: Path, work: Path, tiny: bool, backends: tuple[str, ...]) -> None:
 
 
 def profile(ncu: str, backend: str, *, tiny: bool) -> str:
-    """What Nsight Compute prints, as CSV with a column a counter."""
+    """Return what Nsight Compute prints: CSV with a column for each counter."""
     command = [
         ncu,
         "--csv",
@@ -94,7 +94,7 @@ def profile(ncu: str, backend: str, *, tiny: bool) -> str:
 
 
 def kernels(text: str) -> Iterator[dict[str, Any]]:
-    """One row a kernel, the last time that it ran: the first was its warm-up."""
+    """Yield one row for each kernel, of its last run: the first was a warm-up."""
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
@@ -114,7 +114,7 @@ def _counted(row: dict[str, str]) -> dict[str, float | str]:
 
 
 def _stalls(row: dict[str, str]) -> str:
-    """The largest reasons why warps waited, in warps waiting for each instruction issued."""
+    """Name the main reasons why warps waited, in warps waiting for each instruction issued."""
     reasons = []
     for name, value in row.items():
         found, number = _STALL.fullmatch(name or ""), _number(value)
@@ -133,7 +133,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _short(name: str) -> str:
-    """A kernel's name without what its template was given."""
+    """Return a kernel's name without its template arguments."""
     return re.sub(r"^.*\b(?=cudnn)", "", name)[:60] if "cudnn" in name else name.split("(")[0][:90]
 
 

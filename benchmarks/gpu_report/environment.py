@@ -47,7 +47,7 @@ _SMI = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature
 @click.command()
 @stage_options
 def main(out: Path, work: Path, tiny: bool) -> None:
-    """Look around, then measure a large copy and a large matrix product."""
+    """Describe the machine, then measure a large copy and a large matrix product."""
     found = about_machine()
     found["backends"] = {b.name: "usable" if b.usable else b.reason for b in _backends()}
     write_json(work / ENVIRONMENT, found)
@@ -64,7 +64,7 @@ def _backends() -> tuple[genhoi_kernels.BackendStatus, ...]:
 
 
 def about_machine() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Return hardware and versions."""
     gpu = torch.cuda.get_device_properties(DEVICE)
     return {
         "gpu": gpu.name,
@@ -97,7 +97,7 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def _first_line(*command: str, last: bool = False) -> str:
-    """Of what a program prints; "" if there is none."""
+    """Return the first line that a program prints; "" if it prints none or is missing."""
     if shutil.which(command[0]) is None:
         return ""
     found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)

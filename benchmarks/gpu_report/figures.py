@@ -25,7 +25,7 @@ _DPI = 110
 
 
 def draw(folder: Path) -> list[Path]:
-    """Draw what the report allows, beside it.
+    """Draw what the report allows into its folder.
 
     Returns:
         The files written: a picture without data is not.
@@ -60,7 +60,7 @@ def _by(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
-    """A panel a case; longer is faster."""
+    """Draw a panel for each case; longer is faster."""
     cases = _by(rows, "shape", "direction")
     if not cases:
         return None
@@ -116,7 +116,7 @@ def _color(row: Row) -> str:
 
 
 def _tuning(rows: Sequence[Row], about: str) -> Figure | None:
-    """A panel a kernel: every candidate's time, sorted."""
+    """Draw a panel for each kernel: every candidate's time, sorted."""
     kernels = _by(rows, "kernel", "head_dim")
     if not kernels:
         return None

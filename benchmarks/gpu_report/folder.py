@@ -61,7 +61,7 @@ def add_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if there is no file."""
+    """Read the rows of a CSV file; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -69,21 +69,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty if there is no file."""
+    """Read a JSON object from a file; an empty one if there is no file."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     assert isinstance(found, dict)
     return found
 
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
-    """An object into a file, which is replaced as a whole."""
+    """Write a JSON object into a file, which is replaced as a whole."""
     with whole_file(path) as part:
         part.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes to the folder meanwhile. The folder is the lock: no file is left."""
+    """Lock the folder for writing within the block. The folder is the lock: no file is left."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

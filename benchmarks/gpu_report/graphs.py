@@ -26,7 +26,7 @@ _ROUNDS, _SECONDS = 30, 3.0
 @click.command()
 @stage_options
 def main(out: Path, work: Path, tiny: bool) -> None:
-    """Every backend at a small size, where launches count most."""
+    """Measure every backend at a small size, where launches count most."""
     if is_emulated():
         say("the emulated GPU has no CUDA graphs")
         return
@@ -52,7 +52,7 @@ def main(out: Path, work: Path, tiny: bool) -> None:
 
 
 def measure(backend: str, shape: Any) -> dict[str, Any]:
-    """Milliseconds of a call, and of the replay of its graph.
+    """Return the milliseconds of a call, and of the replay of its graph.
 
     Raises:
         RuntimeError: a replay with other numbers gives other bits than the call.
@@ -77,7 +77,7 @@ def measure(backend: str, shape: Any) -> dict[str, Any]:
 
 
 def capture(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """The graph of a call, which is warm, and what it writes to."""
+    """Capture the graph of a call that is warm. Returns it and the tensor that it writes."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -91,7 +91,7 @@ def capture(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 
 def arguments(shape: Any) -> dict[str, Any]:
-    """Of a call with everything in it: rotations, mask, references, token gate."""
+    """Return the arguments of a call with everything: rotations, mask, references, token gate."""
     draw = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(tokens: int) -> Tensor:

@@ -44,7 +44,7 @@ Group = tuple[Stage, ...]
 
 
 def plan(*, ptxas: str | None = None) -> Iterator[Group]:
-    """All groups, in order.
+    """List all groups of stages, in order.
 
     Args:
         ptxas: another assembler for Triton, which is checked and timed beside the one it brings.

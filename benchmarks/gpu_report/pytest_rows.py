@@ -23,7 +23,7 @@ def _writes(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only where rows are wanted."""
+    """Register the plugin where rows are wanted."""
     if _writes(config):
         config.pluginmanager.register(_Rows(Path(os.environ[VARIABLE])))
 
@@ -33,7 +33,7 @@ class _Rows:
         self.path = path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A failure of any part of a test; or one that passed or was skipped, counted."""
+        """Write a row for a failure of any part of a test; count tests that passed or skipped."""
         if report.failed:
             lines = str(report.longrepr).strip().splitlines() or [""]
             errors = [line[1:].strip() for line in lines if line.startswith("E ")] or lines[-1:]
@@ -43,7 +43,7 @@ class _Rows:
             _counts["skipped" if report.skipped else "passed"] += 1
 
     def pytest_sessionfinish(self) -> None:
-        """Totals."""
+        """Write the row of totals."""
         words = ", ".join(f"{count} {name}" for name, count in sorted(_counts.items()))
         self._add("all", "failed" if _counts["failed"] else "passed", words)
 

@@ -53,7 +53,7 @@ class _Running:
 
 
 class Run:
-    """One report.
+    """A report that is being made.
 
     Args:
         out: its folder.
@@ -76,11 +76,11 @@ class Run:
 
     @property
     def was_right(self) -> bool:
-        """No stage failed; one that was stopped or left out for want of time is no failure."""
+        """Whether no stage failed; to be stopped or left out for lack of time is no failure."""
         return all(stage.outcome != "failed" for stage in self._ended)
 
     def all(self, groups: Sequence[Group]) -> None:
-        """Every group, one after another, as long as there is time."""
+        """Run every group, one after another, as long as there is time."""
         for group in groups:
             self._group(group)
 
@@ -159,7 +159,7 @@ class Run:
                 copy_end(file, log, room)
 
     def _environment(self, stage: Stage, limit: float) -> dict[str, str]:
-        """Of a stage: caches and temporary files in the work folder, nothing elsewhere."""
+        """Return a stage's environment: caches and temporary files lie in the work folder."""
         changes = dict(stage.environment)
         caches = self._work / "cache"
         triton = caches / f"triton{changes.pop('TRITON_CACHE', '')}"
@@ -204,14 +204,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def copy_end(source: IO[bytes], target: IO[bytes], room: int) -> None:
-    """The end of a file, if not all of it fits."""
+    """Copy the end of a file, or all of it if that fits."""
     size = source.seek(0, os.SEEK_END)
     source.seek(max(0, size - max(room, 0)))
     target.write(source.read())
 
 
 def unpack(wheels: Path | None, site: Path) -> list[str]:
-    """Put wheels side by side in a folder that can be imported from; what to add to the path."""
+    """Unpack wheels side by side into a folder. Returns what to add to Python's path."""
     if wheels is None:
         return []
     found = sorted(wheels.glob("*.whl"))

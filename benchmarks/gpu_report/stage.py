@@ -23,7 +23,7 @@ _START = time.monotonic()
 
 
 def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that every stage has: ``out``, ``work`` and ``tiny``."""
+    """Add the options that every stage has: ``out``, ``work`` and ``tiny``."""
     work = click.option(
         "--work",
         type=click.Path(path_type=Path, file_okay=False),
@@ -48,10 +48,10 @@ def stage_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(*words: object) -> None:
-    """A line of the log, with the seconds since this program began."""
+    """Print a line of the log, with the seconds since this program began."""
     print(f"[{time.monotonic() - _START:6.1f} s]", *words, flush=True)
 
 
 def is_emulated() -> bool:
-    """The GPU is an emulated one, whose times say nothing."""
+    """Whether the GPU is an emulated one, whose times say nothing."""
     return not is_hardware(DEVICE)

@@ -16,7 +16,7 @@ _MOST_TESTS = 15
 
 
 def row_words(row: dict[str, Any]) -> str:
-    """A row of results in one line."""
+    """Return a row of results as one line."""
     what = f"{row['suite'][:9]:9} {row['shape']:13} {row['direction']:8} {label(row):44.44}"
     if row["reason"]:
         return f"{what} {row['reason'][:90]}"
@@ -28,7 +28,7 @@ def row_words(row: dict[str, Any]) -> str:
 
 
 def _rate(row: dict[str, Any]) -> str:
-    """TFLOP/s, or GB/s of what moves bytes only."""
+    """Return TFLOP/s, or GB/s for what moves bytes only."""
     if row.get("tflops") and float(row["tflops"]) > 0:
         return f"{_form(row['tflops'], '5.0f')} TFLOP/s"
     return f"{_form(row.get('gbs'), '5.0f')} GB/s   "
@@ -42,7 +42,7 @@ def _form(value: Any, how: str) -> str:
 
 
 def summary(out: Path) -> Iterator[str]:
-    """How the stages ended, what is wrong, and what each backend takes beside its best peer."""
+    """Yield how stages ended, what is wrong, and each backend's time beside its best peer's."""
     report = read_json(out / REPORT)
     yield "stages: " + ", ".join(
         f"{stage['name']} {stage['outcome']} {stage['seconds']:.0f} s"
@@ -60,7 +60,7 @@ def summary(out: Path) -> Iterator[str]:
 
 
 def _checks(rows: Sequence[dict[str, str]]) -> Iterator[str]:
-    """A line a backend, and the tests that failed."""
+    """Yield a line for each backend, and the tests that failed."""
     by: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         if row["what"] == "check":
@@ -85,7 +85,7 @@ def _checks(rows: Sequence[dict[str, str]]) -> Iterator[str]:
 
 
 def times(rows: Sequence[dict[str, str]]) -> Iterator[str]:
-    """A block a case: everyone's time, and relative to the best peer that computes the same."""
+    """Yield, for each case, every time and its ratio to the best peer that computes the same."""
     cases: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         cases[row["suite"], row["shape"], row["direction"]].append(row)
@@ -111,7 +111,7 @@ def _line(row: dict[str, str], best: dict[str, str] | None) -> str:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A contender's name, which of a library's kernels it took, and what was special."""
+    """Return a contender's name, which of a library's kernels it took, and its setting."""
     name, kernel, setting = row["contender"], row.get("kernel") or "", row.get("setting") or ""
     if kernel and setting.startswith("GENHOI_FLASH="):
         setting = ""  # the kernel says it
@@ -119,22 +119,22 @@ def label(row: dict[str, Any]) -> str:
 
 
 def ms_words(ms: float) -> str:
-    """Three digits, or all of them from a second on."""
+    """Format milliseconds with three digits, or all of them from a second on."""
     return f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}"
 
 
 def is_apart(row: dict[str, Any]) -> bool:
-    """Timed in a stage without peers, for what was special of it."""
+    """Whether the row was timed in a stage without peers, for its setting."""
     return bool(row["setting"])
 
 
 def is_ours(row: dict[str, Any]) -> bool:
-    """A contender of this project."""
+    """Whether the row is a contender of this project."""
     return backend_of(row["contender"]) is not None or row["contender"].startswith("genhoi")
 
 
 def _is_same(row: dict[str, str]) -> bool:
-    """The peer computes the op's function."""
+    """Whether the peer computes the op's function."""
     return not any(words in row["contender"] for words in ("no mask", "bare traffic"))
 
 

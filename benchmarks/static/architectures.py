@@ -33,7 +33,7 @@ class Architecture:
         return self.name.startswith("sm_")
 
     def resident_ctas(self, registers: int, shared: int, warps: int) -> int | None:
-        """How many CTAs an SM holds at once; unknown for AMD."""
+        """Return how many CTAs an SM holds at once; None, unknown, for AMD."""
         if not self.is_nvidia:
             return None
         granule = -(-registers // 8) * 8 * 32 * warps

@@ -21,7 +21,7 @@ def _everything(variant: Variant) -> bool:
 
 
 def _ci(variant: Variant) -> bool:
-    """A minute's worth: where the main loop matters most."""
+    """Choose a minute's worth of variants: where the main loop matters most."""
     return (
         variant.arch in ("sm_80", "sm_90") and variant.dtype == "bf16" and variant.head_dim == 128
     )

@@ -50,7 +50,7 @@ def draw_chart(path: Path, rows: Sequence[Row], note: str) -> Path | None:
 
 
 def _bars(rows: Sequence[Row], arch: str, column: str) -> list[Row]:
-    """The rows of a panel, forward above backward, the best at the top of each."""
+    """Sort the rows of a panel, forward above backward, the best at the top of each."""
     kept = [
         row
         for row in rows

@@ -31,7 +31,7 @@ _COPIES = ("LDGSTS", "UTMALDG", "UBLKCP")  # from global to shared memory, in th
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a variant became.
+    """What a variant was compiled to.
 
     Attributes:
         variant: its `name`.
@@ -82,7 +82,7 @@ class Compiled:
 
 
 def describe(variant: Variant) -> dict[str, Any]:
-    """The fields of `Compiled` that are known before compiling."""
+    """Return the fields of `Compiled` that are known before compiling."""
     return {
         "variant": variant.name,
         "arch": variant.arch,
@@ -102,7 +102,7 @@ def _word(value: Any) -> str:
 
 
 def compile_variant(variant: Variant) -> Compiled:
-    """Compile, in a process that did not set TRITON_INTERPRET before it imported triton.
+    """Compile a variant, in a process that imported triton without TRITON_INTERPRET.
 
     Raises:
         ImportError: triton is not installed.
@@ -121,7 +121,7 @@ def compile_variant(variant: Variant) -> Compiled:
 
 
 def _words(error: BaseException) -> str:
-    """What began it, in one line: where in the source, and what is wrong there."""
+    """Return an error's first cause in one line: where in the source, and what is wrong there."""
     where = next((line for line in str(error).splitlines() if line.startswith("at ")), "")
     while error.__cause__ is not None:
         error = error.__cause__
@@ -130,7 +130,7 @@ def _words(error: BaseException) -> str:
 
 
 def _compile(variant: Variant) -> tuple[Any, str]:
-    """Triton's binary, and what ptxas said."""
+    """Return Triton's binary, and what ptxas said."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -161,7 +161,7 @@ def _compile(variant: Variant) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _ptxas_log() -> Iterator[io.StringIO]:
-    """What ptxas says in the block; nothing is taken from Triton's cache, as that says nothing."""
+    """Collect what ptxas says in the block, without Triton's cache, which would say nothing."""
     from triton import knobs
 
     with knobs.nvidia.scope(), knobs.compilation.scope():

@@ -69,7 +69,7 @@ KERNELS = {
 
 
 def find_nvcc() -> str:
-    """Path of nvcc, which CUDA_HOME names, or else the PATH.
+    """Find nvcc, by CUDA_HOME, or else on the PATH.
 
     Raises:
         FileNotFoundError: there is none.
@@ -82,7 +82,7 @@ def find_nvcc() -> str:
 
 
 def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
-    """A source's cubin, and what ptxas said.
+    """Compile a source. Returns its cubin, and what ptxas said.
 
     Raises:
         RuntimeError: it does not compile.
@@ -99,7 +99,7 @@ def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
 
 
 def name_parts(mangled: str) -> list[str]:
-    """The identifiers in a mangled name, each of which has its length before it."""
+    """List the identifiers in a mangled name, each of which has its length before it."""
     parts, at = [], 0
     while found := re.compile(r"\d+").search(mangled, at):
         length, start = int(found[0]), found.end()
@@ -112,7 +112,7 @@ def name_parts(mangled: str) -> list[str]:
 
 
 def rows_of(source: Path, arch: str) -> Iterator[Row]:
-    """A row for each kernel of a source."""
+    """Yield a row for each kernel of a source."""
     cubin, log = compile_source(source, arch)
     functions = {f.name: f for f in read_functions(disassemble(cubin))}
     for name, stores, loads, registers in _SPILLS.findall(log):
@@ -134,7 +134,7 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
 
 
 def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) -> Row:
-    """Resident blocks, and the figures of the first loop, over whole blocks of video keys."""
+    """Return resident blocks, and figures of the first loop, over whole blocks of video keys."""
     shared, warps = shape.shared[dim], shape.warps[dim]
     found: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",
@@ -174,7 +174,7 @@ def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) 
 
 
 def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
-    """Every kernel for every architecture, two compilers at a time."""
+    """Make the rows of all kernels and architectures, two compilers at a time."""
     jobs = [(source, arch) for arch in archs for source in sorted(SOURCES.glob("*.cu"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda job: list(rows_of(*job)), jobs)
@@ -183,7 +183,7 @@ def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
 
 
 def print_rows(rows: list[Row], console: Console) -> None:
-    """The table; a dash where there is nothing to say."""
+    """Print the table, with a dash where there is nothing to say."""
     columns = [
         "kernel",
         "arch",

@@ -49,12 +49,12 @@ _KERNELS = {
 
 
 def products_of(name: str) -> int:
-    """Matrix products of a tile of a peer, by its name."""
+    """Return the matrix products of a tile of a peer, by its name."""
     return BACKWARD if " bwd " in f" {name} " else FORWARD
 
 
 def read_peers() -> list[Row]:
-    """The stored figures, numbers as numbers, `arch` as in "sm_80"."""
+    """Read the stored figures, numbers as numbers, `arch` as in "sm_80"."""
     with _FILE.open(newline="", encoding="utf-8") as file:
         lines = (line for line in file if not line.startswith("#"))
         return [
@@ -73,7 +73,7 @@ def _number(text: str) -> Any:
 
 
 def find_cuda_torch() -> Path | None:
-    """The library with a CUDA torch's kernels: of this environment, or of .venv-cuda beside it."""
+    """Find a CUDA torch's library of kernels: of this environment, or of .venv-cuda beside it."""
     folders = [Path(path) for path in sys.path if path]
     folders += sorted((_ROOT / ".venv-cuda" / "lib").glob("python*/site-packages"))
     libraries = (folder / "torch" / "lib" / _LIBRARY for folder in folders)
@@ -81,7 +81,7 @@ def find_cuda_torch() -> Path | None:
 
 
 def read_torch(library: Path) -> Iterator[Row]:
-    """FlashAttention-2's main loops in a CUDA torch, forward and backward; those that it has."""
+    """Read those of FlashAttention-2's main loops that a CUDA torch has, forward and backward."""
     for name, (function, kernel) in _KERNELS.items():
         for arch in MODELLED:
             usage = library_usage(library, arch, function)

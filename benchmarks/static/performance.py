@@ -29,7 +29,7 @@ _OFF = frozenset({"False", "none", "None", "0", ""})
 
 
 def our_row(compiled: Compiled) -> Row:
-    """The figures of a compiled variant; those of the loop only if it has one to be counted."""
+    """Return a compiled variant's figures; those of the loop only if it has one to be counted."""
     plain = compiled_row(compiled)
     row: Row = {
         "kernel": compiled.variant,
@@ -81,7 +81,7 @@ def _loop_figures(compiled: Compiled) -> Row:
 
 
 def _products(function: Function, compiled: Compiled) -> int:
-    """Matrix products of a tile, by how many the main loop does: 2 forward, 3 to 5 backward."""
+    """Count the matrix products of a tile by the main loop's: 2 forward, 3 to 5 backward."""
     rates = MODELLED[_COUNTED_LIKE[compiled.tensor]]
     tile = math.prod(compiled.tile or ())
     loops = (count_work(function.body(loop), rates) for loop in tensor_loops(function))
@@ -108,7 +108,7 @@ def _issued(row: Row, products: int, direction: str, comparable: bool) -> Row:
 
 
 def peer_row(row: Row) -> Row:
-    """A row of peers.csv, with the columns that ours have besides."""
+    """Add to a row of peers.csv the columns that ours have besides."""
     products = products_of(row["kernel"])
     direction = "forward" if products == FORWARD else "backward"
     known = {"ours": False, "dtype": "bf16", "head_dim": 128, "direction": direction}
@@ -140,7 +140,7 @@ AIMS = (
 
 
 def aims_met(rows: Sequence[Row]) -> list[str]:
-    """One line an aim: how far the worst of our rows is from it."""
+    """Write a line for each aim: how far the worst of our rows is from it."""
     lines = []
     for aim in AIMS:
         ours = [row for row in rows if row["arch"] == aim.arch and _is_aimed_at(row, aim.column)]
@@ -186,7 +186,7 @@ class Extra:
 
 
 def compare_extras(compiled: Sequence[Compiled], rows: Sequence[Mapping[str, Any]]) -> list[Extra]:
-    """Kernels that were compiled both without gate and reference and with some of them."""
+    """Compare kernels compiled without gate and reference with those compiled with some of them."""
     plain: dict[tuple[Any, ...], int] = {}
     for each, row in zip(compiled, rows, strict=True):
         if "loop_ins" in row and not _extras(each):
@@ -208,7 +208,7 @@ def _extras(compiled: Compiled) -> str:
 
 
 def _without_extras(compiled: Compiled) -> tuple[Any, ...]:
-    """What tells a kernel from others; an argument that isn't there is constant None."""
+    """Return a kernel's identity without its extras; a missing argument is constant None."""
     rest = tuple(
         (name, value)
         for name, value in compiled.constants.items()

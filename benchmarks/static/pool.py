@@ -22,7 +22,7 @@ _INTERPRET = "TRITON_INTERPRET"
 
 
 def list_variants(source: str) -> list[Variant]:
-    """The variants that "module:function" gives.
+    """List the variants that "module:function" gives.
 
     Raises:
         ImportError: the module or triton is not there.
@@ -70,7 +70,7 @@ def _compile_alone(source: str, place: int) -> Compiled:
 def _compile_some(
     source: str, places: Sequence[int], workers: int
 ) -> Iterator[tuple[int, Compiled | None]]:
-    """Places and what they became; None, at last, if a process died."""
+    """Yield places with what was compiled there; None, at last, if a process died."""
     with _without_interpreter():
         executor = ProcessPoolExecutor(
             min(workers, len(places)),
@@ -92,7 +92,7 @@ def _compile_some(
 
 
 def _stop(executor: ProcessPoolExecutor) -> None:
-    """Without waiting for what is being compiled: it may have been interrupted."""
+    """Stop an executor without waiting for what is being compiled, which may be interrupted."""
     processes = list((executor._processes or {}).values())
     executor.shutdown(wait=False, cancel_futures=True)
     for process in processes:
@@ -100,7 +100,7 @@ def _stop(executor: ProcessPoolExecutor) -> None:
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent stops the others."""
+    """Ignore Ctrl-C, which reaches all processes of a terminal: the parent stops this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -119,7 +119,7 @@ def _variants(source: str) -> list[Variant]:
 
 @contextmanager
 def _without_interpreter() -> Iterator[None]:
-    """Processes started in the block compile kernels, even if this one interprets them."""
+    """Let processes started in the block compile kernels, even if this one interprets them."""
     value = os.environ.pop(_INTERPRET, None)
     try:
         yield

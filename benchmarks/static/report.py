@@ -76,7 +76,7 @@ def make_report(
 
 
 def _read_installed(library: Path | None, console: Console) -> tuple[list[Row], str]:
-    """FlashAttention-2's rows in a CUDA torch, and what to say about it."""
+    """Read FlashAttention-2's rows from a CUDA torch, and return what to say about it."""
     if library is None:
         return [], "no CUDA torch is installed: FlashAttention-2 as stored, not read anew"
     try:
@@ -119,7 +119,7 @@ _COLUMNS: dict[str, str | tuple[str, ...]] = {
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Tables, one an architecture, and what they say about the aims."""
+    """Print a table for each architecture, and what they say about the aims."""
     console.print(NOTE, style="bold")
     console.print(
         "loop: instructions of a warp in a pass of the main loop; MMA .. rest: those by class. "
@@ -170,7 +170,7 @@ def _cell(row: Row, column: str | tuple[str, ...]) -> str:
 
 
 def write_report(folder: Path, report: Report) -> list[Path]:
-    """The CSV of all rows and the chart, in place of earlier ones: the files written."""
+    """Write the CSV of all rows and the chart, in place of earlier ones. Returns their paths."""
     write_rows(folder / CSV_NAME, report.rows)
     picture = draw_chart(folder / PICTURE_NAME, report.rows, NOTE)
     return [folder / CSV_NAME, *([picture] if picture else [])]

@@ -100,7 +100,7 @@ class Function:
 
     @property
     def registers(self) -> int:
-        """At least that many registers a thread: what the instructions name."""
+        """The registers that the instructions name: a thread has at least that many."""
         numbers = [int(n) for line in self.instructions for n in _REGISTER.findall(line)]
         return 1 + max(numbers, default=0)
 
@@ -109,7 +109,7 @@ class Function:
 
 
 def read_functions(text: str) -> list[Function]:
-    """The functions of a disassembly; text without headers is one function, "kernel"."""
+    """Yield the functions of a disassembly; text without headers is one function, "kernel"."""
     parts = _HEADER.split(text)
     if len(parts) < 3:
         return [_read("kernel", text)]
@@ -128,7 +128,7 @@ def _read(name: str, text: str) -> Function:
 
 
 def tensor_loops(function: Function) -> list[Loop]:
-    """The innermost loops that hold tensor-core instructions, in the order of the code."""
+    """Find the innermost loops that hold tensor-core instructions, in the order of the code."""
     last_of: dict[int, int] = {}
     for place, line in enumerate(function.instructions):
         target = _branch_target(function, line)
@@ -153,22 +153,22 @@ def _has_tensor(lines: list[str]) -> bool:
 
 
 def opcode_of(line: str) -> str:
-    """The opcode with its modifiers: "HMMA.16816.F32.BF16"."""
+    """Return the opcode with its modifiers: "HMMA.16816.F32.BF16"."""
     return _PREDICATE.sub("", line).split()[0]
 
 
 def operands_of(line: str) -> str:
-    """What follows the opcode."""
+    """Return what follows the opcode."""
     return _PREDICATE.sub("", line).partition(" ")[2].lstrip()
 
 
 def base_opcode(opcode: str) -> str:
-    """The opcode without modifiers."""
+    """Return the opcode without modifiers."""
     return opcode.partition(".")[0]
 
 
 def classify(opcode: str) -> str:
-    """Which of CLASSES an opcode belongs to."""
+    """Return which of CLASSES an opcode belongs to."""
     base = base_opcode(opcode)
     if base in _CLASS_OF:
         return _CLASS_OF[base]
@@ -178,5 +178,5 @@ def classify(opcode: str) -> str:
 
 
 def count_classes(lines: list[str]) -> Counter[str]:
-    """How many instructions of each class."""
+    """Count the instructions of each class."""
     return Counter(classify(opcode_of(line)) for line in lines)

@@ -56,7 +56,7 @@ Tile = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Rates:
-    """Of an architecture; cycles are of one warp's instruction on its quarter of an SM.
+    """An architecture's rates; cycles are of one warp's instruction on its quarter of an SM.
 
     Attributes:
         hmma: cycles of mma.sync m16n8k16 in bf16.
@@ -157,7 +157,7 @@ def _add_hmma(work: Work, opcode: str, rates: Rates) -> None:
 
 
 def _add_hgmma(work: Work, line: str, rates: Rates) -> None:
-    """A product of four warps; its operand B, and A unless in registers, is read once for them."""
+    """Add a product of four warps; operand B, and A unless in registers, is read once for them."""
     shape = _SHAPE.search(opcode_of(line))
     if shape is None:
         raise ValueError(f"no shape in the instruction {line!r}")
@@ -200,7 +200,7 @@ class Kernel:
 
 
 def model_loop(name: str, lines: Sequence[str], kernel: Kernel) -> Row:
-    """The model's figures of one loop: the columns of peers.csv but for `loop`."""
+    """Compute the model's figures of one loop: the columns of peers.csv but for `loop`."""
     rates = MODELLED[kernel.arch]
     work = count_work(lines, rates)
     needed = kernel.products * math.prod(kernel.tile)
@@ -237,7 +237,7 @@ def model_loop(name: str, lines: Sequence[str], kernel: Kernel) -> Row:
 
 
 def _busy(work: Work, kernel: Kernel, rates: Rates, warps: int, tiles: float) -> dict[str, float]:
-    """Cycles that each pipe of an SM is busy for a tile."""
+    """Return the cycles that each pipe of an SM is busy for a tile."""
     scale = warps / 4.0 / tiles  # warps of a quarter of an SM, a tile
     return {
         "tensor": work.tensor * scale,
@@ -250,7 +250,7 @@ def _busy(work: Work, kernel: Kernel, rates: Rates, warps: int, tiles: float) ->
 
 
 def _bounds(busy: Mapping[str, float], work: Work, scale: float) -> tuple[float, float, float]:
-    """Cycles of a tile: max, phase, sum."""
+    """Return bounds on the cycles of a tile: max, phase, sum."""
     issue = busy["issue"] - work.matrix_instructions * scale
     softmax = max(busy["fma"], busy["alu"], busy["mufu"], issue)
     phase = max(busy["tensor"], busy["lsu"]) + softmax
@@ -265,7 +265,7 @@ def _resident(kernel: Kernel, warps: int) -> int | None:
 
 
 def model_sass(text: str, kernel: Kernel, usages: Mapping[str, Usage]) -> list[Row]:
-    """One row a function that has tensor loops: of the loop that is the main one.
+    """Make one row for each function that has tensor loops, of its main loop.
 
     Args:
         text: disassembly.
@@ -281,7 +281,7 @@ def model_sass(text: str, kernel: Kernel, usages: Mapping[str, Usage]) -> list[R
 
 
 def model_loops(function: Function, kernel: Kernel) -> list[Row]:
-    """One row a tensor loop, in the order of the code."""
+    """Make one row for each tensor loop, in the order of the code."""
     usage = kernel.usage or Usage(function.registers, None)
     loops = tensor_loops(function)
     rows = []
@@ -292,7 +292,7 @@ def model_loops(function: Function, kernel: Kernel) -> list[Row]:
 
 
 def choose_loop(rows: Sequence[Row]) -> Row:
-    """The main loop: the one whose pass is nearest one tile, and of those the leanest."""
+    """Choose the main loop: the one whose pass is nearest one tile, and of those the leanest."""
 
     def distance(row: Row) -> tuple[float, int]:
         return round(abs(math.log(row["tiles_per_pass"])), 2), row["loop_ins"]

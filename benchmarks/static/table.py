@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def compiled_row(compiled: Compiled) -> Row:
-    """The columns of the CSV file."""
+    """Return a variant's columns of the CSV file."""
     architecture = compiled.architecture
     known: Row = {
         "variant": compiled.variant,
@@ -72,7 +72,7 @@ _LEFT = ("variant", "arch", "dtype", "tile", "tensor")
 
 
 def print_compiled(console: Console, compiled: Sequence[Compiled]) -> None:
-    """The table of all variants, and below it what is wrong with them."""
+    """Print the table of all variants, and below it what is wrong with them."""
     table = Table(title="Triton kernels, compiled ahead of time", title_justify="left")
     for name, heading in _COLUMNS.items():
         table.add_column(heading, justify="left" if name in _LEFT else "right")
@@ -98,7 +98,7 @@ def print_compiled(console: Console, compiled: Sequence[Compiled]) -> None:
 
 
 def _constants(compiled: Compiled) -> str:
-    """Those that say something: an argument that isn't there is constant None."""
+    """List the constants that say something: a missing argument is constant None."""
     said = ((name, value) for name, value in compiled.constants.items() if value != "None")
     return ", ".join(f"{name}={value}" for name, value in said)
 
@@ -112,7 +112,7 @@ def _cell(value: Any) -> str:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file of all the rows' columns, which replaces an earlier one as a whole."""
+    """Write a CSV file of all the rows' columns, which replaces an earlier one as a whole."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(path, overwrite=True) as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -18,31 +18,31 @@ __all__ = ["Usage", "disassemble", "library_sass", "library_usage", "resource_us
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a compiled function: registers a thread, and bytes of stack a thread if known."""
+    """A compiled function's registers a thread, and bytes of stack a thread if known."""
 
     registers: int
     stack: int | None
 
 
 def disassemble(cubin: bytes) -> str:
-    """The SASS of a cubin."""
+    """Return the SASS of a cubin."""
     with _file(cubin) as path:
         return _run("nvdisasm", "-c", path)
 
 
 def resource_usage(cubin: bytes) -> dict[str, Usage]:
-    """Registers and stack of each function of a cubin."""
+    """Return registers and stack of each function of a cubin."""
     with _file(cubin) as path:
         return _usages(_run("cuobjdump", "-res-usage", path))
 
 
 def library_sass(library: Path, arch: str, function: str) -> str:
-    """The SASS of one function, by its mangled name, of all that a shared library holds."""
+    """Return the SASS of one function of a shared library, by its mangled name."""
     return _run("cuobjdump", "-sass", "-arch", arch, "-fun", function, str(library))
 
 
 def library_usage(library: Path, arch: str, function: str) -> Usage | None:
-    """Registers and stack of that function, if the library has it."""
+    """Return registers and stack of one function of a shared library, if it has it."""
     text = _run("cuobjdump", "-res-usage", "-arch", arch, "-fun", function, str(library))
     return _usages(text).get(function)
 
@@ -60,7 +60,7 @@ def _run(name: str, *words: str) -> str:
 
 
 def _tool(name: str) -> str:
-    """Path of a tool: in the folder that NVBIN names, else in the Triton wheel, else on the PATH.
+    """Find a tool: in the folder that NVBIN names, else in the Triton wheel, else on the PATH.
 
     Raises:
         FileNotFoundError: there is none.

@@ -8,7 +8,7 @@ __all__ = ["violations"]
 
 
 def violations(compiled: Compiled) -> list[str]:
-    """What is wrong with a compiled variant, each in words; nothing if all is well."""
+    """Describe what is wrong with a compiled variant; an empty list if nothing is."""
     if compiled.failure:
         return [f"does not compile: {compiled.failure}"]
     found = []

@@ -21,7 +21,7 @@ def test_no_import_goes_up() -> None:
 
 
 def test_the_check_finds_what_is_wrong(tmp_path: Path) -> None:
-    """A small checkout in which one import goes up, files form a circle, and a room has no floor."""
+    """One import of a small checkout goes up, two files form a circle, and a room has no floor."""
     sources = {
         "genhoi/cli/edit.py": "from genhoi.media.clip import read\n",
         "genhoi/media/clip.py": "def read():\n    from genhoi.cli import edit\n",
