@@ -86,8 +86,8 @@ def op_label(backend: str) -> str:
 
 def backend_of(label: str) -> str | None:
     """Return the backend that ``op_label`` named; None for the label of a peer."""
-    found = re.fullmatch(r"this op \((.+)\)", label)
-    return found[1] if found else None
+    match = re.fullmatch(r"this op \((.+)\)", label)
+    return match[1] if match else None
 
 
 def attention_flops(case: Case) -> float:
@@ -198,9 +198,11 @@ class _Backward:
         with self._pair.turn() as out:
             upstream = self._laid_out(spread_upstream(self._ctx, self._part), out)
             grads = [_tokens_first(self._pair, g) for g in self._gradients(upstream)]
-        found = joined_gradients(grads)
-        found["dq"] = self._part.of(found["dq"])
-        return found | {key: found[key].index_select(2, self._part.heads) for key in ("dk", "dv")}
+        gradients = joined_gradients(grads)
+        gradients["dq"] = self._part.of(gradients["dq"])
+        return gradients | {
+            key: gradients[key].index_select(2, self._part.heads) for key in ("dk", "dv")
+        }
 
     def _gradients(self, upstream: Tensor) -> Sequence[Tensor]:
         assert self._pair.backward is not None

@@ -158,4 +158,11 @@ def autograd_pair(
         with held.turn() as out:
             return torch.autograd.grad(out, list(leaves), upstream, retain_graph=True)
 
-    return Pair(forward, backward, tuple(beside), heads_first, kernel, held.turn)
+    return Pair(
+        forward,
+        backward,
+        beside=tuple(beside),
+        heads_first=heads_first,
+        kernel=kernel,
+        turn=held.turn,
+    )

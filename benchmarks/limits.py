@@ -63,10 +63,10 @@ def measure_limits(dtype: torch.dtype, device: torch.device, *, quick: bool = Fa
 
 def _highest(peak: Callable[[str], float], dtype: str) -> float:
     """Return the best of several runs: another program can only make one slower."""
-    found, start = [float(peak(dtype))], time.monotonic()
+    rates, start = [float(peak(dtype))], time.monotonic()
     while time.monotonic() - start < _SECONDS:
-        found.append(float(peak(dtype)))
-    return max(found)
+        rates.append(float(peak(dtype)))
+    return max(rates)
 
 
 def _best(call: Callable[[], Any], device: torch.device) -> float:

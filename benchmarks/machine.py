@@ -88,7 +88,7 @@ def _driver() -> str:
     """Return the version of NVIDIA's driver, which all GPUs of a machine share."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip().partition("\n")[0]
+    return result.stdout.strip().partition("\n")[0]

@@ -144,13 +144,13 @@ def _truth(given: _Inputs) -> Truth:
     def run(dtype: torch.dtype) -> Results:
         tail = [given.q[:, -given.checked :], given.k[:, -given.checked :], *given.weights]
         tail = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in tail]
-        found = [
+        rotated = [
             reference.norm_rope(x, weight, rope, eps=EPS)
             for x, weight in zip(tail[:2], tail[2:], strict=True)
         ]
         if given.case.direction == "forward":
-            return dict(zip("qk", found, strict=True))
+            return dict(zip("qk", rotated, strict=True))
         upstream = given.upstream[:, -given.checked :].to(dtype).split(1)
-        return _named(torch.autograd.grad(found, tail, upstream))
+        return _named(torch.autograd.grad(rotated, tail, upstream))
 
     return Truth(run(torch.float64), run(given.case.dtype), words)

@@ -268,8 +268,8 @@ def _flash(ctx: Context, name: str) -> Pair | None:
     q, k, v = ctx.joined
 
     def call() -> Tensor:
-        found = module.flash_attn_func(q, k, v)
-        out: Tensor = found[0] if isinstance(found, tuple) else found
+        result = module.flash_attn_func(q, k, v)
+        out: Tensor = result[0] if isinstance(result, tuple) else result
         return out
 
     return autograd_pair(call, (q, k, v), beside=(k, v), heads_first=False, kernel=name)

@@ -86,15 +86,15 @@ def _colors(rows: Sequence[Row]) -> dict[str, str]:
     """Give each contender a colour, the same in all pictures."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     peers = [name for name in names if not _is_op(name)]
-    found = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(peers)}
-    return found | {name: _OP_COLOR for name in names if _is_op(name)}
+    colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(peers)}
+    return colors | {name: _OP_COLOR for name in names if _is_op(name)}
 
 
 def _groups(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return found
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
 def _panels(
@@ -127,18 +127,18 @@ def _ratios(rows: Sequence[Row], about: str, colors: dict[str, str]) -> Figure |
     cases = _groups(with_ratio, "suite", "shape", "dtype", "direction")
     if not cases:
         return None
-    counts = [len(found) for found in cases.values()]
+    counts = [len(case_rows) for case_rows in cases.values()]
     lines = [max(counts[i : i + 2]) for i in range(0, len(counts), 2)]
     heights = [1.0 + 0.36 * count for count in lines]
     figure, axes = _panels(len(cases), width=7.5, heights=heights, columns=2)
-    for i, ((suite, shape, dtype, direction), found) in enumerate(cases.items()):
+    for i, ((suite, shape, dtype, direction), case_rows) in enumerate(cases.items()):
         ax = axes[i]
-        _bars(ax, found, colors)
+        _bars(ax, case_rows, colors)
         ax.set_ylim(lines[i // 2] - 0.5, -0.5)  # bars of one height in all panels
-        reduced = f" ({found[0]['reduced']})" if found[0]["reduced"] else ""
+        reduced = f" ({case_rows[0]['reduced']})" if case_rows[0]["reduced"] else ""
         ax.set_title(
-            f"{suite}: {direction}, {dtype}, {shape}{reduced}\nN={found[0]['n']:,} "
-            f"M={found[0]['m']:,} H={found[0]['heads']} D={found[0]['head_dim']}",
+            f"{suite}: {direction}, {dtype}, {shape}{reduced}\nN={case_rows[0]['n']:,} "
+            f"M={case_rows[0]['m']:,} H={case_rows[0]['heads']} D={case_rows[0]['head_dim']}",
             fontsize=9,
             loc="left",
         )
@@ -175,10 +175,10 @@ def _roofline(rows: Sequence[Row], about: str, colors: dict[str, str]) -> Figure
     if not dtypes:
         return None
     figure, axes = _panels(len(dtypes), width=8.5, heights=[5.0], columns=2)
-    for ax, ((dtype,), found) in zip(axes, dtypes.items(), strict=True):
-        _roof(ax, found)
-        _points(ax, found, colors)
-        ax.set_title(f"{dtype}; peak by {found[0]['peak_source']}", fontsize=9, loc="left")
+    for ax, ((dtype,), dtype_rows) in zip(axes, dtypes.items(), strict=True):
+        _roof(ax, dtype_rows)
+        _points(ax, dtype_rows, colors)
+        ax.set_title(f"{dtype}; peak by {dtype_rows[0]['peak_source']}", fontsize=9, loc="left")
     handles = [
         axes[0].plot([], [], "o", color=color, label=name)[0]
         for name, color in colors.items()
@@ -235,10 +235,10 @@ def _points(ax: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
             linewidths=0.5,
         )
     bottom = ax.get_ylim()[0]
-    for (shape, direction), found in _groups(rows, "shape", "direction").items():
+    for (shape, direction), shape_rows in _groups(rows, "shape", "direction").items():
         ax.annotate(
             f"{shape} {direction}",
-            (found[0]["intensity"], bottom),
+            (shape_rows[0]["intensity"], bottom),
             xytext=(0, 4),
             textcoords="offset points",
             rotation=90,
@@ -271,11 +271,11 @@ def _sweeps(rows: Sequence[Row], about: str, colors: dict[str, str]) -> Figure |
     if not sweeps:
         return None
     figure, axes = _panels(len(sweeps), width=5.6, heights=[3.7], columns=3)
-    for ax, ((sweep,), found) in zip(axes, sweeps.items(), strict=True):
+    for ax, ((sweep,), sweep_rows) in zip(axes, sweeps.items(), strict=True):
         column, label = _AXES[sweep]
-        _lines(ax, found, column, colors)
+        _lines(ax, sweep_rows, column, colors)
         ax.set_xlabel(label)
-        ax.set_title(_held(found, column), fontsize=8, loc="left")
+        ax.set_title(_held(sweep_rows, column), fontsize=8, loc="left")
         ax.set_ylabel("ms")
     handles = [
         axes[0].plot([], [], "o-", color=color, label=name)[0]
@@ -288,11 +288,11 @@ def _sweeps(rows: Sequence[Row], about: str, colors: dict[str, str]) -> Figure |
 
 
 def _lines(ax: Axes, rows: Sequence[Row], column: str, colors: dict[str, str]) -> None:
-    for (name,), found in _groups(rows, "contender").items():
-        x = [100 * row[column] if column == "density" else row[column] for row in found]
-        ms = [row["ms"] for row in found]
-        low = [row["ms"] - row["ms_q1"] for row in found]
-        high = [row["ms_q3"] - row["ms"] for row in found]
+    for (name,), own_rows in _groups(rows, "contender").items():
+        x = [100 * row[column] if column == "density" else row[column] for row in own_rows]
+        ms = [row["ms"] for row in own_rows]
+        low = [row["ms"] - row["ms_q1"] for row in own_rows]
+        high = [row["ms_q3"] - row["ms"] for row in own_rows]
         ax.errorbar(
             x, ms, yerr=(low, high), fmt="o-", markersize=4, linewidth=1.4, color=colors[name]
         )
@@ -317,7 +317,7 @@ def _short(value: float) -> str:
 
 def _held(rows: Sequence[Row], varied: str) -> str:
     """Name what a sweep keeps constant."""
-    row, words = rows[0], []
+    row, parts = rows[0], []
     for column, text in (
         ("n", f"N={row['n']:,}"),
         ("m", f"M={row['m']:,}"),
@@ -327,5 +327,5 @@ def _held(rows: Sequence[Row], varied: str) -> str:
         ("dtype", row["dtype"]),
     ):
         if column != varied and len({r[column] for r in rows}) == 1:
-            words.append(text)
-    return ", ".join(words)
+            parts.append(text)
+    return ", ".join(parts)

@@ -68,10 +68,10 @@ def slug(device: str) -> str:
 
 def newest() -> list[Path]:
     """List the newest folder of each GPU that has one."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in sorted(RESULTS_FOLDER.glob(f"*/{REPORT}")):
-        found[path.parent.name[: -len("-2026-01-01")]] = path.parent
-    return list(found.values())
+        folders[path.parent.name[: -len("-2026-01-01")]] = path.parent
+    return list(folders.values())
 
 
 def replaced(text: str, name: str, new: str) -> str:

@@ -157,7 +157,7 @@ def _time(
 ) -> list[str]:
     """Time contenders, or say of each why not; give the notes on the rounds."""
     try:
-        found = interleave(
+        all_timings = interleave(
             [m.contender.run for m in running if m.contender.run is not None],
             device=case.device,
             rounds=budget.rounds,
@@ -172,13 +172,13 @@ def _time(
         for m in running:
             m.reason = f"not timed: {first_line(error)}"
         return []
-    for m, timings in zip(running, found, strict=True):
+    for m, timings in zip(running, all_timings, strict=True):
         m.timings = timings
         if timings.error:
             m.reason = timings.error
         elif not timings.clean:
             m.reason = f"contended in every round ({timings.dropped})"
-    return _round_notes(found, budget)
+    return _round_notes(all_timings, budget)
 
 
 def _prepare(contender: Contender, case: Case, progress: Progress) -> _Measured:
@@ -193,26 +193,27 @@ def _prepare(contender: Contender, case: Case, progress: Progress) -> _Measured:
     except Exception as error:  # whatever a peer raises is why it can't run
         return _Measured(contender, reason=first_line(error))
     assert contender.truth is not None
-    found = _Measured(contender, "", accuracy, contender.truth().words, extra)
+    checked = contender.truth().words
+    measured = _Measured(contender, accuracy=accuracy, checked=checked, extra=extra)
     if not accuracy.good:
-        found.reason = (
+        measured.reason = (
             f"not timed: its error of {accuracy.error:.2g} is above {accuracy.allowed:.2g}"
         )
-    return found
+    return measured
 
 
-def _round_notes(found: Sequence[Timings], budget: Budget) -> list[str]:
-    found = [timings for timings in found if not timings.error]
-    if not found:
+def _round_notes(all_timings: Sequence[Timings], budget: Budget) -> list[str]:
+    all_timings = [timings for timings in all_timings if not timings.error]
+    if not all_timings:
         return []
-    rounds = len(found[0].samples)
+    rounds = len(all_timings[0].samples)
     notes = [f"{rounds} round{'s' * (rounds != 1)}"]
-    fewest = min(len(timings.clean) for timings in found)
+    fewest = min(len(timings.clean) for timings in all_timings)
     if fewest < budget.rounds:
         notes[0] += f", cut at {budget.seconds:g} s: {fewest} clean ones of {budget.rounds} wanted"
-    dropped = sum(timings.dropped for timings in found)
+    dropped = sum(timings.dropped for timings in all_timings)
     if dropped:
-        notes.append(f"{dropped} of {rounds * len(found)} samples dropped as contended")
+        notes.append(f"{dropped} of {rounds * len(all_timings)} samples dropped as contended")
     return notes
 
 
@@ -327,5 +328,5 @@ def _strongest(work: Workload, everyone: Sequence[_Measured]) -> str:
 
 def _ratio(timings: Timings, everyone: Sequence[_Measured], name: str) -> float | str:
     other = next((m.timings for m in everyone if m.contender.name == name and not m.reason), None)
-    found = None if other is None else ratio(timings, other)
-    return "" if found is None else found
+    value = None if other is None else ratio(timings, other)
+    return "" if value is None else value

@@ -56,7 +56,7 @@ class Shape:
         return math.prod(self.ref_grid)
 
     def mask(self) -> Tensor:
-        """Mark the video tokens that see the reference, ``[1, N]`` bool: a box that moves over time.
+        """Mark the video tokens that see the reference, ``[1, N]`` bool: a box that moves.
 
         In every frame the box is contiguous in rows and columns, as a hand with an object is.
         """

@@ -46,9 +46,11 @@ def measure_cost(
                 contender.give_reference()
             for call in calls:
                 call()
-            found = interleave(calls, device=torch.device("cpu"), rounds=rounds, seconds=_SECONDS)
-            against = found[names.index(_AGAINST)]
-            for name, timings in zip(names, found, strict=True):
+            all_timings = interleave(
+                calls, device=torch.device("cpu"), rounds=rounds, seconds=_SECONDS
+            )
+            against = all_timings[names.index(_AGAINST)]
+            for name, timings in zip(names, all_timings, strict=True):
                 yield {
                     "step": kind,
                     "variant": name,

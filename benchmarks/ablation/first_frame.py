@@ -113,8 +113,8 @@ def _share(q: Tensor, k: Tensor, tokens: int) -> Tensor:
     """Return the share of attention, [B, H, N], that video tokens give to the first frame's."""
 
     def lse(keys: Tensor) -> Tensor:
-        found = reference_attention(q[:, tokens:], keys, keys, return_lse=True)[1]
-        assert isinstance(found, Tensor)
-        return found
+        result = reference_attention(q[:, tokens:], keys, keys, return_lse=True)[1]
+        assert isinstance(result, Tensor)
+        return result
 
     return -torch.expm1(lse(k[:, tokens:]).double() - lse(k).double()).float()

@@ -118,16 +118,16 @@ def measure(
     rows: dict[str, list[Tensor]] = {}
     for i in range(count):
         frames = base.decode(edited[i : i + 1])
-        found = dict(_against_truth(frames, test[i]))
+        results = dict(_against_truth(frames, test[i]))
         if without is not None:
             change = squared_error(frames, base.decode(without[i : i + 1]))
             for name in ("background", "far"):
-                found[f"{name}_change"] = region_mean(change, getattr(test[i], name)).sqrt()
+                results[f"{name}_change"] = region_mean(change, getattr(test[i], name)).sqrt()
         if other is not None:
             change = squared_error(frames, base.decode(other[i : i + 1]))
             for name in ("object", "hand", "background", "far"):
-                found[f"swap_{name}"] = region_mean(change, getattr(test[i], name)).sqrt()
-        for name, value in found.items():
+                results[f"swap_{name}"] = region_mean(change, getattr(test[i], name)).sqrt()
+        for name, value in results.items():
             rows.setdefault(name, []).append(value.float())
     return {name: torch.stack(values).numpy() for name, values in rows.items()}
 

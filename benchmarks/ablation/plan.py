@@ -78,7 +78,7 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """How much is done.
 
@@ -107,8 +107,28 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(2500, 1000, 8, (0, 25, 50, 100, 200, 400, 800), 4, 96, 32, 16, 4),
-    "small": Scale(64, 60, 4, (0, 10, 20), 4, 8, 6, 4, 3),
+    "full": Scale(
+        clips=2500,
+        base_steps=1000,
+        base_batch=8,
+        evaluations=(0, 25, 50, 100, 200, 400, 800),
+        batch=4,
+        test_set=96,
+        test_clips=32,
+        early_clips=16,
+        sampling_steps=4,
+    ),
+    "small": Scale(
+        clips=64,
+        base_steps=60,
+        base_batch=4,
+        evaluations=(0, 10, 20),
+        batch=4,
+        test_set=8,
+        test_clips=6,
+        early_clips=4,
+        sampling_steps=3,
+    ),
 }
 
 

@@ -45,18 +45,20 @@ class PosedClips(EncodedClips):
         return name == "shown" or super().has(name)
 
     def take(self, name: str, indices: Sequence[int]) -> Tensor:
-        """As `EncodedClips`; conditions and objects come with the pose, objects with all of the
-        model's input channels."""
+        """Take a part as `EncodedClips` does; conditions and objects come with the pose.
+
+        Objects have all of the model's input channels.
+        """
         if name == "object":
             return torch.stack([self._object(i) for i in indices])
         if name == "shown":
             clean = super().take("clean", indices)
-            found = torch.cat([torch.zeros_like(clean[:, :4]), clean], dim=1)
+            part = torch.cat([torch.zeros_like(clean[:, :4]), clean], dim=1)
         else:
-            found = super().take(name, indices)
+            part = super().take(name, indices)
         if name in ("shown", "condition_none"):
-            found[:, -_CHANNELS:] = torch.stack([self._pose(i) for i in indices])
-        return found
+            part[:, -_CHANNELS:] = torch.stack([self._pose(i) for i in indices])
+        return part
 
     def _pose(self, index: int) -> Tensor:
         """Return the pose's features, [4, f, h, w]."""
@@ -84,5 +86,5 @@ class PosedClips(EncodedClips):
 def _features(uv: Tensor) -> Tensor:
     """Turn positions [f, h, w, 2] into features [4, f, h, w]."""
     inside = (uv.abs().amax(-1, keepdim=True) < _BEYOND).float()
-    found = torch.cat([uv.clamp(-_BEYOND, _BEYOND), torch.cos(math.pi * uv)], -1) * inside
-    return found.permute(3, 0, 1, 2)
+    features = torch.cat([uv.clamp(-_BEYOND, _BEYOND), torch.cos(math.pi * uv)], -1) * inside
+    return features.permute(3, 0, 1, 2)

@@ -44,10 +44,12 @@ class Measured:
 
 def read_measured(out: Path) -> list[Measured]:
     """Read every evaluation in a study's folder, in a fixed order."""
-    return sorted(_found(out / "runs"), key=lambda m: (m.regime, m.seed, m.variant, m.long, m.step))
+    return sorted(
+        _read_runs(out / "runs"), key=lambda m: (m.regime, m.seed, m.variant, m.long, m.step)
+    )
 
 
-def _found(folder: Path) -> Iterator[Measured]:
+def _read_runs(folder: Path) -> Iterator[Measured]:
     for path in folder.glob("*/*.npz"):
         run, file = _FOLDER.fullmatch(path.parent.name), _FILE.fullmatch(path.name)
         if run is None or file is None:
@@ -55,12 +57,12 @@ def _found(folder: Path) -> Iterator[Measured]:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         yield Measured(
-            run["regime"],
-            run["variant"],
-            int(run["seed"]),
-            int(file["step"]),
-            file["length"] == "long",
-            arrays,
+            regime=run["regime"],
+            variant=run["variant"],
+            seed=int(run["seed"]),
+            step=int(file["step"]),
+            long=file["length"] == "long",
+            arrays=arrays,
         )
 
 

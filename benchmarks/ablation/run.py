@@ -118,7 +118,7 @@ class Study:
             self.note(f"measuring {alone.name}")
             base = load_base(folder / "base")
             for test, long in ((self.test, False), (self.long, True)):
-                found: Arrays = {}
+                results: Arrays = {}
                 for given in GIVEN:
                     without = self._without(base, folder, test, given)
                     arrays = measure(
@@ -132,8 +132,8 @@ class Study:
                         without=without,
                         swap=False,
                     )
-                    found |= {f"{given}/{k}": v for k, v in arrays.items()}
-                save_arrays(alone / _file(0, long=long), found)
+                    results |= {f"{given}/{k}": v for k, v in arrays.items()}
+                save_arrays(alone / _file(0, long=long), results)
             (alone / "done").touch()
 
     def _without(self, base: Base, folder: Path, test: TestSet, given: Any) -> Tensor:
@@ -193,7 +193,7 @@ class Study:
             path = folder / _file(step, long=long)
             if path.is_file():
                 continue
-            found: Arrays = {}
+            results: Arrays = {}
             frames = LONG_LATENT_FRAMES if long else LATENT_FRAMES
             with trainer.for_frames(frames), trainer.averaged(), torch.random.fork_rng():
                 for given in GIVEN:
@@ -208,9 +208,9 @@ class Study:
                         without=without[given, test.frames],
                         swap=whole and not long,
                     )
-                    found |= {f"{given}/{k}": v for k, v in arrays.items()}
+                    results |= {f"{given}/{k}": v for k, v in arrays.items()}
                 if whole or step == 0:
-                    found["none/mass"] = attention_mass(
+                    results["none/mass"] = attention_mass(
                         trainer.base,
                         trainer.attachment,
                         test,
@@ -218,8 +218,8 @@ class Study:
                         given="none",
                         mask_gate=variant.mask_gate,
                     )
-            save_arrays(path, found)
-            psnr = np.nanmean(found["first/object_psnr"], 0)
+            save_arrays(path, results)
+            psnr = np.nanmean(results["first/object_psnr"], 0)
             thirds = [float(part.mean()) for part in np.array_split(psnr, 3)]
             self.note(
                 f"{run.name} step {step}{' long' if long else ''}: object PSNR by thirds, first "

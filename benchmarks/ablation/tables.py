@@ -156,8 +156,8 @@ def _paired(clips: Iterable[Row]) -> Iterator[Row]:
         alone = groups.get((regime, "0", length, given), {}).get("alone", {})
         for variant, minus in _PAIRS:
             ours = alone if variant == "alone" else by_variant.get(variant, {})
-            found = _difference(ours, by_variant.get(minus, {}))
-            if found:
+            difference = _difference(ours, by_variant.get(minus, {}))
+            if difference:
                 yield {
                     "regime": regime,
                     "variant": variant,
@@ -165,7 +165,7 @@ def _paired(clips: Iterable[Row]) -> Iterator[Row]:
                     "step": step,
                     "length": length,
                     "first_frame": given,
-                } | found
+                } | difference
 
 
 def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
@@ -173,7 +173,7 @@ def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
     common = sorted(set(ours) & set(theirs))
     if not common:
         return {}
-    found: Row = {
+    row: Row = {
         "seeds": " ".join(map(str, sorted({seed for seed, _ in common}))),
         "clips": len({clip for _, clip in common}),
     }
@@ -182,8 +182,8 @@ def _difference(ours: dict[Place, Row], theirs: dict[Place, Row]) -> Row:
         for place in common:
             by_clip[place[1]].append(float(ours[place][part]) - float(theirs[place][part]))
         differences = [float(np.mean(values)) for values in by_clip.values()]
-        found[f"{part}_db"], found[f"{part}_error"] = mean_error(differences)
-    return found
+        row[f"{part}_db"], row[f"{part}_error"] = mean_error(differences)
+    return row
 
 
 def _mass(measured: Iterable[Measured]) -> Iterator[Row]:

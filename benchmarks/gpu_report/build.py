@@ -45,10 +45,10 @@ def main(out: Path, work: Path, tiny: bool) -> None:
 
 def _loads() -> bool:
     """Whether the compiled part loads, in a new process: this one cannot load a library twice."""
-    found = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
-    if found.returncode:
-        say(found.stderr.strip().splitlines()[-1])
-    return found.returncode == 0
+    result = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
+    if result.returncode:
+        say(result.stderr.strip().splitlines()[-1])
+    return result.returncode == 0
 
 
 if __name__ == "__main__":

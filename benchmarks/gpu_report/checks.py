@@ -142,13 +142,13 @@ def check(backend: str, form: Form, *, repeats: int) -> Verdict:
         again = given.run(backend, form.dtype, grad=grad)
         moved |= {name for name in x if not torch.equal(x[name], again[name])}
     share, where = max((_share(x[n], e[n], t[n], form.dtype), n) for n in t)
-    words = (
+    remark = (
         "" if grad else "forward only: " + str(gk.supports(backend, given.call(needs_grad=True)))
     )
     if moved:
-        named = "; ".join(filter(None, (", ".join(sorted(moved)), words)))
+        named = "; ".join(filter(None, (", ".join(sorted(moved)), remark)))
         return Verdict("moves", share, where, named)
-    return Verdict("right" if share <= 1 else "wrong", share, where, words)
+    return Verdict("right" if share <= 1 else "wrong", share, where, remark)
 
 
 def _share(x: Tensor, e: Tensor, t: Tensor, dtype: torch.dtype) -> float:
@@ -157,8 +157,8 @@ def _share(x: Tensor, e: Tensor, t: Tensor, dtype: torch.dtype) -> float:
     allowed = error_budget(float((e - t).abs().max()) / size, dtype)
     if t.numel() < _FEW:  # the tests draw again; here it is lenient
         allowed = 4 * allowed + 32 * torch.finfo(dtype).eps
-    found = float((x - t).abs().max()) / size / allowed
-    return found if found == found else float("inf")
+    share = float((x - t).abs().max()) / size / allowed
+    return share if share == share else float("inf")
 
 
 class _Given:

@@ -81,16 +81,16 @@ def profile(ncu: str, backend: str, *, tiny: bool) -> str:
     for section in _SECTIONS:
         command += ["--section", section]
     program = [sys.executable, "-m", "benchmarks.gpu_report.counted", "--backend", backend]
-    found = subprocess.run(
+    result = subprocess.run(
         [*command, *program, *(["--tiny"] if tiny else [])],
         capture_output=True,
         text=True,
         env=os.environ | {"GENHOI_AUTOTUNE": "0"},
         check=False,
     )
-    if found.returncode:
-        say(found.stdout[-500:], found.stderr[-500:])
-    return found.stdout
+    if result.returncode:
+        say(result.stdout[-500:], result.stderr[-500:])
+    return result.stdout
 
 
 def kernels(text: str) -> Iterator[dict[str, Any]]:
@@ -106,20 +106,20 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _counted(row: dict[str, str]) -> dict[str, float | str]:
-    found: dict[str, float | str] = {}
+    figures: dict[str, float | str] = {}
     for name, (counter, worth) in _COUNTERS.items():
         value = _number(row.get(counter))
-        found[name] = "" if value is None else value * worth
-    return found
+        figures[name] = "" if value is None else value * worth
+    return figures
 
 
 def _stalls(row: dict[str, str]) -> str:
     """Name the main reasons why warps waited, in warps waiting for each instruction issued."""
     reasons = []
     for name, value in row.items():
-        found, number = _STALL.fullmatch(name or ""), _number(value)
-        if found and number:
-            reasons.append((number, found[1] or found[2]))
+        match, number = _STALL.fullmatch(name or ""), _number(value)
+        if match and number:
+            reasons.append((number, match[1] or match[2]))
     return ", ".join(
         f"{reason} {number:.2f}" for number, reason in sorted(reasons)[: -_STALLS - 1 : -1]
     )

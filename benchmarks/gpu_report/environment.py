@@ -48,15 +48,15 @@ _SMI = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,temperature
 @stage_options
 def main(out: Path, work: Path, tiny: bool) -> None:
     """Describe the machine, then measure a large copy and a large matrix product."""
-    found = about_machine()
-    found["backends"] = {b.name: "usable" if b.usable else b.reason for b in _backends()}
-    write_json(work / ENVIRONMENT, found)
-    for name, value in found.items():
+    about = about_machine()
+    about["backends"] = {b.name: "usable" if b.usable else b.reason for b in _backends()}
+    write_json(work / ENVIRONMENT, about)
+    for name, value in about.items():
         say(f"{name}: {value}")
     measured = measure_limits(torch.bfloat16, DEVICE, quick=tiny or is_emulated())
-    found["limits"] = dataclasses.asdict(measured)
+    about["limits"] = dataclasses.asdict(measured)
     say(f"bf16 {measured.flops / 1e12:.0f} TFLOP/s, copy {measured.bandwidth / 1e12:.2f} TB/s")
-    write_json(work / ENVIRONMENT, found)
+    write_json(work / ENVIRONMENT, about)
 
 
 def _backends() -> tuple[genhoi_kernels.BackendStatus, ...]:
@@ -100,8 +100,8 @@ def _first_line(*command: str, last: bool = False) -> str:
     """Return the first line that a program prints; "" if it prints none or is missing."""
     if shutil.which(command[0]) is None:
         return ""
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    lines = found.stdout.strip().splitlines() or [""]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    lines = result.stdout.strip().splitlines() or [""]
     return lines[-1 if last else 0]
 
 

@@ -53,10 +53,10 @@ def _about(environment: dict[str, Any]) -> str:
 
 
 def _by(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        found[tuple(row[key] for key in keys)].append(row)
-    return found
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
 
 
 def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
@@ -70,10 +70,10 @@ def _speeds(rows: Sequence[Row], about: str) -> Figure | None:
     axes = list(figure.subplots(lines, 2, squeeze=False).flat)
     for ax in axes[len(cases) :]:
         ax.set_axis_off()
-    for ax, ((shape, direction), found) in zip(axes, cases.items(), strict=False):
-        once = {label(row): row for row in reversed(found)}  # of those timed twice the first
+    for ax, ((shape, direction), case_rows) in zip(axes, cases.items(), strict=False):
+        once = {label(row): row for row in reversed(case_rows)}  # of those timed twice the first
         _bars(ax, sorted(once.values(), key=lambda row: -row["tflops"]))
-        first = found[0]
+        first = case_rows[0]
         ax.set_title(
             f"{shape}, {direction}: N={first['n']:,.0f} M={first['m']:,.0f} H={first['heads']:.0f}",
             fontsize=10,
@@ -126,12 +126,12 @@ def _tuning(rows: Sequence[Row], about: str) -> Figure | None:
     axes = list(figure.subplots(lines, 3, squeeze=False).flat)
     for ax in axes[len(kernels) :]:
         ax.set_axis_off()
-    for ax, ((kernel, head_dim), found) in zip(axes, kernels.items(), strict=False):
-        best = sorted(found, key=lambda row: row["ms"])[:_CANDIDATES]
+    for ax, ((kernel, head_dim), candidates) in zip(axes, kernels.items(), strict=False):
+        best = sorted(candidates, key=lambda row: row["ms"])[:_CANDIDATES]
         ax.barh(range(len(best)), [row["ms"] for row in best], color=_SAME, height=0.7)
         ax.set_yticks(range(len(best)), [row["config"] for row in best], fontsize=6)
         ax.invert_yaxis()
-        ax.set_title(f"{kernel}, head dim {head_dim:.0f}, {len(found)} candidates", fontsize=9)
+        ax.set_title(f"{kernel}, head dim {head_dim:.0f}, {len(candidates)} candidates", fontsize=9)
         ax.set_xlabel("ms", fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Candidates of the Triton kernels, the fastest first. {about}", fontsize=11)

@@ -44,8 +44,8 @@ class _Rows:
 
     def pytest_sessionfinish(self) -> None:
         """Write the row of totals."""
-        words = ", ".join(f"{count} {name}" for name, count in sorted(_counts.items()))
-        self._add("all", "failed" if _counts["failed"] else "passed", words)
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(_counts.items()))
+        self._add("all", "failed" if _counts["failed"] else "passed", counts)
 
     def _add(self, name: str, outcome: str, words: str) -> None:
         row = {"what": "test", "form": name, "outcome": outcome, "words": words}

@@ -214,10 +214,10 @@ def unpack(wheels: Path | None, site: Path) -> list[str]:
     """Unpack wheels side by side into a folder. Returns what to add to Python's path."""
     if wheels is None:
         return []
-    found = sorted(wheels.glob("*.whl"))
-    if not found:
+    paths = sorted(wheels.glob("*.whl"))
+    if not paths:
         raise ValueError(f"--wheels: got {wheels}, which holds no wheel")
-    for wheel in found:
+    for wheel in paths:
         with zipfile.ZipFile(wheel) as file:
             file.extractall(site)
     return [str(site)]

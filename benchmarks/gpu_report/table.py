@@ -65,11 +65,11 @@ def _checks(rows: Sequence[dict[str, str]]) -> Iterator[str]:
     for row in rows:
         if row["what"] == "check":
             by[row["backend"]].append(row)
-    for backend, found in by.items():
-        outcomes = [row["outcome"] for row in found]
-        words = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
-        yield f"check {backend}: {words}"
-        for row in found:
+    for backend, backend_rows in by.items():
+        outcomes = [row["outcome"] for row in backend_rows]
+        counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+        yield f"check {backend}: {counts}"
+        for row in backend_rows:
             if row["outcome"] != "right":
                 label = " ".join((row["dtype"], row["head_dim"], row["form"], row["worst"]))
                 yield f"  {row['outcome']}: {label} {row['words'][:120]}"

@@ -116,8 +116,8 @@ def compile_variant(variant: Variant) -> Compiled:
     except Exception as error:  # the compiler raises whatever it likes
         return Compiled(**known, failure=_words(error), seconds=time.monotonic() - start)
     read = _read_nvidia if ARCHITECTURES[variant.arch].is_nvidia else _read_amd
-    found = read(binary, log) | {"shared": binary.metadata.shared}
-    return Compiled(**known, **found, seconds=time.monotonic() - start)
+    results = read(binary, log) | {"shared": binary.metadata.shared}
+    return Compiled(**known, **results, seconds=time.monotonic() - start)
 
 
 def _words(error: BaseException) -> str:

@@ -75,10 +75,10 @@ def find_nvcc() -> str:
         FileNotFoundError: there is none.
     """
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc", path=os.pathsep.join([f"{home}/bin", os.environ.get("PATH", "")]))
-    if found is None:
+    path = shutil.which("nvcc", path=os.pathsep.join([f"{home}/bin", os.environ.get("PATH", "")]))
+    if path is None:
         raise FileNotFoundError("no nvcc: looked in CUDA_HOME, /usr/local/cuda and on the PATH")
-    return found
+    return path
 
 
 def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
@@ -89,9 +89,9 @@ def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "out.cubin")
-        words = [find_nvcc(), "-std=c++17", "-O3", f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
+        command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
         done = subprocess.run(
-            [*words, "-o", str(cubin), str(source)], capture_output=True, text=True
+            [*command, "-o", str(cubin), str(source)], capture_output=True, text=True
         )
         if done.returncode:
             raise RuntimeError(f"{source.name} does not compile: {done.stderr.strip()[-500:]}")
@@ -101,8 +101,8 @@ def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
 def name_parts(mangled: str) -> list[str]:
     """List the identifiers in a mangled name, each of which has its length before it."""
     parts, at = [], 0
-    while found := re.compile(r"\d+").search(mangled, at):
-        length, start = int(found[0]), found.end()
+    while match := re.compile(r"\d+").search(mangled, at):
+        length, start = int(match[0]), match.end()
         word = mangled[start : start + length]
         is_word = len(word) == length and re.fullmatch(r"[A-Za-z_]\w*", word) is not None
         if is_word and not word.startswith(("_GLOBAL", "E")):
@@ -136,13 +136,13 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
 def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) -> Row:
     """Return resident blocks, and figures of the first loop, over whole blocks of video keys."""
     shared, warps = shape.shared[dim], shape.warps[dim]
-    found: Row = {
+    figures: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",
         "shared": shared,
         "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, warps),
     }
     if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
-        return found
+        return figures
     kernel = Kernel(
         arch=arch,
         tile=(shape.queries, shape.keys, dim),
@@ -170,7 +170,7 @@ def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) 
         "eff_phase",
         "eff_sum",
     )
-    return found | {name: first[name] for name in wanted if name in first}
+    return figures | {name: first[name] for name in wanted if name in first}
 
 
 def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:

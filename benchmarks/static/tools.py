@@ -48,12 +48,12 @@ def library_usage(library: Path, arch: str, function: str) -> Usage | None:
 
 
 def _usages(text: str) -> dict[str, Usage]:
-    found = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+)", text)
-    return {name: Usage(int(registers), int(stack)) for name, registers, stack in found}
+    matches = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+)", text)
+    return {name: Usage(int(registers), int(stack)) for name, registers, stack in matches}
 
 
-def _run(name: str, *words: str) -> str:
-    done = subprocess.run([_tool(name), *words], capture_output=True, text=True)
+def _run(name: str, *arguments: str) -> str:
+    done = subprocess.run([_tool(name), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout
@@ -69,10 +69,10 @@ def _tool(name: str) -> str:
     spec = importlib.util.find_spec("triton")
     if spec is not None and spec.origin:
         folders.append(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
-    found = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
-    if found is None:
+    path = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    if path is None:
         raise FileNotFoundError(f"no {name}: it comes with triton, pip install 'triton>=3.6'")
-    return found
+    return path
 
 
 @contextmanager
