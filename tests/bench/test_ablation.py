@@ -31,9 +31,16 @@ from benchmarks.ablation.tables import collect_tables
 from genhoi import GenHOIAdapter
 
 SMALL = Scale(
-    clips=4, base_steps=2, base_batch=2, evaluations=(0, 2), batch=2, test_set=3, test_clips=2,
-    early_clips=2, sampling_steps=2,
-)  # fmt: skip
+    clips=4,
+    base_steps=2,
+    base_batch=2,
+    evaluations=(0, 2),
+    batch=2,
+    test_set=3,
+    test_clips=2,
+    early_clips=2,
+    sampling_steps=2,
+)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -64,8 +71,11 @@ def test_the_whole_study(tmp_path: Path) -> None:
     summary = rows(tmp_path / "results" / "summary.csv")
     last = [r for r in summary if r["variant"] == "fixed" and r["step"] == "2"]
     assert {(r["length"], r["first_frame"]) for r in last} == {
-        ("trained", "first"), ("trained", "none"), ("twice", "first"), ("twice", "none"),
-    }  # fmt: skip
+        ("trained", "first"),
+        ("trained", "none"),
+        ("twice", "first"),
+        ("twice", "none"),
+    }
     assert all(0 < float(r["object_psnr_all"]) < 60 for r in summary)
     alone = [r for r in summary if r["variant"] == "alone"]
     assert all(float(r["background_change"]) == 0 for r in alone)

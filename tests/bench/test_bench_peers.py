@@ -54,9 +54,10 @@ def test_what_is_wrong_is_not_timed() -> None:
     work = Workload("op", "peer", 1.0, 1.0)
     for name, found in (("op", right), ("peer", right + 1), ("nan", right * torch.nan)):
         work.contenders.append(
-            Contender(name, lambda name=name: ran.append(name), lambda x=found: {"out": x},
-                      lambda: truth)
-        )  # fmt: skip
+            Contender(
+                name, lambda name=name: ran.append(name), lambda x=found: {"out": x}, lambda: truth
+            )
+        )
     case = Case("attention", SHAPES["tiny"], torch.float32, "forward", CPU, 1, None, lambda _: work)
     (finished,) = runner.run_cases(
         [case], describe_machine(CPU), runner.Budget(rounds=2, seconds=1), lambda _: None

@@ -36,9 +36,9 @@ SCRIPTS = {
     "bad": "raise SystemExit('it is broken')",
     "slow": "import time\ntry: time.sleep(60)\nfinally: print('asked to end', flush=True)",
     "deaf": "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-            "print('here', flush=True)\ntime.sleep(60)",
+    "print('here', flush=True)\ntime.sleep(60)",
     "site": "import carried; print(carried.WORDS)",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -139,9 +139,18 @@ def test_a_worker_whose_gpu_has_faulted_ends(
     assert ended == ([] if answers else [1])
 
 
-ROW = {"suite": "attention", "shape": "wan1.3b-480p", "direction": "forward", "reason": "",
-       "date": "2026-01-02T03:04:05Z", "device": "NVIDIA Some GPU", "n": 32760, "m": 1024,
-       "heads": 12, "peak_tflops": 750.0}  # fmt: skip
+ROW = {
+    "suite": "attention",
+    "shape": "wan1.3b-480p",
+    "direction": "forward",
+    "reason": "",
+    "date": "2026-01-02T03:04:05Z",
+    "device": "NVIDIA Some GPU",
+    "n": 32760,
+    "m": 1024,
+    "heads": 12,
+    "peak_tflops": 750.0,
+}
 
 
 def report(folder: Path) -> Path:
@@ -152,20 +161,31 @@ def report(folder: Path) -> Path:
         ROW | {"contender": "gathered two-pass, cuDNN", "ms": 12.5, "tflops": 480.0},
         ROW | {"contender": "cuDNN, no mask", "ms": 5.0, "tflops": 990.0},
         ROW | {"contender": "this op (flash)", "ms": "", "reason": "no FlashAttention"},
-        ROW | {"contender": "this op (triton)", "ms": 11.0, "tflops": 550.0,
-               "setting": "tuned blocks"},
-    ]  # fmt: skip
+        ROW
+        | {"contender": "this op (triton)", "ms": 11.0, "tflops": 550.0, "setting": "tuned blocks"},
+    ]
     add_rows(folder / RESULTS, timed)
     checks = [
-        {"what": "check", "backend": "cuda", "dtype": "bfloat16", "head_dim": 64, "form": "all",
-         "outcome": outcome, "worst": "dq", "words": ""}
+        {
+            "what": "check",
+            "backend": "cuda",
+            "dtype": "bfloat16",
+            "head_dim": 64,
+            "form": "all",
+            "outcome": outcome,
+            "worst": "dq",
+            "words": "",
+        }
         for outcome in ("right", "moves")
-    ]  # fmt: skip
+    ]
     add_rows(folder / CHECKS, checks)
     environment = {
-        "gpu": "NVIDIA Some GPU", "cudnn": 1, "packages": {"torch": "2.10", "triton": "3.6"},
-        "nvidia_smi": {"driver_version": "1"}, "limits": {"flops": 7.5e14, "bandwidth": 3e12},
-    }  # fmt: skip
+        "gpu": "NVIDIA Some GPU",
+        "cudnn": 1,
+        "packages": {"torch": "2.10", "triton": "3.6"},
+        "nvidia_smi": {"driver_version": "1"},
+        "limits": {"flops": 7.5e14, "bandwidth": 3e12},
+    }
     stages = [{"name": "bench", "outcome": "right", "seconds": 12.0}]
     text = json.dumps({"environment": environment, "stages": stages, "tiny": False})
     (folder / REPORT).write_text(text)
@@ -203,10 +223,25 @@ def test_readme_has_the_table_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
 
 # One of those that differ in size, in Triton's assembler or in the FlashAttention that is taken.
 ONE_OF_EACH = (
-    "environment", "build", "check-cuda", "check-triton", "check-flash", "precompile",
-    "bench-wan1.3b-480p", "tuning", "counters", "tests", "bench-wan1.3b-480p-tuned", "choices",
-    "bench-norm_rope", "bench-block", "bench-fused", "graphs", "bench-flex", "more-tests",
-)  # fmt: skip
+    "environment",
+    "build",
+    "check-cuda",
+    "check-triton",
+    "check-flash",
+    "precompile",
+    "bench-wan1.3b-480p",
+    "tuning",
+    "counters",
+    "tests",
+    "bench-wan1.3b-480p-tuned",
+    "choices",
+    "bench-norm_rope",
+    "bench-block",
+    "bench-fused",
+    "graphs",
+    "bench-flex",
+    "more-tests",
+)
 
 
 @pytest.mark.gpu

@@ -28,9 +28,15 @@ def test_within_four_times_sdpa(
     cpu = torch.device("cpu")
     shape = Shape("1024", (4, 16, 16))
     case = Case(
-        "attention", shape, dtype, direction, cpu, torch.get_num_threads(), ("sdpa",),
+        "attention",
+        shape,
+        dtype,
+        direction,
+        cpu,
+        torch.get_num_threads(),
+        ("sdpa",),
         bare_attention.build_attention,
-    )  # fmt: skip
+    )
     ours, peer = (c for c in bare_attention.build_attention(case).contenders if c.run is not None)
     assert ours.run is not None and peer.run is not None
     ours.run(), peer.run()
