@@ -62,10 +62,9 @@ _FOUR = {64: 4, 96: 4, 128: 4}
 KERNELS = {
     "attention_forward": Shape(128, 64, _FOUR, 2, {64: 32768, 96: 49152, 128: 65536}),
     "gradient_of_queries": Shape(128, 32, _FOUR, 3, {64: 40960, 96: 61440, 128: 81920}),
-    "gradient_of_keys": Shape(
-        64, 128, {64: 4, 96: 8, 128: 8}, 4, {64: 66560, 96: 132096, 128: 164864}
-    ),
-}
+    "gradient_of_keys": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4,
+                              {64: 66560, 96: 132096, 128: 164864}),
+}  # fmt: skip
 
 
 def find_nvcc() -> str:
@@ -134,15 +133,15 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
 
 
 def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) -> Row:
-    """Return resident blocks, and figures of the first loop, over whole blocks of video keys."""
+    """Resident blocks, and the figures of the first loop, over whole blocks of video keys."""
     shared, warps = shape.shared[dim], shape.warps[dim]
-    figures: Row = {
+    found: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",
         "shared": shared,
         "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, warps),
     }
     if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
-        return figures
+        return found
     kernel = Kernel(
         arch=arch,
         tile=(shape.queries, shape.keys, dim),
@@ -170,7 +169,7 @@ def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) 
         "eff_phase",
         "eff_sum",
     )
-    return figures | {name: first[name] for name in wanted if name in first}
+    return found | {name: first[name] for name in wanted if name in first}
 
 
 def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
