@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from genhoi_kernels.backends.flash.versions import Generation
+from genhoi_kernels.backends.flash.adapter import Generation
 from genhoi_kernels.files import whole_file
 
 FORMAT = 1
@@ -32,8 +32,8 @@ _FILE = "choices.json"
 class Question:
     """What a choice depends on.
 
-    arch: as ``backends.triton.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
-    rows: N; 0 fits no entry that bounds it from below. flash: ``flash_versions.Generation`` of the
+    arch: as ``backends.triton.backend.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
+    rows: N; 0 fits no entry that bounds it from below. flash: ``flash.adapter.Generation`` of the
     FlashAttention that would take the call, or None.
     """
 
@@ -214,7 +214,7 @@ def user_table() -> tuple[Choice, ...]:
     except (ValueError, TypeError, KeyError) as error:
         warnings.warn(
             f"{path}: not a table of choices ({error}); the built-in choices are used; write it "
-            f"anew with `genhoi bench --tune`, or delete it",
+            f"anew with `genhoi tune`, or delete it",
             stacklevel=2,
         )
         return ()
