@@ -20,10 +20,10 @@ from genhoi_kernels.backends.flash.adapter import FlashAttention
 from genhoi_kernels.backends.triton.arguments import has_references
 from genhoi_kernels.backends.triton.attention_bwd import preprocess
 from genhoi_kernels.backends.triton.launch import ceil_div
-from genhoi_kernels.backends.triton.norm_rope import rotate, rotate_inputs
+from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradients
+from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.reference import AttentionResult
-from genhoi_kernels.rope import Rope
 from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
 
 
@@ -185,42 +185,36 @@ def attention_backward(
     *,
     arch: str,
 ) -> AttentionTensors:
-    """Compute the op's gradients that are wanted; o is the attention before the gate.
+    """Compute the op's gradients that are wanted, and None for the others.
 
-    No gradient reaches lse. A call that gives dq, dk and dv is made if one of them is wanted. Every
-    call is given the whole attention's output and lse, so that its probabilities and its delta are
-    the whole attention's.
+    o: the attention before the gate. No gradient reaches lse. A FlashAttention gives dq, dk and dv
+    at once: it is called if one of them is wanted. Every call is given the whole attention's output
+    and lse, so that its probabilities and its delta are the whole attention's.
     """
     assert grads.lse is None
     wanted = call.wanted
-    of_references = _references_wanted(call, t)
-    dq = dk = dv = dgate = None
-    references = ReferenceGrads.empty(t) if of_references else None
     of_video = wanted.q or wanted.k or wanted.v
+    of_references = _references_wanted(call, t)
+    gradients: dict[str, Tensor | GateWeights | None] = dict.fromkeys(wanted._fields)
     if of_video or of_references or (wanted.gate and t.gate is not None):
-        do, delta, dgate = preprocess(call, t, o, grads, arch=arch)
-        upstream = Upstream(do, o, lse, delta)
+        do, delta, gradients["gate"] = preprocess(call, t, o, grads, arch=arch)
     if of_video or of_references:
         rotated = rotate_inputs(call, t, k=of_video, k_ref=of_references or wanted.q)
+    if of_references:
+        gradients |= ReferenceGrads.zeros(t)._asdict()
+    dq = None
     if of_video:
-        dq, dk, dv = call_backward(
+        dq, gradients["k"], gradients["v"] = call_backward(
             flash, rotated.q, rotated.k, rotated.v, do=do, o=o, lse=lse, scale=call.scale
         )
     rows = gather(call, t, flash.row_multiple) if of_references or wanted.q else None
     if rows is not None:
+        upstream = Upstream(do, o, lse, delta)
         ref_dq, references = reference_gradients(call, rotated, rows, flash, upstream)
-        dq = None if dq is None else rows.add_to(dq, ref_dq)
-    dk_ref = None if references is None else references.k_ref
-    return AttentionTensors(
-        q=_rotated_back(dq, call.rope) if wanted.q else None,
-        k=_rotated_back(dk, call.rope) if wanted.k else None,
-        v=dv if wanted.v else None,
-        k_ref=_rotated_back(dk_ref, call.ref_rope) if wanted.k_ref else None,
-        v_ref=references.v_ref if references is not None and wanted.v_ref else None,
-        bits=None,
-        ref_bias=references.ref_bias if references is not None and wanted.ref_bias else None,
-        gate=dgate if wanted.gate else None,
-    )
+        gradients |= references._asdict()
+        dq = dq if dq is None else rows.add_to(dq, ref_dq)
+    gradients["q"] = dq
+    return wanted_gradients(call, gradients)
 
 
 def _references_wanted(call: AttentionCall, t: AttentionTensors) -> bool:
@@ -228,10 +222,6 @@ def _references_wanted(call: AttentionCall, t: AttentionTensors) -> bool:
     wanted = call.wanted
     bias = wanted.ref_bias and t.ref_bias is not None
     return t.k_ref is not None and (wanted.k_ref or wanted.v_ref or bias)
-
-
-def _rotated_back(gradient: Tensor | None, rope: Rope | None) -> Tensor | None:
-    return None if gradient is None else rotate(gradient, rope, inverse=True)
 
 
 def call_backward(
@@ -261,7 +251,7 @@ class ReferenceGrads(NamedTuple):
     ref_bias: Tensor | None
 
     @staticmethod
-    def empty(t: AttentionTensors) -> ReferenceGrads:
+    def zeros(t: AttentionTensors) -> ReferenceGrads:
         """Make zeros, for references that nobody sees."""
         assert t.k_ref is not None and t.v_ref is not None
         bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
@@ -277,7 +267,7 @@ def reference_gradients(
     upstream: Upstream,
 ) -> tuple[Tensor, ReferenceGrads]:
     """Compute what the references add to the gathered rows' dq, and their own gradients."""
-    references = ReferenceGrads.empty(t)
+    references = ReferenceGrads.zeros(t)
     batch, n = t.q.shape[:2]
     q, do, o = (rows.of(x) for x in (t.q, upstream.do, upstream.o))
     # [groups, count, H]

@@ -39,7 +39,7 @@ from genhoi_kernels.backends.triton.common import (
 )
 from genhoi_kernels.backends.triton.flow_gate import flow_gate_backward
 from genhoi_kernels.backends.triton.launch import Launch, ceil_div, power_of_two, strides
-from genhoi_kernels.backends.triton.norm_rope import rotate, rotate_inputs
+from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradients
 from genhoi_kernels.backends.triton.tuning import autotune, configs
 from genhoi_kernels.backends.triton.tuning.configs import Config
 from genhoi_kernels.flow_gate import GateWeights
@@ -409,11 +409,14 @@ def attention_backward(
     *,
     arch: str,
 ) -> AttentionTensors:
-    """Compute the op's gradients that are wanted; o is the attention before the gate."""
+    """Compute the op's gradients that are wanted, and None for the others.
+
+    o: the attention before the gate.
+    """
     kernels, wanted = Kernels.needed(call, t), call.wanted
-    dq = dk = dv = dk_ref = dv_ref = dbias = dgate = None
+    gradients: dict[str, Tensor | GateWeights | None] = dict.fromkeys(wanted._fields)
     if any(kernels) or (wanted.gate and t.gate is not None):
-        dO, delta, dgate = preprocess(call, t, o, grads, arch=arch)
+        dO, delta, gradients["gate"] = preprocess(call, t, o, grads, arch=arch)
         upstream = Upstream(dO, lse, delta)
     if any(kernels):
         t = rotate_inputs(
@@ -423,25 +426,14 @@ def attention_backward(
             k_ref=kernels.dq or kernels.reference_dkdv,
         )
     if kernels.dq:
-        dq = rotate(query_gradient(call, t, upstream, arch=arch), call.rope, inverse=True)
+        gradients["q"] = query_gradient(call, t, upstream, arch=arch)
     if kernels.dkdv:
-        dk, dv = key_gradients(call, t, upstream, arch=arch)
+        gradients["k"], gradients["v"] = key_gradients(call, t, upstream, arch=arch)
     if kernels.reference_dkdv:
-        dk_ref, dv_ref, dbias = reference_gradients(call, t, upstream, arch=arch)
-    return AttentionTensors(
-        q=dq,
-        k=rotate(dk, call.rope, inverse=True) if dk is not None and wanted.k else None,
-        v=dv if wanted.v else None,
-        k_ref=(
-            rotate(dk_ref, call.ref_rope, inverse=True)
-            if dk_ref is not None and wanted.k_ref
-            else None
-        ),
-        v_ref=dv_ref if wanted.v_ref else None,
-        bits=None,
-        ref_bias=dbias if wanted.ref_bias else None,
-        gate=dgate if wanted.gate else None,
-    )
+        gradients["k_ref"], gradients["v_ref"], gradients["ref_bias"] = reference_gradients(
+            call, t, upstream, arch=arch
+        )
+    return wanted_gradients(call, gradients)
 
 
 def preprocess(

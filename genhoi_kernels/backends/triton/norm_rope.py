@@ -10,6 +10,7 @@ the row's from ``row_table``, the column's from ``col_table`` on.
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 import triton
@@ -196,6 +197,19 @@ def rotate_inputs(
         k=rotate(t.k, call.rope) if k else t.k,
         k_ref=rotate(t.k_ref, call.ref_rope) if k_ref and t.k_ref is not None else t.k_ref,
     )
+
+
+def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> AttentionTensors:
+    """Rotate q's, k's and k_ref's gradients back; those that are not wanted become None.
+
+    gradients: by the names of WantedGrads, or None for what there is none of.
+    """
+    kept: dict[str, Any] = dict.fromkeys(gradients)
+    ropes = {"q": call.rope, "k": call.rope, "k_ref": call.ref_rope}
+    for name, gradient in gradients.items():
+        if gradient is not None and getattr(call.wanted, name):
+            kept[name] = rotate(gradient, ropes.get(name), inverse=True)
+    return AttentionTensors(bits=None, **kept)
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
