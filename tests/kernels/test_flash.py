@@ -13,7 +13,7 @@ from support.flash_standins import Calls
 import genhoi_kernels as gk
 from genhoi_kernels import MaskGate, VideoRope
 from genhoi_kernels.backends.flash import backend as flash
-from genhoi_kernels.backends.flash import torch_own, versions
+from genhoi_kernels.backends.flash import torch_own
 from genhoi_kernels.spec import AttentionTensors
 
 pytest_plugins = ["support.flash_cases"]

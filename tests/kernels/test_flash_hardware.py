@@ -16,9 +16,9 @@ from support.flash_cases import CASES, HALF, WHOLE, check_budget, run, settings
 from support.flash_standins import TORCH_OWN
 
 import genhoi_kernels as gk
-from benchmarks.timing import is_hardware
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.flash import torch_own, versions
+from genhoi_kernels.tune.timing import is_hardware
 
 pytestmark = [
     pytest.mark.gpu,
