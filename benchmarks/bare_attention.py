@@ -15,12 +15,21 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from benchmarks.case import Case, Contender, Results, Truth, Workload, first_line
-from benchmarks.checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
+from benchmarks.case import Case, Contender, Workload
 from benchmarks.context import Context, Pair, autograd_pair
 from benchmarks.peers import GATHERED, PEERS, strongest
 from genhoi_kernels import AttentionCall, MaskGate
 from genhoi_kernels.backends.flash import backend as flash
+from genhoi_kernels.tune.accuracy import (
+    Part,
+    Results,
+    Truth,
+    attention_truth,
+    choose_part,
+    gradients_of_part,
+    spread_upstream,
+)
+from genhoi_kernels.tune.timing import first_line
 
 __all__ = [
     "attention_flops",
@@ -198,11 +207,7 @@ class _Backward:
         with self._pair.turn() as out:
             upstream = self._laid_out(spread_upstream(self._ctx, self._part), out)
             grads = [_tokens_first(self._pair, g) for g in self._gradients(upstream)]
-        gradients = joined_gradients(grads)
-        gradients["dq"] = self._part.of(gradients["dq"])
-        return gradients | {
-            key: gradients[key].index_select(2, self._part.heads) for key in ("dk", "dv")
-        }
+        return gradients_of_part(grads, self._part)
 
     def _gradients(self, upstream: Tensor) -> Sequence[Tensor]:
         assert self._pair.backward is not None

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.bare_attention import attention_flops, attention_moved
-from benchmarks.case import Case, Contender, Results, Truth, Workload
-from benchmarks.context import draw_normal
+from benchmarks.case import Case, Contender, Workload
 from benchmarks.torch_parts import cos_sin, rotate, token_gate
 from genhoi_kernels import FlowGate, GateWeights, HeadSlidingRope, VideoRope
+from genhoi_kernels.tune.accuracy import Results, Truth
+from genhoi_kernels.tune.problem import draw_normal
 
 if TYPE_CHECKING:  # else where it is used: the other suites do without the model layer
     from genhoi import GenHOIAdapter

@@ -5,32 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.shapes import Shape
+from genhoi_kernels.tune.accuracy import Results, Truth
+from genhoi_kernels.tune.problem import Direction
+from genhoi_kernels.tune.shapes import Shape
 
-__all__ = ["Case", "Contender", "Direction", "Results", "Truth", "Workload", "first_line"]
-
-Direction = Literal["forward", "backward"]
-Results = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What a contender is held to.
-
-    Attributes:
-        exact: the results in float64.
-        eager: the same computed plainly in the case's dtype, which says what the dtype can do.
-        words: which part of the results this is.
-    """
-
-    exact: Results
-    eager: Results
-    words: str
+__all__ = ["Case", "Contender", "Workload"]
 
 
 @dataclass
@@ -115,9 +98,3 @@ class Case:
     def title(self) -> str:
         """The title of the case's table."""
         return f"{self.suite}, {self.direction}, {self.dtype_name}; {self.shape.describe()}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception's message, shortened to one line of a table."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

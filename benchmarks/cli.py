@@ -5,7 +5,6 @@ It needs torch, click and rich; the suite `block` and `--static` need what `genh
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,16 +81,22 @@ def bench(**options: Any) -> None:
 
     Appends to results.csv, and draws ratios.png, roofline.png and sweeps.png. With --static, needs
     no GPU, takes only --out, and writes static.csv and static.png instead. With --tune, takes only
-    --shapes, --dtype, --device and --case-seconds, and writes choices.json in the cache folder
-    ($GENHOI_CACHE, or the platform's), which decides what later calls without a backend's name run
-    on.
+    --shapes, --dtype, --device and --case-seconds, and does what `genhoi tune` does.
     """
     with plain_errors():
         if options["static"]:
             _bench_static(options["out"])
             return
         if options["tune"]:
-            _tune(options)
+            from genhoi_kernels.tune import command
+
+            command.tune(
+                shapes=options["shapes"],
+                dtypes=options["dtypes"],
+                device=options["device"],
+                case_seconds=options["case_seconds"],
+                say=click.echo,
+            )
             return
         from benchmarks.machine import find_device
         from benchmarks.runner import Budget
@@ -119,7 +124,7 @@ def bench(**options: Any) -> None:
 
 def _is_apart(given: bool | None, device: torch.device) -> bool:
     """Choose whether cases run apart: an emulated GPU exists in this process alone."""
-    from benchmarks.timing import is_hardware
+    from genhoi_kernels.tune.timing import is_hardware
 
     return is_hardware(device) if given is None else given
 
@@ -137,41 +142,6 @@ def _bench_static(out: Path) -> None:
         click.echo(f"{'Picture' if path.suffix == '.png' else 'Rows'}: {path}")
     if not report.is_complete:
         sys.exit(130)
-
-
-def _tune(options: dict[str, Any]) -> None:
-    """Measure, and write the user's table of choices.
-
-    Raises:
-        ValueError: no such shape, dtype or device, or no GPU.
-    """
-    from benchmarks.machine import find_device
-    from benchmarks.shapes import SHAPES
-    from benchmarks.suites import Selection, select
-    from benchmarks.tune import DEFAULT_SHAPES, Question, gpu_backends, measure, measure_apart, tune
-    from genhoi_kernels.backends import preferences as choices
-
-    device = find_device(options["device"], option="--device")
-    if device.type != "cuda":
-        raise ValueError("--tune: on a CPU there is nothing to choose between, wanted a GPU")
-    threads = torch.get_num_threads()
-    selection = Selection(device, threads, options["shapes"], None, options["dtypes"])
-    select((), selection)  # refuses unknown dtypes
-    names = gpu_backends()
-    if len(names) < 2:
-        usable = names[0] if names else "none"
-        click.echo(f"Nothing to choose between: of the GPU backends {usable} is usable.")
-        return
-    questions = [
-        Question(shape, dtype, training, device)
-        for dtype in selection.given_dtypes()
-        for shape in selection.given_or([SHAPES[name] for name in DEFAULT_SHAPES])
-        for training in (False, True)
-    ]
-    how = measure_apart if _is_apart(options["apart"], device) else measure
-    how = functools.partial(how, seconds=options["case_seconds"])
-    found = tune(questions, names, measure=how, say=click.echo)
-    click.echo(f"Choices: {choices.table_path()} ({len(found)} measured)")
 
 
 def _run(cases: Any, selection: Any, budget: Any, out: Path, apart: bool) -> bool:

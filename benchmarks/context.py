@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Direction
+from benchmarks.case import Case
 from benchmarks.memory import available_bytes
+from genhoi_kernels.tune.problem import HeldForward, Problem
 
-__all__ = ["Context", "HeldForward", "Pair", "autograd_pair", "draw_normal"]
+__all__ = ["Context", "Pair", "autograd_pair"]
 
 _MOST_MEMORY = 0.4  # of what is free, for one peer
-_T = TypeVar("_T")
 
 
 class Pair(NamedTuple):
@@ -38,34 +38,12 @@ class Pair(NamedTuple):
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def draw_normal(
-    size: Sequence[int], draw: torch.Generator, dtype: torch.dtype, *, mean: float = 0.0
-) -> Tensor:
-    """Draw normal numbers of deviation 1 on the generator's device, in a dtype."""
-    return torch.empty(size, dtype=dtype, device=draw.device).normal_(mean, generator=draw)
-
-
-class Context:
-    """Random queries, keys and values of a case; keys and queries stand for rotated ones.
-
-    q, k, v are ``[1, N, H, D]``, k_ref and v_ref ``[1, M, H, D]``, mask is ``[1, N]`` bool.
-    """
+class Context(Problem):
+    """A case's problem in every layout that a peer is fastest with, and why a peer can't run."""
 
     def __init__(self, case: Case) -> None:
-        shape = case.shape
-        self.shape, self.dtype, self.device = shape, case.dtype, case.device
-        self.direction: Direction = case.direction
+        super().__init__(case.shape, case.dtype, case.direction, case.device)
         self.reason = ""
-        draw = torch.Generator(case.device).manual_seed(0)
-
-        def normal(tokens: int) -> Tensor:
-            x = draw_normal((1, tokens, shape.heads, shape.head_dim), draw, case.dtype)
-            return x.requires_grad_(case.direction == "backward")
-
-        self.q, self.k, self.v = (normal(shape.n) for _ in range(3))
-        self.k_ref, self.v_ref = normal(shape.m), normal(shape.m)
-        self.mask = shape.mask().to(case.device)
-        self.upstream = normal(shape.n).detach()
 
     def refuse(self, reason: str) -> Pair | None:
         """Keep the reason why a peer cannot run, and return None for it."""
@@ -82,11 +60,6 @@ class Context:
             f"{free / 2**30:.1f} GiB that are free"
         )
         return False
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """q, k, v, k_ref, v_ref."""
-        return [self.q, self.k, self.v, self.k_ref, self.v_ref]
 
     @functools.cached_property
     def heads_first(self) -> list[Tensor]:
@@ -115,27 +88,6 @@ class Context:
 
 def _leaf(x: Tensor, like: Tensor) -> Tensor:
     return x.detach().contiguous().requires_grad_(like.requires_grad)
-
-
-class HeldForward(Generic[_T]):
-    """A forward pass with its graph, held for as long as a turn lasts."""
-
-    def __init__(self, call: Callable[[], _T]) -> None:
-        self._call = call
-        self._held: list[_T] = []
-
-    @contextmanager
-    def turn(self) -> Iterator[_T]:
-        """Yield the result of an outer turn, else one that is made here and freed at the end."""
-        if self._held:
-            yield self._held[0]
-            return
-        with torch.enable_grad():
-            self._held.append(self._call())
-        try:
-            yield self._held[0]
-        finally:
-            self._held.clear()
 
 
 def autograd_pair(

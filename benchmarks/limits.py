@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import stopwatch
 from genhoi_kernels.backends import native
+from genhoi_kernels.tune.timing import stopwatch
 
 __all__ = ["Limits", "measure_limits"]
 

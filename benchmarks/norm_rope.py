@@ -18,10 +18,11 @@ from torch import Tensor
 
 import genhoi_kernels as gk
 from benchmarks.bare_attention import op_backends, op_label
-from benchmarks.case import Case, Contender, Results, Truth, Workload
-from benchmarks.context import HeldForward, draw_normal
+from benchmarks.case import Case, Contender, Workload
 from benchmarks.torch_parts import cos_sin, rotate
 from genhoi_kernels import VideoRope, reference
+from genhoi_kernels.tune.accuracy import Results, Truth
+from genhoi_kernels.tune.problem import HeldForward, draw_normal
 
 __all__ = ["PEER_LABELS", "build_norm_rope"]
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.apart import DiedError, Progress, call_apart
-from benchmarks.case import Case, Contender, Workload, first_line
-from benchmarks.checks import Accuracy, compare
+from benchmarks.case import Case, Contender, Workload
+from benchmarks.checks import compare
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.machine import Machine
 from benchmarks.memory import peak_extra_bytes
-from benchmarks.timing import Timings, interleave, ratio
+from genhoi_kernels.tune.accuracy import Accuracy
+from genhoi_kernels.tune.apart import DiedError, Progress, call_apart
+from genhoi_kernels.tune.timing import Timings, first_line, interleave, ratio
 
 __all__ = ["Budget", "Finished", "run_cases"]
 

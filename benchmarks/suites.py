@@ -11,19 +11,13 @@ import genhoi_kernels as gk
 from benchmarks import fused, norm_rope
 from benchmarks.bare_attention import build_attention, op_backends, op_label
 from benchmarks.block import LABELS, build_block
-from benchmarks.case import Case, Direction
+from benchmarks.case import Case
 from benchmarks.fused import build_fused
 from benchmarks.norm_rope import build_norm_rope
 from benchmarks.peers import GATHERED, PEERS, strongest
-from benchmarks.shapes import (
-    HEADLINE,
-    SHAPES,
-    Shape,
-    find_shape,
-    merge_equal,
-    reduce_shape,
-    sweep_shapes,
-)
+from benchmarks.shapes import merge_equal, sweep_shapes
+from genhoi_kernels.tune.problem import Direction
+from genhoi_kernels.tune.shapes import HEADLINE, SHAPES, Shape, find_shape, reduce_shape
 
 __all__ = ["DEFAULT_SUITES", "DTYPES", "SUITES", "Selection", "contender_labels", "select"]
 

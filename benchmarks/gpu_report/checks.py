@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from benchmarks.case import first_line
-from benchmarks.checks import error_budget
 from benchmarks.gpu_report.folder import CHECKS, add_rows
 from benchmarks.gpu_report.stage import DEVICE, say, stage_options
 from genhoi_kernels.flow_gate import gate_shapes
+from genhoi_kernels.tune.accuracy import error_budget
+from genhoi_kernels.tune.timing import first_line
 
 _REPEATS = 6
 """No kernel has atomics: what moves from run to run is a race."""

@@ -11,9 +11,10 @@ import torch
 from benchmarks.bare_attention import backend_of
 from benchmarks.gpu_report.folder import CHOICES, RESULTS, read_rows
 from benchmarks.gpu_report.stage import DEVICE, say, stage_options
-from benchmarks.shapes import find_shape
-from benchmarks.tune import Found, Question, choose
-from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends import preferences
+from genhoi_kernels.tune.measure import Answer, Question
+from genhoi_kernels.tune.shapes import find_shape
+from genhoi_kernels.tune.table import choose
 
 _ORDINARY = ("", "tuned blocks")
 """Settings under which a call without a backend's name would run."""
@@ -24,11 +25,11 @@ Times = dict[tuple[str, str], dict[str, float]]
 @click.command()
 @stage_options
 def main(out: Path, work: Path, tiny: bool) -> None:
-    """Write the table that `genhoi bench --tune` would write."""
-    found = questions(fastest(read_rows(out / RESULTS)))
-    for one in found:
-        say(f"{one.question.title}: {one.words}")
-    choices.write_table(choose(found), out / CHOICES)
+    """Write the table that `genhoi tune` would write."""
+    answers = questions(fastest(read_rows(out / RESULTS)))
+    for answer in answers:
+        say(f"{answer.question.title}: {answer.words}")
+    preferences.write_table(choose(answers), out / CHOICES)
 
 
 def fastest(rows: list[dict[str, str]]) -> Times:
@@ -45,17 +46,17 @@ def fastest(rows: list[dict[str, str]]) -> Times:
     return times
 
 
-def questions(times: Times) -> list[Found]:
+def questions(times: Times) -> list[Answer]:
     """Inference: the forward pass; training: both."""
-    found = []
+    answers = []
     for shape in dict.fromkeys(shape for shape, _ in times):
         forward, backward = times[shape, "forward"], times[shape, "backward"]
         both = {name: s + backward[name] for name, s in forward.items() if name in backward}
         for training, seconds in ((False, forward), (True, both)):
             if seconds:
                 question = Question(find_shape(shape), torch.bfloat16, training, DEVICE)
-                found.append(Found(question, dict(seconds), {}))
-    return found
+                answers.append(Answer(question, dict(seconds), {}))
+    return answers
 
 
 if __name__ == "__main__":

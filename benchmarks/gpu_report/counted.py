@@ -8,8 +8,8 @@ from torch import Tensor
 
 import genhoi_kernels as gk
 from benchmarks.gpu_report.stage import DEVICE
-from benchmarks.shapes import Shape, find_shape
 from genhoi_kernels import MaskGate
+from genhoi_kernels.tune.shapes import Shape, find_shape
 
 # Of its heads a third: enough to fill any GPU, and Nsight Compute runs each kernel many times.
 _SHAPE, _HEADS = "wan1.3b-480p", 4

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from benchmarks.case import first_line
 from benchmarks.fused import random_gate
 from benchmarks.gpu_report.bench import chosen_backends
 from benchmarks.gpu_report.folder import RESULTS, add_rows
 from benchmarks.gpu_report.stage import DEVICE, is_emulated, say, stage_options
-from benchmarks.shapes import HEADLINE, find_shape
-from benchmarks.timing import interleave
 from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope
+from genhoi_kernels.tune.shapes import HEADLINE, find_shape
+from genhoi_kernels.tune.timing import first_line, interleave
 
 _ROUNDS, _SECONDS = 30, 3.0
 

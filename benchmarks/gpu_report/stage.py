@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.timing import is_hardware
+from genhoi_kernels.tune.timing import is_hardware
 
 __all__ = ["DEVICE", "SECONDS", "is_emulated", "say", "stage_options"]
 

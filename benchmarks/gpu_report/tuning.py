@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from benchmarks.case import first_line
 from benchmarks.fused import random_gate
 from benchmarks.gpu_report.folder import CONFIGS, TUNING, add_rows
 from benchmarks.gpu_report.stage import DEVICE, say, stage_options
-from benchmarks.shapes import Shape
 from genhoi_kernels import MaskGate
-from genhoi_kernels.backends.triton import backend as backend
+from genhoi_kernels.backends.triton import backend
 from genhoi_kernels.backends.triton.tuning import autotune, configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
 from genhoi_kernels.backends.triton.tuning.configs import Config, Key
+from genhoi_kernels.tune.shapes import Shape
+from genhoi_kernels.tune.timing import first_line
 
 _SHAPES = {
     128: Shape("tuning", (16, 16, 32), (32, 32), heads=12, head_dim=128),
@@ -55,7 +55,7 @@ def main(out: Path, work: Path, tiny: bool, compile_only: bool, head_dims: tuple
 def _compile(shape: Shape, *, tiny: bool) -> None:
     """What Triton specialises on has no sequence length in it: a small call compiles for all."""
     small = dataclasses.replace(shape, grid=(2, 8, 16), ref_grid=(4, 8))
-    every = [(key, cut) for key in _keys(shape) for cut in candidates(key.kernel, key.arch)]
+    every = [(key, config) for key in _keys(shape) for config in candidates(key.kernel, key.arch)]
     if tiny:
         every = every[::20]
     processes = 1 if tiny else min(os.cpu_count() or 1, _MOST_PROCESSES)
@@ -64,19 +64,19 @@ def _compile(shape: Shape, *, tiny: bool) -> None:
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            shapes, keys, cuts = [small] * len(every), *zip(*every, strict=True)
-            failed = list(pool.map(_compile_one, shapes, keys, cuts))
-    for (key, cut), error in zip(every, failed, strict=True):
+            shapes, keys, tried = [small] * len(every), *zip(*every, strict=True)
+            failed = list(pool.map(_compile_one, shapes, keys, tried))
+    for (key, config), error in zip(every, failed, strict=True):
         if error:
-            say(f"{key.kernel} {words(cut)}: {error}")
+            say(f"{key.kernel} {words(config)}: {error}")
     say(f"{failed.count('')} of {len(every)} candidates compile")
 
 
-def _compile_one(shape: Shape, key: Key, cut: Config) -> str:
+def _compile_one(shape: Shape, key: Key, config: Config) -> str:
     """Compile a candidate by a call; the error, or ""."""
     forward, backward = calls(shape)
     try:
-        with configs.trying(key, cut):
+        with configs.trying(key, config):
             (forward if key.kernel == "forward" else backward)()
             torch.cuda.synchronize(DEVICE)
     except Exception as error:  # compilers and drivers raise whatever they like
@@ -96,10 +96,10 @@ def _keys(shape: Shape) -> Iterator[Key]:
 def _time(out: Path, shape: Shape, *, tiny: bool) -> None:
     """The project's own autotuning, with every candidate's time kept."""
 
-    def keep(key: Key, cut: Config, ms: float | None) -> None:
+    def keep(key: Key, config: Config, ms: float | None) -> None:
         about = {"kernel": key.kernel, "head_dim": key.head_dim, "triton": key.triton}
         sizes = {"n": shape.n, "m": shape.m, "heads": shape.heads}
-        row = about | sizes | {"config": words(cut), "ms": "" if ms is None else ms}
+        row = about | sizes | {"config": words(config), "ms": "" if ms is None else ms}
         add_rows(out / TUNING, [row])
         say(row)
 
@@ -112,7 +112,7 @@ def _time(out: Path, shape: Shape, *, tiny: bool) -> None:
         forward()
         backward()
         torch.cuda.synchronize(DEVICE)
-    shutil.copyfile(autotune.table_path(), out / CONFIGS)
+    shutil.copyfile(autotune.table_path(DEVICE), out / CONFIGS)
 
 
 def calls(shape: Shape) -> tuple[Any, Any]:
@@ -140,13 +140,11 @@ def calls(shape: Shape) -> tuple[Any, Any]:
     return torch.no_grad()(call), backward
 
 
-def words(cut: Config) -> str:
+def words(config: Config) -> str:
     """A configuration in one line."""
-    found = (
-        f"{cut.block_m}x{cut.block_n}x{cut.block_r} {cut.num_warps} warps {cut.num_stages} stages"
-    )
-    descriptors = " descriptors" if cut.descriptors else ""
-    return f"{found}{descriptors}" + (f" gate {cut.block_f}" if cut.block_f else "")
+    blocks = f"{config.block_m}x{config.block_n}x{config.block_r} {config.num_warps} warps {config.num_stages} stages"
+    descriptors = " descriptors" if config.descriptors else ""
+    return f"{blocks}{descriptors}" + (f" gate {config.block_f}" if config.block_f else "")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ do measured ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import click
@@ -107,9 +106,8 @@ def _keep(key: Key, found: Config) -> None:
     configs.table.cache_clear()
     entries = dict(configs.table()) | {key: found}
     note = "python -m benchmarks.static.choose, and measurements where an entry says so"
-    text = json.dumps({"made_by": note, "entries": configs.entries_of(entries)}, indent=1)
     with atomic_path(configs.TABLE, overwrite=True) as part:
-        part.write_text(text + "\n")
+        part.write_text(configs.text_of(note, entries))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.static.variant import Variant
-from genhoi_kernels.backends.triton import attention, rotate
+from genhoi_kernels.backends.triton import attention_bwd, attention_fwd, flow_gate, norm_rope
 from genhoi_kernels.backends.triton.launch import Launch, power_of_two
 from genhoi_kernels.backends.triton.tuning.configs import ARCHS, KERNELS
 from genhoi_kernels.flow_gate import GateSums, GateWeights, gate_shapes
@@ -66,34 +66,39 @@ def kernel_variants(
     kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras: bool
 ) -> Iterator[Variant]:
     """One attention kernel; extras: references of two objects, mask, bias, token gate, dlse."""
-    call, t = _example(dtype, head_dim, extras=extras)
-    o, lse = torch.empty_like(t.q), _rows(t)
-    grads = AttentionGrads(o, lse if extras else None, None)
-    launch: Launch
-    if kernel == "forward":
-        result, tile_sums = attention.empty_result(call, t, arch=arch)
-        launch = attention.forward_launch(call, t, result, tile_sums, arch=arch)
-    elif kernel == "queries":
-        launch = attention.queries_launch(call, t, o, lse, lse, o, arch=arch)
-    elif kernel == "reference_keys":
-        assert t.k_ref is not None
-        blocks = torch.empty(1, HEADS, 1, device=META)
-        launch = attention.reference_keys_launch(
-            call, t, o, lse, lse, t.k_ref, t.k_ref, blocks, arch=arch
-        )
-    elif kernel == "keys":
-        launch = attention.keys_launch(call, t, o, lse, lse, t.k, t.v, arch=arch)
-    elif kernel == "gate_backward":
-        assert t.gate is not None
-        sums = GateSums(*(torch.empty(1, 1, device=META) for _ in range(4)))
-        launch = attention.gate_launch(call, t.gate, o, o, grads, o, lse, sums, arch=arch)
-    else:
-        launch = attention.delta_launch(o, o, grads.lse, lse, arch=arch)
+    launch = _launch(kernel, arch, dtype, head_dim, extras=extras)
     name = f"{kernel}+extras" if extras and len(EXTRAS[kernel]) > 1 else kernel
     # The loop of reference_keys skips tiles of queries, and is not pipelined for it.
     loop = kernel in ("forward", "queries", "keys")
     products = loop or kernel == "reference_keys"
     yield _variant(name, arch, dtype, head_dim, launch, main_loop=loop, products=products)
+
+
+def _launch(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras: bool) -> Launch:
+    call, t = _example(dtype, head_dim, extras=extras)
+    o, lse = torch.empty_like(t.q), _rows(t)
+    grads = AttentionGrads(o, lse if extras else None, None)
+    upstream = attention_bwd.Upstream(o, lse, lse)
+    if kernel == "forward":
+        result, gate_sums = attention_fwd.empty_result(call, t, arch=arch)
+        return attention_fwd.forward_launch(call, t, result, gate_sums, arch=arch)
+    if kernel == "queries":
+        return attention_bwd.dq_launch(call, t, upstream, o, arch=arch)
+    if kernel == "keys":
+        return attention_bwd.dkdv_launch(call, t, upstream, t.k, t.v, arch=arch)
+    if kernel == "reference_keys":
+        assert t.k_ref is not None
+        dbias = torch.empty(1, HEADS, 1, device=META)
+        return attention_bwd.reference_dkdv_launch(
+            call, t, upstream, t.k_ref, t.k_ref, dbias, arch=arch
+        )
+    if kernel == "gate_backward":
+        assert t.gate is not None
+        sums = GateSums(*(torch.empty(1, 1, device=META) for _ in range(4)))
+        return flow_gate.gate_backward_launch(
+            call, t.gate, o, o, grads, dO=o, delta=lse, sums=sums, arch=arch
+        )
+    return attention_bwd.preprocess_launch(o, o, grads.lse, lse, arch=arch)
 
 
 def prologue_variants(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[Variant]:
@@ -103,11 +108,11 @@ def prologue_variants(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[
     weight = torch.empty(HEADS * head_dim, device=META)
     rope = VideoRope(GRID, head_dim=head_dim)
     ref_rope = HeadSlidingRope(GRID, REF_GRIDS, head_dim=head_dim, num_heads=HEADS)
-    parts = torch.empty(rotate.PROGRAMS, HEADS * head_dim, device=META)
+    parts = torch.empty(norm_rope.BACKWARD_PROGRAMS, HEADS * head_dim, device=META)
     launches = {
-        "norm_rope": rotate.forward_launch(x, x, weight, rope, eps=1e-6, inverse=False),
-        "rope": rotate.forward_launch(ref, ref, None, ref_rope, eps=0.0, inverse=False),
-        "norm_rope_backward": rotate.backward_launch(
+        "norm_rope": norm_rope.forward_launch(x, x, weight, rope, eps=1e-6, inverse=False),
+        "rope": norm_rope.forward_launch(ref, ref, None, ref_rope, eps=0.0, inverse=False),
+        "norm_rope_backward": norm_rope.backward_launch(
             x, x.flatten(2), weight, x, parts, rope, eps=1e-6
         ),
     }
@@ -124,10 +129,16 @@ def _example(
     ref = torch.empty(1, REF_TOKENS, HEADS, head_dim, device=META, dtype=dtype)
     lengths = tuple(h * w for h, w in REF_GRIDS)
     call = AttentionCall(
-        device=META, dtype=dtype, head_dim=head_dim, ref_lengths=lengths if extras else (),
-        rope=None, ref_rope=None, gate_mode="token" if extras else "none",
-        scale=head_dim**-0.5, needs_grad=extras,
-    )  # fmt: skip
+        device=META,
+        dtype=dtype,
+        head_dim=head_dim,
+        ref_lengths=lengths if extras else (),
+        rope=None,
+        ref_rope=None,
+        gate_mode="token" if extras else "none",
+        scale=head_dim**-0.5,
+        needs_grad=extras,
+    )
     if not extras:
         return call, AttentionTensors(q, k, v, None, None, None, None, None)
     gate = GateWeights(
@@ -174,13 +185,23 @@ def _variant(
             aligned.append(argument)
     options: dict[str, Any] = dict(launch.compile_options())
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
-    cut = launch.config
-    tile = (cut.block_m, cut.block_n, power_of_two(head_dim)) if products else None
+    config = launch.config
     return Variant(
-        name=name, arch=arch, kernel=launch.kernel, signature=signature, constexprs=constants,
-        divisible_by_16=tuple(aligned), num_warps=warps, num_stages=stages, extra_options=options,
-        dtype=DTYPES[dtype], head_dim=head_dim, tile=tile, main_loop=main_loop, how=cut.how,
-    )  # fmt: skip
+        name=name,
+        arch=arch,
+        kernel=launch.kernel,
+        signature=signature,
+        constexprs=constants,
+        divisible_by_16=tuple(aligned),
+        num_warps=warps,
+        num_stages=stages,
+        extra_options=options,
+        dtype=DTYPES[dtype],
+        head_dim=head_dim,
+        tile=(config.block_m, config.block_n, power_of_two(head_dim)) if products else None,
+        main_loop=main_loop,
+        how=config.how,
+    )
 
 
 def _type(value: Any) -> str:

@@ -27,6 +27,7 @@ from genhoi.cli.common import (
 from genhoi.cli.edit import edit
 from genhoi.cli.eval import eval_command
 from genhoi.cli.train import train
+from genhoi.cli.tune import tune
 from genhoi.conditioning.masks import MaskRule
 from genhoi.inspection.figure import draw_inspection
 from genhoi.inspection.inspect import Inspection, inspect_clip, summary_table, write_summary
@@ -45,6 +46,7 @@ main.add_command(edit)
 main.add_command(eval_command)
 main.add_command(bench)
 main.add_command(train)
+main.add_command(tune)
 
 
 @main.command()

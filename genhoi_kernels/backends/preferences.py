@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from genhoi_kernels.backends.flash.versions import Generation
+from genhoi_kernels.backends.flash.adapter import Generation
 from genhoi_kernels.files import whole_file
 
 FORMAT = 1
@@ -32,8 +32,8 @@ _FILE = "choices.json"
 class Question:
     """What a choice depends on.
 
-    arch: as ``backends.triton.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
-    rows: N; 0 fits no entry that bounds it from below. flash: ``flash_versions.Generation`` of the
+    arch: as ``triton.backend.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
+    rows: N; 0 fits no entry that bounds it from below. flash: ``flash.adapter.Generation`` of the
     FlashAttention that would take the call, or None.
     """
 
@@ -69,7 +69,7 @@ class Choice:
     device: str = ""
 
     def fits(self, question: Question) -> bool:
-        """Whether it is about such a call."""
+        """Say whether the entry is about such a call."""
         first, last = self.rows
         return (
             question.arch == self.arch
@@ -99,7 +99,7 @@ _COSTS = {
 }
 
 
-def _words(arch: str) -> str:
+def _costs(arch: str) -> str:
     return "; ".join(f"{name}: {cost}" for name, cost in _COSTS[arch].items())
 
 
@@ -108,7 +108,7 @@ _HALF = ("bfloat16", "float16")
 
 def _flash_first(arch: str, generation: Generation, *then: str, training: bool) -> Choice:
     how = (
-        f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}. Below "
+        f"genhoi bench --static: products / share of peak, head dim 128: {_costs(arch)}. Below "
         f"4096 rows the few more launches could cost what that gains"
     )
     order = ("flash", *then)
@@ -118,7 +118,7 @@ def _flash_first(arch: str, generation: Generation, *then: str, training: bool) 
 
 
 def _cuda_first(arch: str, *order: str, training: bool) -> Choice:
-    how = f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}"
+    how = f"genhoi bench --static: products / share of peak, head dim 128: {_costs(arch)}"
     return Choice(arch, _HALF, (128,), (0, None), training, order, "modelled", how)
 
 
@@ -168,18 +168,18 @@ TABLE: tuple[Choice, ...] = (
 
 
 def first_tried(question: Question) -> tuple[str, ...]:
-    """Names of backends to try before the others; () if no entry fits."""
-    found = find(question)
-    return () if found is None else found.order
+    """Give the names of backends to try before the others; () if no entry fits."""
+    choice = find(question)
+    return () if choice is None else choice.order
 
 
 def find(question: Question) -> Choice | None:
-    """The entry that decides, or None."""
+    """Find the entry that decides, or None."""
     return next((c for c in (*user_table(), *TABLE) if c.fits(question)), None)
 
 
 def cache_folder() -> Path:
-    """Where the user's table lies: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
+    """Give the user's folder: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
     if os.environ.get("GENHOI_CACHE"):
         return Path(os.environ["GENHOI_CACHE"])
     if sys.platform == "win32":
@@ -192,13 +192,13 @@ def cache_folder() -> Path:
 
 
 def table_path() -> Path:
-    """The user's table; it need not exist."""
+    """Give the path of the user's table, which need not exist."""
     return cache_folder() / _FILE
 
 
 @functools.lru_cache(maxsize=1)
 def user_table() -> tuple[Choice, ...]:
-    """The user's table, read once; warns of a file that can't be used, and goes on without."""
+    """Read the user's table, once; warn of a file that can't be used, and go on without."""
     path = table_path()
     try:
         text = path.read_text()
@@ -214,14 +214,14 @@ def user_table() -> tuple[Choice, ...]:
     except (ValueError, TypeError, KeyError) as error:
         warnings.warn(
             f"{path}: not a table of choices ({error}); the built-in choices are used; write it "
-            f"anew with `genhoi bench --tune`, or delete it",
+            f"anew with `genhoi tune`, or delete it",
             stacklevel=2,
         )
         return ()
 
 
 def read_table(text: str) -> tuple[Choice, ...]:
-    """Entries of a table as ``write_table`` writes it.
+    """Read a table that ``write_table`` wrote.
 
     Raises:
         ValueError, TypeError, KeyError: it is none.
@@ -255,7 +255,7 @@ def write_table(choices: Iterable[Choice], path: Path) -> None:
 
 
 def updated(old: Sequence[Choice], new: Sequence[Choice]) -> list[Choice]:
-    """New entries, then the old ones that are about other calls."""
+    """Give the new entries, then the old ones that are about other calls."""
 
     def about(choice: Choice) -> tuple[Any, ...]:
         return choice.device, choice.arch, choice.dtypes, choice.head_dims, choice.training

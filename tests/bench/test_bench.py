@@ -21,8 +21,8 @@ from support.bench_cases import CPU, CUDA, FEW_PEERS, HAS_MODEL_LAYER, bench, ca
 
 from benchmarks import cli, machine, report, runner
 from benchmarks.peers import GATHERED, PEERS
-from benchmarks.shapes import SHAPES
 from genhoi_kernels.files import whole_file
+from genhoi_kernels.tune.shapes import SHAPES
 
 pytest_plugins = ["support.bench_cases"]
 

@@ -13,12 +13,14 @@ from support.bench_cases import CPU, CUDA, case_of
 
 from benchmarks import checks, gathered, peers, runner
 from benchmarks.bare_attention import build_attention
-from benchmarks.case import Case, Contender, Direction, Truth, Workload
+from benchmarks.case import Case, Contender, Workload
 from benchmarks.context import Context
 from benchmarks.fused import build_fused
 from benchmarks.machine import describe_machine
 from benchmarks.peers import GATHERED, GATHERED_CUDNN, PEERS, block_mask, strongest
-from benchmarks.shapes import SHAPES, Shape
+from genhoi_kernels.tune.accuracy import Truth
+from genhoi_kernels.tune.problem import Direction
+from genhoi_kernels.tune.shapes import SHAPES, Shape
 
 pytest_plugins = ["support.bench_cases"]
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from support.bench_cases import CPU, CUDA, case_of
 
-from benchmarks import context, limits, memory, runner, timing
+from benchmarks import context, limits, memory, runner
 from benchmarks.case import Case, Workload
 from benchmarks.machine import describe_machine
 from benchmarks.peers import GATHERED
-from benchmarks.shapes import SHAPES
-from benchmarks.timing import Sample, interleave
+from genhoi_kernels.tune import timing
+from genhoi_kernels.tune.shapes import SHAPES
+from genhoi_kernels.tune.timing import Sample, interleave
 
 pytest_plugins = ["support.bench_cases"]
 

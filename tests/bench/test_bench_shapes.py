@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.bench_cases import CPU, CUDA
 
-from benchmarks.shapes import SHAPES, merge_equal, reduce_shape, sweep_shapes
+from benchmarks.shapes import merge_equal, sweep_shapes
 from benchmarks.suites import Selection, select
+from genhoi_kernels.tune.shapes import SHAPES, reduce_shape
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from support.bench_cases import CPU, CUDA, case_of
 
-from benchmarks import limits, runner, test_cases, timing
+from benchmarks import limits, runner, test_cases
 from benchmarks.machine import describe_machine
-from benchmarks.shapes import Shape
-from benchmarks.timing import Sample, Timings, interleave, is_contended, ratio
+from genhoi_kernels.tune import timing
+from genhoi_kernels.tune.shapes import Shape
+from genhoi_kernels.tune.timing import Sample, Timings, interleave, is_contended, ratio
 
 pytest_plugins = ["support.bench_cases"]
 

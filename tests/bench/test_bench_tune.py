@@ -13,10 +13,11 @@ import torch
 from support.bench_cases import CPU, CUDA, bench
 
 import genhoi_kernels as gk
-from benchmarks import checks, machine, timing, tune
-from benchmarks.shapes import SHAPES
+from benchmarks import checks, machine, tune
 from genhoi_kernels.backends import preferences as choices
 from genhoi_kernels.backends import registry
+from genhoi_kernels.tune import timing
+from genhoi_kernels.tune.shapes import SHAPES
 
 pytest_plugins = ["support.bench_cases"]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import bare_attention, timing
-from benchmarks.case import Case, Direction
-from benchmarks.shapes import Shape
+from benchmarks import bare_attention
+from benchmarks.case import Case
 from genhoi_kernels.backends import native
+from genhoi_kernels.tune import timing
+from genhoi_kernels.tune.problem import Direction
+from genhoi_kernels.tune.shapes import Shape
 
 MOST = 4.0
 ROUNDS = 5

@@ -30,9 +30,9 @@ from support.cases import (
 )
 from support.cuda_structs import Attention, Forward, Plan
 
-from benchmarks.shapes import SHAPES
 from genhoi_kernels import reference_attention
 from genhoi_kernels.backends import cuda, native
+from genhoi_kernels.tune.shapes import SHAPES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.emulated(racecheck="raise", initcheck="raise")]
 

@@ -13,7 +13,7 @@ from support.flash_standins import Calls
 import genhoi_kernels as gk
 from genhoi_kernels import MaskGate, VideoRope
 from genhoi_kernels.backends.flash import backend as flash
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash import torch_own
 from genhoi_kernels.spec import AttentionTensors
 
 pytest_plugins = ["support.flash_cases"]
@@ -39,7 +39,7 @@ def test_every_generation(any_flash: Calls) -> None:
     check_budget(WHOLE)
     check_budget(dataclasses.replace(WHOLE, ref_batch=2, gate="sum"))
     backward = [call for call in any_flash if call.kind == "backward"]
-    always = not isinstance(flash.chosen(WHOLE.call("flash")), flash_versions.TorchCudnn)
+    always = not isinstance(flash.chosen(WHOLE.call("flash")), torch_own.TorchCudnn)
     assert backward and all(call.deterministic == always for call in backward)
 
 

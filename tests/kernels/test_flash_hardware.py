@@ -16,9 +16,9 @@ from support.flash_cases import CASES, HALF, WHOLE, check_budget, run, settings
 from support.flash_standins import TORCH_OWN
 
 import genhoi_kernels as gk
-from benchmarks.timing import is_hardware
 from genhoi_kernels.backends.flash import backend as flash
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash import torch_own, versions
+from genhoi_kernels.tune.timing import is_hardware
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,20 +29,20 @@ pytestmark = [
 @pytest.fixture(params=list(TORCH_OWN))
 def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Each of torch's own, its operators on this GPU; cuDNN is asked to train."""
-    finder = getattr(flash_versions, TORCH_OWN[request.param])
+    finder = getattr(versions, TORCH_OWN[request.param])
     if finder() is None:
-        cudnn = flash_versions.cudnn_version()
+        cudnn = torch_own.cudnn_version()
         pytest.skip(f"torch {torch.__version__} with cuDNN {cudnn} has no {request.param}")
-    monkeypatch.setattr(flash_versions, "_FINDERS", (finder,))
+    monkeypatch.setattr(versions, "_FINDERS", (finder,))
     monkeypatch.setenv("GENHOI_CUDNN_BACKWARD", "1")
     torch.use_deterministic_algorithms(True, warn_only=True)  # memory stays poisoned
-    flash_versions.installed.cache_clear()
+    versions.installed.cache_clear()
     reason = gk.supports("flash", WHOLE.call("flash"))
     if reason is None:
         yield flash.chosen(WHOLE.call("flash"))
     torch.use_deterministic_algorithms(True)
     monkeypatch.undo()
-    flash_versions.installed.cache_clear()
+    versions.installed.cache_clear()
     if not is_hardware(torch.device("cuda")):
         pytest.skip(f"the emulated GPU has no fused attention: {reason}")
     assert reason is None, reason
@@ -67,7 +67,7 @@ def test_runs_on_hardware_agree(real: Any, ref_batch: int) -> None:
     inputs = make_case(case)
     first = run(case, "flash", HALF, inputs)
     forward = {"out", "lse", "gate_sum"}
-    exact = forward if isinstance(real, flash_versions.TorchCudnn) else set(first)
+    exact = forward if isinstance(real, torch_own.TorchCudnn) else set(first)
     for _ in range(3):
         again = run(case, "flash", HALF, inputs)
         for name in exact & set(first):

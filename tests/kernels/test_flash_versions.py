@@ -23,7 +23,8 @@ from support.flash_standins import STANDINS, TORCH_OWN, Aten, Calls, install
 
 import genhoi_kernels as gk
 from genhoi_kernels.backends.flash import backend as flash
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash import torch_own, versions
+from genhoi_kernels.backends.flash.adapter import INTERPRETER, Generation
 
 pytest_plugins = ["support.flash_cases"]
 
@@ -93,7 +94,7 @@ def test_gpus_of_a_generation(
     monkeypatch: pytest.MonkeyPatch, name: str, arch: str, head_dim: int, words: str | None
 ) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = flash_versions.installed()
+        (found,) = versions.installed()
         reason = found.refuses(arch, HALF, head_dim, True)
         assert reason is None if words is None else words in (reason or "")
 
@@ -101,21 +102,21 @@ def test_gpus_of_a_generation(
 def test_old_packages_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in install("flash-attn 2", monkeypatch):
         monkeypatch.setattr(sys.modules["flash_attn"], "__version__", "2.6.3")
-        assert flash_versions.installed() == ()
+        assert versions.installed() == ()
     for _ in install("flash-attn 4", monkeypatch):
         module = sys.modules["flash_attn.cute.interface"]
         monkeypatch.setattr(module, "_flash_attn_fwd", lambda q, k, v: None)
-        assert flash_versions.installed() == ()
+        assert versions.installed() == ()
 
 
 def test_what_torch_has_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in install("torch cuDNN", monkeypatch):
-        monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 91500)
-        assert flash_versions.installed() == ()
+        monkeypatch.setattr(torch_own, "cudnn_version", lambda: 91500)
+        assert versions.installed() == ()
     for name in TORCH_OWN:
         for _ in install(name, monkeypatch):
-            monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: False)
-            assert flash_versions.installed() == ()
+            monkeypatch.setattr(torch_own, "torch_has_flash", lambda: False)
+            assert versions.installed() == ()
 
 
 def test_what_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,20 +129,20 @@ def test_what_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             monkeypatch.setattr(module, name, lambda answer=answer: answer)
         wanted = version is not None and built and gpu
-        assert flash_versions.torch_has_flash() == wanted
+        assert torch_own.torch_has_flash() == wanted
 
     def mismatch() -> int:
         raise RuntimeError("cuDNN version incompatibility")
 
     for found, number in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
         monkeypatch.setattr(torch.backends.cudnn, "version", found)
-        assert flash_versions.cudnn_version() == number
+        assert torch_own.cudnn_version() == number
 
 
 def test_cudnn_trains_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """And never where torch is to refuse what is not deterministic."""
     for _ in install("torch cuDNN", monkeypatch):
-        (cudnn,) = flash_versions.installed()
+        (cudnn,) = versions.installed()
 
         def refusal(needs_grad: bool = True, cudnn: Any = cudnn) -> str | None:
             reason: str | None = cudnn.refuses("sm_90", HALF, 128, needs_grad)
@@ -168,7 +169,7 @@ def test_cudnn_trains_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", TORCH_OWN)
 def test_torchs_switches_are_heeded(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = flash_versions.installed()
+        (found,) = versions.installed()
         switch = "enable_flash_sdp" if name == "torch flash" else "enable_cudnn_sdp"
         assert found.refuses("sm_90", HALF, 64, False) is None
         getattr(torch.backends.cuda, switch)(False)
@@ -185,23 +186,23 @@ def test_torchs_operators_are_not_for_the_interpreter(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = flash_versions.installed()
-        monkeypatch.setattr(flash_versions, "aten", torch.ops.aten)
-        reason = found.refuses(flash_versions.INTERPRETER, HALF, 64, False)
+        (found,) = versions.installed()
+        monkeypatch.setattr(torch_own, "aten", torch.ops.aten)
+        reason = found.refuses(INTERPRETER, HALF, 64, False)
         assert reason == f"{found.package} needs a GPU"
         assert found.refuses("sm_80", HALF, 64, False) is None
 
 
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """All packages and both of torch's own are found."""
-    finders = flash_versions._FINDERS
+    finders = versions._FINDERS
     for name in ("flash-attn 2", "flash-attn 3", "fa3-fwd"):
         for module, standin in STANDINS[name]([]).items():
             monkeypatch.setitem(sys.modules, module, standin)
-    monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: True)
-    monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 92400)
-    monkeypatch.setattr(flash_versions, "aten", Aten([]))
-    monkeypatch.setattr(flash_versions, "_FINDERS", finders)
+    monkeypatch.setattr(torch_own, "torch_has_flash", lambda: True)
+    monkeypatch.setattr(torch_own, "cudnn_version", lambda: 92400)
+    monkeypatch.setattr(torch_own, "aten", Aten([]))
+    monkeypatch.setattr(versions, "_FINDERS", finders)
 
 
 def test_the_order_in_which_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_the_order_in_which_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> N
             ("sm_80", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
             ("sm_100", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
         ):
-            assert [found.package for found in flash_versions.tried(arch)] == wanted, arch
+            assert [found.package for found in versions.tried(arch)] == wanted, arch
         assert flash.description().endswith(
             f"; here: flash-attn-3, fa3-fwd, {cudnn}, flash-attn, {own}"
         )
@@ -221,7 +222,7 @@ def test_the_order_in_which_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> N
 
 @for_sm_90
 def test_which_of_torchs_own_takes_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    generation = flash_versions.Generation
+    generation = Generation
     for _ in install(None, monkeypatch):
         everything(monkeypatch)
         for module in ("flash_attn", "flash_attn_interface", "fa3_fwd_interface"):
@@ -283,7 +284,7 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
     monkeypatch: pytest.MonkeyPatch, before: tuple[bool, bool]
 ) -> None:
     for calls in install("torch flash", monkeypatch):
-        (found,) = flash_versions.installed()
+        (found,) = versions.installed()
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         fills = torch.utils.deterministic.fill_uninitialized_memory
         one_backward(found)
@@ -294,7 +295,7 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
             assert settings() == (True, False)
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(flash_versions.aten, "_flash_attention_backward", fails)
+        monkeypatch.setattr(torch_own.aten, "_flash_attention_backward", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
             one_backward(found)
         assert settings() == before
@@ -303,7 +304,7 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
 def test_cudnn_reads_out_dout_and_lse_in_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """However they come: a plan is found again without looking at them."""
     for _ in install("torch cuDNN", monkeypatch):
-        (found,) = flash_versions.installed()
+        (found,) = versions.installed()
         q, k, out, dout = (torch.randn(2, rows, 3, 16).to(HALF) for rows in (5, 4, 5, 5))
         lse = torch.randn(2, 3, 5)
         wanted = found.backward(dout, q, k, k, out, lse, 0.25)
@@ -322,15 +323,15 @@ def torch_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 def test_threads_do_not_restore_each_others_setting(
     torch_flash: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (found,) = flash_versions.installed()
-    real, seen = flash_versions.aten._flash_attention_backward, []
+    (found,) = versions.installed()
+    real, seen = torch_own.aten._flash_attention_backward, []
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.2)  # the others get their turn, as while torch launches
         seen.append(settings())
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(flash_versions.aten, "_flash_attention_backward", slow)
+    monkeypatch.setattr(torch_own.aten, "_flash_attention_backward", slow)
     torch.use_deterministic_algorithms(False)
     threads = [threading.Thread(target=one_backward, args=(found,)) for _ in range(3)]
     for thread in threads:

@@ -16,10 +16,10 @@ import torch
 from support.cases import Case, arguments, check_budget, make_case, run_with, skip_unless_supported
 
 import genhoi_kernels
-from benchmarks.timing import is_hardware
 from genhoi_kernels import reference_attention
 from genhoi_kernels.backends.triton import backend as triton_backend
 from genhoi_kernels.backends.triton.tuning import compiler, configs
+from genhoi_kernels.tune.timing import is_hardware
 
 pytestmark = [
     pytest.mark.gpu,

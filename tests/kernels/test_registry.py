@@ -17,7 +17,7 @@ import genhoi_kernels as gk
 from genhoi_kernels.backends import native, registry
 from genhoi_kernels.backends import preferences as choices
 from genhoi_kernels.backends.flash import backend as flash
-from genhoi_kernels.backends.flash.versions import Generation
+from genhoi_kernels.backends.flash.adapter import Generation
 from genhoi_kernels.backends.preferences import Choice, Question
 from genhoi_kernels.backends.triton import backend as triton
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from benchmarks import cli, limits, timing
+from benchmarks import cli, limits
 from benchmarks.bare_attention import build_attention
-from benchmarks.case import Case, Direction
+from benchmarks.case import Case
 from benchmarks.peers import GATHERED
-from benchmarks.shapes import Shape
+from genhoi_kernels.tune import timing
+from genhoi_kernels.tune.problem import Direction
+from genhoi_kernels.tune.shapes import Shape
 
 HAS_MODEL_LAYER = all(importlib.util.find_spec(name) for name in ("diffusers", "av"))
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

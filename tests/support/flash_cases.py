@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import genhoi_kernels as gk
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash.adapter import INTERPRETER
 from genhoi_kernels.backends.triton import backend as triton
 from support import cases
 from support.cases import Case, Inputs, Results, device_of
@@ -23,7 +23,7 @@ UNAVAILABLE = triton.unavailable()
 needs_triton = pytest.mark.skipif(UNAVAILABLE is not None, reason=str(UNAVAILABLE))
 ARCH = None if UNAVAILABLE else triton.architecture(device_of("flash"))
 for_sm_90 = pytest.mark.skipif(
-    ARCH not in ("sm_90", flash_versions.INTERPRETER), reason=f"needs sm_90, this is {ARCH}"
+    ARCH not in ("sm_90", INTERPRETER), reason=f"needs sm_90, this is {ARCH}"
 )
 HALF = torch.bfloat16
 INF = float("inf")

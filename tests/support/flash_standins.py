@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash import torch_own, versions
 
 INF = float("inf")
 
@@ -376,21 +376,21 @@ def install(name: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls
         "fa3_fwd_interface", "fa3_fwd_config",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(flash_versions, "torch_has_flash", lambda: name in TORCH_OWN)
+    monkeypatch.setattr(torch_own, "torch_has_flash", lambda: name in TORCH_OWN)
     if name in STANDINS:
         for module, standin in STANDINS[name](calls).items():
             monkeypatch.setitem(sys.modules, module, standin)
     if name in TORCH_OWN:
-        monkeypatch.setattr(flash_versions, "cudnn_version", lambda: 91501)
-        finder = getattr(flash_versions, TORCH_OWN[name])
-        monkeypatch.setattr(flash_versions, "_FINDERS", (finder,))
-        monkeypatch.setattr(flash_versions, "aten", Aten(calls))
-        monkeypatch.setenv(flash_versions.CUDNN_BACKWARD, "1")
+        monkeypatch.setattr(torch_own, "cudnn_version", lambda: 91501)
+        finder = getattr(versions, TORCH_OWN[name])
+        monkeypatch.setattr(versions, "_FINDERS", (finder,))
+        monkeypatch.setattr(torch_own, "aten", Aten(calls))
+        monkeypatch.setenv(torch_own.CUDNN_BACKWARD, "1")
     with fused_attention_on():
-        flash_versions.installed.cache_clear()
+        versions.installed.cache_clear()
         yield calls
     monkeypatch.undo()
-    flash_versions.installed.cache_clear()
+    versions.installed.cache_clear()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ The first call goes over the video's keys; the second over the reference's, with
 mask gate gathered. Rotation, merge and flow gate are Triton kernels.
 
 Which FlashAttention: an installed package, or one of torch's two, cuDNN's and FlashAttention 2, in
-the order of ``flash_versions.tried``; ``chosen(call).package`` names the one that takes a call.
+the order of ``versions.tried``; ``chosen(call).package`` names the one that takes a call.
 Gradients are the same from run to run, but for cuDNN's: it takes no call that needs any unless the
 environment has GENHOI_CUDNN_BACKWARD=1 and torch.use_deterministic_algorithms does not forbid it.
 GENHOI_FLASH in the environment names the only one to be taken.
@@ -17,7 +17,8 @@ import os
 import torch
 from torch import Tensor
 
-from genhoi_kernels.backends.flash import versions as flash_versions
+from genhoi_kernels.backends.flash import torch_own, versions
+from genhoi_kernels.backends.flash.adapter import FlashAttention, Generation
 from genhoi_kernels.backends.triton import backend as triton
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import Rope
@@ -35,24 +36,24 @@ _INSTALL = (
 
 
 def unavailable() -> str | None:
-    """Why no call can run here, or None."""
+    """Say why no call can run here, or None."""
     if torch.version.hip is not None:
         return "it is for NVIDIA GPUs"
     problem = triton.unavailable()
     if problem is not None:
         return f"its own kernels need Triton and a GPU: {problem}"
-    off = [flash_versions.switched_off(flash) for flash in flash_versions.installed()]
-    return None if None in off else "; ".join(reason for reason in off if reason) or _INSTALL
+    reasons = [torch_own.switched_off(flash) for flash in versions.installed()]
+    return None if None in reasons else "; ".join(filter(None, reasons)) or _INSTALL
 
 
 def description() -> str:
-    """DESCRIPTION, and which ones were found."""
-    found = ", ".join(flash.package for flash in flash_versions.installed())
-    return f"{DESCRIPTION}; here: {found}"
+    """Describe the backend, and name the FlashAttentions that are here."""
+    names = ", ".join(flash.package for flash in versions.installed())
+    return f"{DESCRIPTION}; here: {names}"
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """16-bit GPU tensors, head dims that 8 divides up to 128, positive scales."""
+    """Refuse all but 16-bit GPU tensors, head dims that 8 divides up to 128, positive scales."""
     problem = triton.supports(call)
     if problem is not None or isinstance(call, RopeCall):
         return problem
@@ -64,39 +65,41 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes positive scales, not {call.scale}"
     reasons = list(_refusals(call).values())
     if not reasons:
-        only = os.environ[flash_versions.ONLY]
-        return f"{flash_versions.ONLY} asks for {only}, which is not here"
+        only = os.environ[versions.ONLY]
+        return f"{versions.ONLY} asks for {only}, which is not here"
     return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
 
-def _refusals(call: AttentionCall) -> dict[flash_versions.Flash, str | None]:
+def _refusals(call: AttentionCall) -> dict[FlashAttention, str | None]:
     arch = triton.architecture(call.device)
     return {
         flash: flash.refuses(arch, call.dtype, call.head_dim, call.needs_grad)
-        for flash in flash_versions.tried(arch)
+        for flash in versions.tried(arch)
     }
 
 
-def chosen(call: AttentionCall) -> flash_versions.Flash:
-    """The FlashAttention that takes a call which ``supports`` lets pass."""
+def chosen(call: AttentionCall) -> FlashAttention:
+    """Give the FlashAttention that takes a call which ``supports`` lets pass."""
     return next(flash for flash, reason in _refusals(call).items() if reason is None)
 
 
-def generation(call: AttentionCall) -> flash_versions.Generation | None:
-    """Which FlashAttention would take this call; None if none would."""
+def generation(call: AttentionCall) -> Generation | None:
+    """Say which FlashAttention would take this call; None if none would."""
     if unavailable() is not None or supports(call) is not None:
         return None
     return chosen(call).generation
 
 
-# The launches import triton, which need not be installed.
+# The launches' modules import triton, which need not be installed: each is imported when called.
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See two_pass.py."""
+    """Run the forward pass of two_pass.py."""
     from genhoi_kernels.backends.flash import two_pass
 
-    return two_pass.attention(call, tensors, chosen(call), arch=triton.architecture(call.device))
+    return two_pass.attention_forward(
+        call, tensors, chosen(call), arch=triton.architecture(call.device)
+    )
 
 
 def attention_backward(
@@ -106,7 +109,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> AttentionTensors:
-    """See two_pass.py; a gradient of lse takes the Triton kernels' backward pass."""
+    """Run the backward pass of two_pass.py; a gradient of lse takes the Triton kernels'."""
     from genhoi_kernels.backends.flash import two_pass
 
     if grads.lse is not None:  # not every FlashAttention has a place for it
@@ -120,5 +123,5 @@ norm_rope_backward = triton.norm_rope_backward
 
 
 def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-    """See ``backends.triton``."""
+    """Rotate by the Triton kernel."""
     return triton.apply_rope(x, rope, inverse)

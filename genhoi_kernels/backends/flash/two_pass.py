@@ -9,16 +9,19 @@ references are summed inside the call.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genhoi_kernels.backends.flash import merging
-from genhoi_kernels.backends.flash.versions import Flash, Pair, Triple
-from genhoi_kernels.backends.triton.attention import has_references, through_gate, with_rotation
+from genhoi_kernels.backends.flash import merge
+from genhoi_kernels.backends.flash.adapter import FlashAttention
+from genhoi_kernels.backends.triton.arguments import has_references
+from genhoi_kernels.backends.triton.attention_bwd import preprocess
 from genhoi_kernels.backends.triton.launch import ceil_div
-from genhoi_kernels.backends.triton.rotate import rotated
+from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradients
+from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
@@ -38,18 +41,18 @@ class Gathered:
     rows: Tensor | None
 
     def of(self, x: Tensor) -> Tensor:
-        """x ``[B, N, ...]`` as ``[groups, count, ...]``."""
+        """Gather x ``[B, N, ...]`` to ``[groups, count, ...]``."""
         if self.rows is None:
             return x.reshape(self.groups, self.count, *x.shape[2:])
         flat = x.flatten(0, 1).index_select(0, self.rows.flatten())
         return flat.view(self.groups, self.count, *x.shape[2:])
 
-    def add_to(self, x: Tensor, found: Tensor) -> Tensor:
-        """x ``[B, N, ...]``, contiguous, plus found ``[groups, count, ...]`` at its rows."""
+    def add_to(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Add ``[groups, count, ...]`` to x ``[B, N, ...]``, contiguous, at the rows."""
         if self.rows is None:
-            return (x + found.view(x.shape)).to(x.dtype)
+            return (x + gathered.view(x.shape)).to(x.dtype)
         flat, rows = x.flatten(0, 1), self.rows.flatten()
-        total = flat.index_select(0, rows) + found.flatten(0, 1)
+        total = flat.index_select(0, rows) + gathered.flatten(0, 1)
         # Every row occurs once: the order of writing does not matter.
         return flat.index_copy(0, rows, total.to(x.dtype)).view(x.shape)
 
@@ -65,7 +68,7 @@ class Segment:
 
 
 def gather(call: AttentionCall, t: AttentionTensors, multiple: int) -> Gathered | None:
-    """Which rows the references are to be attended by; None for none.
+    """Choose the rows that attend to the references; None for none.
 
     Slots come in multiples of ``multiple``, as far as there are rows to fill them with.
     Synchronises with the host if the caller gave a mask that is no MaskGate.
@@ -96,13 +99,13 @@ def gather(call: AttentionCall, t: AttentionTensors, multiple: int) -> Gathered 
 
 
 def low_bits(call: AttentionCall, bits: Tensor) -> Tensor:
-    """Bits of the references that there are."""
+    """Keep the bits of the references that there are."""
     references = len(call.ref_lengths)
     return bits if references >= 32 else bits & ((1 << references) - 1)
 
 
 def segments(call: AttentionCall, t: AttentionTensors) -> Iterator[Segment]:
-    """The references that have tokens."""
+    """Go through the references that have tokens."""
     assert t.k_ref is not None and t.v_ref is not None
     first = 0
     for number, length in enumerate(call.ref_lengths):
@@ -113,14 +116,16 @@ def segments(call: AttentionCall, t: AttentionTensors) -> Iterator[Segment]:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x ``[B, tokens, H, D]`` as all of them read it: 16 bytes at a time, no zero stride."""
+    """Make x ``[B, tokens, H, D]`` readable by all: 16 bytes at a time, no zero stride."""
     whole = all(stride % 8 == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
     shown_again = x.shape[0] > 1 and x.stride(0) == 0
     return x if whole and not shown_again and x.stride(-1) == 1 else x.contiguous()
 
 
-def attend(flash: Flash, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Pair:
-    """Output ``[B, rows, H, D]`` and lse ``[B, H, rows]``, contiguous; no key: 0 and -inf."""
+def call_forward(
+    flash: FlashAttention, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Compute output ``[B, rows, H, D]`` and lse ``[B, H, rows]``, contiguous; no key: 0, -inf."""
     if 0 in q.shape or 0 in k.shape:
         batch, rows, heads, _ = q.shape
         lse = torch.full((batch, heads, rows), -torch.inf, dtype=torch.float32, device=q.device)
@@ -129,32 +134,45 @@ def attend(flash: Flash, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Pair:
     return out.contiguous(), lse.contiguous()
 
 
-def attention(
-    call: AttentionCall, t: AttentionTensors, flash: Flash, *, arch: str
+def attention_forward(
+    call: AttentionCall, t: AttentionTensors, flash: FlashAttention, *, arch: str
 ) -> AttentionResult:
-    """The op's forward pass."""
-    turned = with_rotation(call, t)
-    o, lse = attend(flash, turned.q, turned.k, turned.v, call.scale)
+    """Run the op's forward pass."""
+    rotated = rotate_inputs(call, t)
+    o, lse = call_forward(flash, rotated.q, rotated.k, rotated.v, call.scale)
     rows = gather(call, t, flash.row_multiple)
     if rows is not None:
-        q = rows.of(turned.q)
-        parts = list(segments(call, turned))
-        found = [attend(flash, q, part.k, part.v, call.scale) for part in parts]
-        merging.merge_launch(
+        q = rows.of(rotated.q)
+        parts = list(segments(call, rotated))
+        results = [call_forward(flash, q, part.k, part.v, call.scale) for part in parts]
+        merge.merge_launch(
             o,
             lse,
-            *(_stacked([pair[i] for pair in found]) for i in (0, 1)),
+            part_out=_stacked([part_out for part_out, _ in results]),
+            part_lse=_stacked([part_lse for _, part_lse in results]),
             rows=rows.rows,
             bits=None if t.bits is None else t.bits.contiguous(),
             ref_bias=t.ref_bias,
             segments=tuple(part.number for part in parts),
         ).run()
-    return merging.gated_result(call, t, o, lse, arch=arch)
+    return merge.apply_gate(call, t, o, lse, arch=arch)
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """One after another; a single one is not copied."""
+    """Put one after another; a single one is not copied."""
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+class Upstream(NamedTuple):
+    """What a backward pass is given of the whole attention.
+
+    do ``[B, N, H, D]``: gradient of the ungated output o; lse ``[B, H, N]``; delta: rows' do . o.
+    """
+
+    do: Tensor
+    o: Tensor
+    lse: Tensor
+    delta: Tensor
 
 
 def attention_backward(
@@ -163,73 +181,98 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-    flash: Flash,
+    flash: FlashAttention,
     *,
     arch: str,
 ) -> AttentionTensors:
-    """The op's gradients; o is the attention before the gate. No gradient reaches lse.
+    """Compute the op's gradients that are wanted, and None for the others.
 
-    Every call is given the whole attention's output and lse, so that its probabilities and its
-    delta are the whole attention's.
+    o: the attention before the gate. No gradient reaches lse. A FlashAttention gives dq, dk and dv
+    at once: it is called if one of them is wanted. Every call is given the whole attention's output
+    and lse, so that its probabilities and its delta are the whole attention's.
     """
     assert grads.lse is None
-    dout = torch.zeros_like(o) if grads.out is None else grads.out
-    turned = with_rotation(call, t)
-    dO, delta, dgate = through_gate(call, t, o, dout, grads, arch=arch)
-    dq, dk, dv = _gradients(flash, dO, turned.q, turned.k, turned.v, o, lse, call.scale)
-    found = replace(t, q=dq, k=dk, v=dv, bits=None, gate=dgate, mask_gate=None)
-    if t.k_ref is not None and t.v_ref is not None:
-        bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
-        k_ref, v_ref = (x.new_zeros(x.shape) for x in (t.k_ref, t.v_ref))
-        found = replace(found, k_ref=k_ref, v_ref=v_ref, ref_bias=bias)
-        rows = gather(call, t, flash.row_multiple)
-        if rows is not None:
-            found = _add_references(call, turned, rows, found, flash, dO, o, lse, delta)
-    return replace(
-        found,
-        q=rotated(found.q, call.rope, inverse=True),
-        k=rotated(found.k, call.rope, inverse=True),
-        k_ref=None if found.k_ref is None else rotated(found.k_ref, call.ref_rope, inverse=True),
-    )
+    wanted = call.wanted
+    of_video = wanted.q or wanted.k or wanted.v
+    of_references = _references_wanted(call, t)
+    gradients: dict[str, Tensor | GateWeights | None] = dict.fromkeys(wanted._fields)
+    if of_video or of_references or (wanted.gate and t.gate is not None):
+        do, delta, gradients["gate"] = preprocess(call, t, o, grads, arch=arch)
+    if of_video or of_references:
+        rotated = rotate_inputs(call, t, k=of_video, k_ref=of_references or wanted.q)
+    if of_references:
+        gradients |= ReferenceGrads.zeros(t)._asdict()
+    dq = None
+    if of_video:
+        dq, gradients["k"], gradients["v"] = call_backward(
+            flash, rotated.q, rotated.k, rotated.v, do=do, o=o, lse=lse, scale=call.scale
+        )
+    rows = gather(call, t, flash.row_multiple) if of_references or wanted.q else None
+    if rows is not None:
+        upstream = Upstream(do, o, lse, delta)
+        ref_dq, references = reference_gradients(call, rotated, rows, flash, upstream)
+        gradients |= references._asdict()
+        dq = dq if dq is None else rows.add_to(dq, ref_dq)
+    gradients["q"] = dq
+    return wanted_gradients(call, gradients)
 
 
-def _gradients(
-    flash: Flash,
-    dout: Tensor,
+def _references_wanted(call: AttentionCall, t: AttentionTensors) -> bool:
+    """Say whether a gradient of the references is wanted."""
+    wanted = call.wanted
+    bias = wanted.ref_bias and t.ref_bias is not None
+    return t.k_ref is not None and (wanted.k_ref or wanted.v_ref or bias)
+
+
+def call_backward(
+    flash: FlashAttention,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    *,
+    do: Tensor,
+    o: Tensor,
     lse: Tensor,
     scale: float,
-) -> Triple:
-    """dq, dk and dv of one call, contiguous."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute dq, dk and dv of one call, contiguous."""
     if 0 in q.shape or 0 in k.shape:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    dq, dk, dv = flash.backward(
-        aligned(dout), aligned(q), aligned(k), aligned(v), aligned(out), lse.contiguous(), scale
-    )
+    do, q, k, v, o = (aligned(x) for x in (do, q, k, v, o))
+    dq, dk, dv = flash.backward(do, q, k, v, o, lse.contiguous(), scale)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
-def _add_references(
+class ReferenceGrads(NamedTuple):
+    """Gradients of the references; k_ref's is rotated as k_ref is."""
+
+    k_ref: Tensor
+    v_ref: Tensor
+    ref_bias: Tensor | None
+
+    @staticmethod
+    def zeros(t: AttentionTensors) -> ReferenceGrads:
+        """Make zeros, for references that nobody sees."""
+        assert t.k_ref is not None and t.v_ref is not None
+        bias = None if t.ref_bias is None else torch.zeros_like(t.ref_bias)
+        k_ref, v_ref = (x.new_zeros(x.shape) for x in (t.k_ref, t.v_ref))
+        return ReferenceGrads(k_ref, v_ref, bias)
+
+
+def reference_gradients(
     call: AttentionCall,
     t: AttentionTensors,
     rows: Gathered,
-    found: AttentionTensors,
-    flash: Flash,
-    dO: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-) -> AttentionTensors:
-    """What the references add to ``found``: to dq, and all of dk_ref, dv_ref, dbias."""
-    assert found.k_ref is not None and found.v_ref is not None
-    q, dO, o = (rows.of(x) for x in (t.q, dO, o))
-    lse, delta = (rows.of(x.transpose(1, 2)) for x in (lse, delta))  # [groups, count, H]
-    bits = None
-    if t.bits is not None:
-        bits = rows.of(t.bits.expand(found.q.shape[:2]))
+    flash: FlashAttention,
+    upstream: Upstream,
+) -> tuple[Tensor, ReferenceGrads]:
+    """Compute what the references add to the gathered rows' dq, and their own gradients."""
+    references = ReferenceGrads.zeros(t)
+    batch, n = t.q.shape[:2]
+    q, do, o = (rows.of(x) for x in (t.q, upstream.do, upstream.o))
+    # [groups, count, H]
+    lse, delta = (rows.of(x.transpose(1, 2)) for x in (upstream.lse, upstream.delta))
+    bits = None if t.bits is None else rows.of(t.bits.expand(batch, n))
     dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     for part in segments(call, t):
         sees, takes_part, part_lse = torch.ones_like(lse, dtype=torch.bool), lse != -torch.inf, lse
@@ -240,24 +283,31 @@ def _add_references(
             part_lse, takes_part = lse - bias, takes_part & (bias != -torch.inf)
         # Rows that take no part in this call are all zero in it: they add zero to every sum.
         takes_part = takes_part & sees
-        part_q, part_dO, part_o = (_where(takes_part, x) for x in (q, dO, o))
+        part_q, part_do, part_o = (_where(takes_part, x) for x in (q, do, o))
         part_lse = torch.where(takes_part, part_lse, 0.0)
-        dq_part, dk, dv = _gradients(
-            flash, part_dO, part_q, part.k, part.v, part_o, part_lse.transpose(1, 2), call.scale
+        dq_part, dk, dv = call_backward(
+            flash,
+            part_q,
+            part.k,
+            part.v,
+            do=part_do,
+            o=part_o,
+            lse=part_lse.transpose(1, 2),
+            scale=call.scale,
         )
         dq += _where(takes_part, dq_part)
         seen = sees.flatten(1).any(1)[:, None, None, None]  # else a NaN that nobody saw gets in
-        found.k_ref[:, part.tokens] = torch.where(seen, dk, 0.0)
-        found.v_ref[:, part.tokens] = torch.where(seen, dv, 0.0)
-        if found.ref_bias is not None:
+        references.k_ref[:, part.tokens] = torch.where(seen, dk, 0.0)
+        references.v_ref[:, part.tokens] = torch.where(seen, dv, 0.0)
+        if references.ref_bias is not None and call.wanted.ref_bias:
             # sum_m dS_im = share_i (dO_i . O_i of this part alone - delta_i)
-            alone, alone_lse = attend(flash, part_q, part.k, part.v, call.scale)
+            alone, alone_lse = call_forward(flash, part_q, part.k, part.v, call.scale)
             share = torch.exp(alone_lse.transpose(1, 2) - part_lse)
-            dS = share * ((part_dO.float() * alone.float()).sum(-1) - delta)
-            found.ref_bias[part.number] = torch.where(takes_part, dS, 0.0).sum()
-    return replace(found, q=rows.add_to(found.q, dq))
+            dS = share * ((part_do.float() * alone.float()).sum(-1) - delta)
+            references.ref_bias[part.number] = torch.where(takes_part, dS, 0.0).sum()
+    return dq, references
 
 
 def _where(rows: Tensor, x: Tensor) -> Tensor:
-    """x ``[groups, count, H, D]`` where rows ``[groups, count, H]``, else 0."""
+    """Keep x ``[groups, count, H, D]`` where rows ``[groups, count, H]``, else 0."""
     return torch.where(rows[..., None], x, 0.0)

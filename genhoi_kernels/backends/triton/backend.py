@@ -21,7 +21,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def interpreting() -> bool:
-    """TRITON_INTERPRET=1 runs the kernels on CPU tensors, one program after another."""
+    """Say whether TRITON_INTERPRET=1 runs the kernels on CPU tensors, a program at a time."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -37,7 +37,7 @@ def _missing() -> str | None:
 
 
 def unavailable() -> str | None:
-    """Why no kernel can run here, or None."""
+    """Say why no kernel can run here, or None."""
     if _missing() is not None or interpreting():
         return _missing()
     if not torch.cuda.is_available():
@@ -46,11 +46,11 @@ def unavailable() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """GPU tensors of 16 or 32 bits, head dims up to 128."""
-    wanted = "cpu" if interpreting() else "cuda"
-    if call.device.type != wanted:
+    """Refuse all but GPU tensors of 16 or 32 bits, with head dims up to 128."""
+    device = "cpu" if interpreting() else "cuda"
+    if call.device.type != device:
         why = " (TRITON_INTERPRET is set)" if interpreting() else ""
-        return f"it runs on {wanted} tensors{why}, not on {call.device.type}"
+        return f"it runs on {device} tensors{why}, not on {call.device.type}"
     if call.dtype not in _DTYPES:
         return f"it takes {', '.join(str(d) for d in _DTYPES)}, not {call.dtype}"
     if call.head_dim > MAX_HEAD_DIM:
@@ -60,7 +60,7 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def architecture(device: torch.device) -> str:
-    """The GPU's name in the table of configurations, such as "sm_90"; "" if it is too old."""
+    """Name the GPU's architecture as tables do, such as "sm_90"; "" if it is too old."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
@@ -69,14 +69,14 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}" if major >= 8 else ""
 
 
-# The launches import triton, which need not be installed.
+# The launches' modules import triton, which need not be installed: each is imported when called.
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See attention_fwd.py."""
-    from genhoi_kernels.backends.triton import attention
+    """Run the forward pass of attention_fwd.py."""
+    from genhoi_kernels.backends.triton import attention_fwd
 
-    return attention.attention(call, tensors, arch=architecture(call.device))
+    return attention_fwd.attention_forward(call, tensors, arch=architecture(call.device))
 
 
 def attention_backward(
@@ -86,32 +86,32 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> AttentionTensors:
-    """See flow_gate_bwd.py and attention_bwd.py."""
-    from genhoi_kernels.backends.triton import attention
+    """Run the backward pass of attention_bwd.py."""
+    from genhoi_kernels.backends.triton import attention_bwd
 
-    return attention.attention_backward(
+    return attention_bwd.attention_backward(
         call, tensors, o, lse, grads, arch=architecture(call.device)
     )
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-    """See norm_rope.py."""
-    from genhoi_kernels.backends.triton import rotate
+    """Run the forward pass of norm_rope.py."""
+    from genhoi_kernels.backends.triton import norm_rope
 
-    return rotate.norm_rope_of(x, weight, rope, eps)
+    return norm_rope.norm_rope_forward(x, weight, rope, eps)
 
 
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See norm_rope.py."""
-    from genhoi_kernels.backends.triton import rotate
+    """Run the backward pass of norm_rope.py."""
+    from genhoi_kernels.backends.triton import norm_rope
 
-    return rotate.norm_rope_gradients(grad, x, weight, rope, eps)
+    return norm_rope.norm_rope_backward(grad, x, weight, rope, eps)
 
 
 def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-    """See norm_rope.py."""
-    from genhoi_kernels.backends.triton import rotate
+    """Rotate by the kernel of norm_rope.py."""
+    from genhoi_kernels.backends.triton import norm_rope
 
-    return rotate.rotated(x, rope, inverse=inverse)
+    return norm_rope.rotate(x, rope, inverse=inverse)

@@ -1,4 +1,4 @@
-"""What attention kernels share: loading rows of a head, which rows see what, 64-bit offsets.
+"""What the attention kernels share: pointers and tiles of a head, and the mask gate's tile flags.
 
 Tensors are ``[B, tokens, H, D]`` with any strides but the last. Tiles are ``[rows, BLOCK_D]`` with
 BLOCK_D the next power of two of D; columns from D on are zero. Offsets of a tile's start are
@@ -8,12 +8,14 @@ BLOCK_D the next power of two of D; columns from D on are zero. Offsets of a til
 import triton
 import triton.language as tl
 
-TILE_ROWS: tl.constexpr = tl.constexpr(64)  # of mask_gate.py
+from genhoi_kernels import mask_gate
+
+TILE_ROWS: tl.constexpr = tl.constexpr(mask_gate.TILE_ROWS)
 
 
 @triton.jit
-def head_of(x, b, h, stride_b, stride_h):
-    """Pointer to the first row of one sample's head."""
+def head_pointer(x, b, h, stride_b, stride_h):
+    """Give the pointer to the first row of one sample's head."""
     return x + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
 
 
@@ -28,7 +30,7 @@ def load_tile(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows start .. start + BLOCK of one head; zero from ``rows`` on, if CHECK_ROWS."""
+    """Load rows start .. start + BLOCK of one head; zero from ``rows`` on, if CHECK_ROWS."""
     row, d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
     tile = head + tl.cast(start, tl.int64) * stride + (row * stride + d)
     if CHECK_ROWS and D < BLOCK_D:
@@ -55,9 +57,10 @@ def load_block(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """As ``load_tile``, by the descriptor of the whole tensor ``[B, H, rows, D]`` if there is one.
+    """Load as ``load_tile`` does, by TMA if there is a descriptor.
 
-    descriptor: or None. It fills with zeros what lies outside of the tensor.
+    descriptor: of the whole tensor ``[B, H, rows, D]``, or None. The copy fills with zeros what
+    lies outside of the tensor.
     """
     if descriptor is None:
         return load_tile(head, start, rows, stride, CHECK_ROWS, BLOCK, D, BLOCK_D)
@@ -69,7 +72,7 @@ def load_block(
 def store_tile(
     head, x, start, rows, stride, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Write rows start .. start + BLOCK of one head, as far as there are rows and columns."""
+    """Store rows start .. start + BLOCK of one head, as far as there are rows and columns."""
     row, d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
     tile = head + tl.cast(start, tl.int64) * stride + (row * stride + d)
     inside = (row < rows - start) & (d < D)
@@ -77,11 +80,15 @@ def store_tile(
 
 
 @triton.jit
-def flags_of_tile(tile_bits, start, rows, BLOCK: tl.constexpr):
-    """OR of the bits of rows start .. start + BLOCK: which references any of them sees."""
+def load_tile_flags(tile_bits, start, rows, BLOCK: tl.constexpr):
+    """OR the bits of rows start .. start + BLOCK: which references any of them sees.
+
+    A smaller BLOCK than the mask gate's tiles would read none of them, and see no reference.
+    """
+    tl.static_assert(BLOCK % TILE_ROWS == 0, "BLOCK must be a multiple of the mask gate's tiles")
     flags = 0
     first = start // TILE_ROWS
     for t in tl.static_range(BLOCK // TILE_ROWS):
-        there = (first + t) * TILE_ROWS < rows
-        flags |= tl.load(tile_bits + first + t, mask=there, other=0)
+        exists = (first + t) * TILE_ROWS < rows
+        flags |= tl.load(tile_bits + first + t, mask=exists, other=0)
     return flags

@@ -29,7 +29,7 @@ class Launch:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start the kernel on its tensors' device and stream; nothing if the grid is empty."""
+        """Start the kernel on its tensors' device and stream, unless the grid is empty."""
         if 0 in self.grid:
             return
         device = self.device()
@@ -37,11 +37,11 @@ class Launch:
             self.kernel[self.grid](**self.arguments, **self.constants, **self.compile_options())
 
     def device(self) -> torch.device:
-        """The tensors' device."""
+        """Give the tensors' device."""
         return next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
 
     def compile_options(self) -> dict[str, Any]:
-        """What the compiler is told besides the constants."""
+        """Give what the compiler is told besides the constants."""
         return {
             "num_warps": self.config.num_warps,
             "num_stages": self.config.num_stages,
@@ -51,17 +51,17 @@ class Launch:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Compute a / b, rounded up."""
     return -(-a // b)
 
 
 def power_of_two(n: int, *, at_least: int = 16) -> int:
-    """The next power of two from n on."""
+    """Give the next power of two from n on."""
     return max(at_least, 1 << (n - 1).bit_length())
 
 
 def strides(name: str, x: Tensor | None) -> dict[str, int]:
-    """Strides of ``[B or 1, tokens, H, D]`` as a kernel's arguments; a batch of 1 repeats."""
+    """Give the strides of ``[B or 1, tokens, H, D]`` as arguments; a batch of 1 repeats."""
     if x is None:
         return {f"{name}_b": 0, f"{name}_n": 0, f"{name}_h": 0}
     batch = 0 if x.shape[0] == 1 else x.stride(0)
@@ -72,14 +72,14 @@ _TMA_ALIGNMENT = 16  # bytes, of a tensor's start and of its strides
 
 
 def has_descriptor(x: Tensor) -> bool:
-    """Whether a tensor descriptor can describe x ``[B, tokens, H, D]``."""
+    """Say whether a tensor descriptor can describe x ``[B, tokens, H, D]``."""
     steps = (x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1)
     aligned = x.is_meta or x.data_ptr() % _TMA_ALIGNMENT == 0
     return x.numel() > 0 and aligned and all(s > 0 and s % _TMA_ALIGNMENT == 0 for s in steps)
 
 
 def descriptor(x: Tensor, block: tuple[int, int]) -> Any:
-    """Triton's tensor descriptor of x as ``[B, H, tokens, D]``, its blocks of one head."""
+    """Make Triton's descriptor of x as ``[B, H, tokens, D]``, its blocks of one head."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     by_head = x.transpose(1, 2)

@@ -9,17 +9,31 @@ the head's (BY_HEAD). ``cosines`` and ``sines`` hold the tables of the three axe
 the row's from ``row_table``, the column's from ``col_table`` on.
 """
 
+import dataclasses
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from genhoi_kernels.backends import device_tables
+from genhoi_kernels.backends.triton.launch import Launch, ceil_div, power_of_two
+from genhoi_kernels.backends.triton.tuning.configs import Config
+from genhoi_kernels.rope import HeadSlidingRope, Rope
+from genhoi_kernels.spec import AttentionCall, AttentionTensors
+
+BACKWARD_PROGRAMS = 512
+"""Programs of the backward kernel at most: each sums its tokens' gradients of the norm's weight."""
 
 
 @triton.jit
-def angles(
+def load_angles(
     cosines,
     sines,
     places,
     token,
-    there,
+    valid,
     row_table,
     col_table,
     H: tl.constexpr,
@@ -27,40 +41,40 @@ def angles(
     BLOCK: tl.constexpr,
     BY_HEAD: tl.constexpr,
 ):
-    """Cosine and sine of every pair of some tokens ``[TOKENS, BLOCK / 2]``."""
+    """Load cosine and sine of every pair of some tokens ``[TOKENS, BLOCK / 2]``."""
     SPATIAL: tl.constexpr = D // 3 // 2
     TEMPORAL: tl.constexpr = D // 2 - 2 * SPATIAL
     value = tl.arange(0, BLOCK // 2)[None, :]
     head, pair = value // (D // 2), value % (D // 2)
-    row = tl.load(places + 3 * token + 1, mask=there, other=0)[:, None]
-    col = tl.load(places + 3 * token + 2, mask=there, other=0)[:, None]
-    frame = head if BY_HEAD else tl.load(places + 3 * token, mask=there, other=0)[:, None]
+    row = tl.load(places + 3 * token + 1, mask=valid, other=0)[:, None]
+    col = tl.load(places + 3 * token + 2, mask=valid, other=0)[:, None]
+    frame = head if BY_HEAD else tl.load(places + 3 * token, mask=valid, other=0)[:, None]
     at_frame = frame * TEMPORAL + pair
     at_row = row_table + row * SPATIAL + (pair - TEMPORAL)
     at_col = col_table + col * SPATIAL + (pair - TEMPORAL - SPATIAL)
     at_space = tl.where(pair < TEMPORAL + SPATIAL, at_row, at_col)
     index = tl.where(pair < TEMPORAL, at_frame, at_space)
-    inside = there[:, None] & (value < H * D // 2)
+    inside = valid[:, None] & (value < H * D // 2)
     cos = tl.load(cosines + index, mask=inside, other=0.0)
     return cos, tl.load(sines + index, mask=inside, other=0.0)
 
 
 @triton.jit
 def load_pairs(x, offset, inside):
-    """Values ``[TOKENS, BLOCK]`` in float32, as halves of complex ones ``[TOKENS, BLOCK / 2]``."""
+    """Load values ``[TOKENS, BLOCK]`` in float32 as real and imaginary ``[TOKENS, BLOCK / 2]``."""
     value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
     return tl.split(tl.reshape(value, (value.shape[0], value.shape[1] // 2, 2)))
 
 
 @triton.jit
 def store_pairs(y, offset, inside, real, imag):
-    """The inverse of load_pairs."""
+    """Store what ``load_pairs`` gave, interleaved again."""
     value = tl.reshape(tl.join(real, imag), (real.shape[0], 2 * real.shape[1]))
     tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "row_table", "col_table"])
-def norm_rope_forward(
+def norm_rope_fwd(
     x,
     weight,
     y,
@@ -82,11 +96,11 @@ def norm_rope_forward(
     NORM: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
-    """y ``[B, N, H, D]`` = R (x r weight), with r = 1 / sqrt(mean(x^2) + eps) of each token."""
+    """Compute y ``[B, N, H, D]`` = R (x r weight), r = 1 / sqrt(mean(x^2) + eps) of each token."""
     b = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    there, value = token < N, tl.arange(0, BLOCK)[None, :]
-    inside = there[:, None] & (value < H * D)
+    valid, value = token < N, tl.arange(0, BLOCK)[None, :]
+    inside = valid[:, None] & (value < H * D)
 
     at = b * x_b + token.to(tl.int64)[:, None] * x_n + (value // D * x_h + value % D)
     real, imag = load_pairs(x, at, inside)
@@ -95,8 +109,8 @@ def norm_rope_forward(
         w_real, w_imag = load_pairs(weight, value, value < H * D)
         real, imag = real * r * w_real, imag * r * w_imag
 
-    cos, sin = angles(
-        cosines, sines, places, token, there, row_table, col_table, H, D, BLOCK, BY_HEAD
+    cos, sin = load_angles(
+        cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK, BY_HEAD
     )
     if INVERSE:
         sin = -sin
@@ -105,7 +119,7 @@ def norm_rope_forward(
 
 
 @triton.jit(do_not_specialize=["B", "N", "tokens_each", "row_table", "col_table"])
-def norm_rope_backward(
+def norm_rope_bwd(
     grad,
     x,
     weight,
@@ -128,7 +142,7 @@ def norm_rope_backward(
     TOKENS: tl.constexpr,
     BY_HEAD: tl.constexpr,
 ):
-    """dx, and this program's share of dweight ``[programs, H D]``, of tokens_each tokens.
+    """Compute dx, and this program's share of dweight ``[programs, H D]``, of tokens_each tokens.
 
     With g = R^-1 grad: dweight = sum of g x r;  dx = r (g weight - x r^2 mean(g weight x)).
     """
@@ -141,10 +155,10 @@ def norm_rope_backward(
     last = tl.minimum(first + tokens_each, B * N)
     for i in range(first, last, TOKENS):
         row = i + tl.arange(0, TOKENS)
-        there, token = row < last, row % N
-        inside = there[:, None] & (value < H * D)
-        cos, sin = angles(
-            cosines, sines, places, token, there, row_table, col_table, H, D, BLOCK, BY_HEAD
+        valid, token = row < last, row % N
+        inside = valid[:, None] & (value < H * D)
+        cos, sin = load_angles(
+            cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK, BY_HEAD
         )
         y_at = row.to(tl.int64)[:, None] * (H * D) + value
         real, imag = load_pairs(grad, y_at, inside)
@@ -162,3 +176,148 @@ def norm_rope_backward(
         store_pairs(dx, y_at, inside, dx_real, dx_imag)
     at = tl.program_id(0) * (H * D) + value
     store_pairs(dweights, at, value < H * D, dw_real, dw_imag)
+
+
+def rotate(x: Tensor, rope: Rope | None, *, inverse: bool = False) -> Tensor:
+    """Rotate x ``[B, N, H, D]``; without a rotation x itself is the result."""
+    if rope is None:
+        return x
+    y = x.new_empty(x.shape)
+    forward_launch(x, y, None, rope, eps=0.0, inverse=inverse).run()
+    return y
+
+
+def rotate_inputs(
+    call: AttentionCall, t: AttentionTensors, *, k: bool = True, k_ref: bool = True
+) -> AttentionTensors:
+    """Rotate q, and unless told otherwise k and k_ref, each by its rotation if it has one."""
+    return dataclasses.replace(
+        t,
+        q=rotate(t.q, call.rope),
+        k=rotate(t.k, call.rope) if k else t.k,
+        k_ref=rotate(t.k_ref, call.ref_rope) if k_ref and t.k_ref is not None else t.k_ref,
+    )
+
+
+def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> AttentionTensors:
+    """Rotate q's, k's and k_ref's gradients back; those that are not wanted become None.
+
+    gradients: by the names of WantedGrads, or None for what there is none of.
+    """
+    kept: dict[str, Any] = dict.fromkeys(gradients)
+    ropes = {"q": call.rope, "k": call.rope, "k_ref": call.ref_rope}
+    for name, gradient in gradients.items():
+        if gradient is not None and getattr(call.wanted, name):
+            kept[name] = rotate(gradient, ropes.get(name), inverse=True)
+    return AttentionTensors(bits=None, **kept)
+
+
+def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
+    """Normalise x ``[B, N, H*D]`` over all heads by its RMS, then rotate it: ``[B, N, H, D]``."""
+    heads = x.unflatten(-1, (-1, rope.head_dim))
+    y = heads.new_empty(heads.shape)
+    forward_launch(heads, y, weight.contiguous(), rope, eps=eps, inverse=False).run()
+    return y
+
+
+def norm_rope_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of x ``[B, N, H*D]`` and weight ``[H*D]``."""
+    programs = min(x.shape[0] * x.shape[1], BACKWARD_PROGRAMS)
+    dx = x.new_empty(x.shape)
+    dweights = x.new_empty((programs, x.shape[2]), dtype=torch.float32)
+    backward_launch(grad, x, weight.contiguous(), dx, dweights, rope, eps=eps).run()
+    return dx, dweights.sum(0).to(weight.dtype)
+
+
+def forward_launch(
+    x: Tensor, y: Tensor, weight: Tensor | None, rope: Rope, *, eps: float, inverse: bool
+) -> Launch:
+    """Make the launch of ``norm_rope_fwd``, from x ``[B, N, H, D]`` to y, contiguous.
+
+    weight: of the norm; None rotates only.
+    """
+    batch, tokens, heads, head_dim = x.shape
+    block = power_of_two(heads * head_dim)
+    return Launch(
+        kernel=norm_rope_fwd,
+        grid=(ceil_div(tokens, _tokens(block)), batch if heads else 0),
+        arguments={
+            "x": x,
+            "weight": weight,
+            "y": y,
+            **device_tables.angles(rope, tokens, x.device)._asdict(),
+            "x_b": x.stride(0),
+            "x_n": x.stride(1),
+            "x_h": x.stride(2),
+            "N": tokens,
+            "eps": eps,
+        },
+        constants={
+            "H": heads,
+            "D": head_dim,
+            "BLOCK": block,
+            "TOKENS": _tokens(block),
+            "BY_HEAD": isinstance(rope, HeadSlidingRope),
+            "NORM": weight is not None,
+            "INVERSE": inverse,
+        },
+        config=_config(block),
+    )
+
+
+def backward_launch(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dx: Tensor,
+    dweights: Tensor,
+    rope: Rope,
+    *,
+    eps: float,
+) -> Launch:
+    """Make the launch of ``norm_rope_bwd``.
+
+    grad ``[B, N, H, D]``; x and dx ``[B, N, H*D]``; dweights ``[programs, H*D]``.
+    """
+    batch, tokens, heads, head_dim = grad.shape
+    block, programs = power_of_two(heads * head_dim), len(dweights)
+    return Launch(
+        kernel=norm_rope_bwd,
+        grid=(programs,),
+        arguments={
+            "grad": grad,
+            "x": x,
+            "weight": weight,
+            "dx": dx,
+            "dweights": dweights,
+            **device_tables.angles(rope, tokens, x.device)._asdict(),
+            "x_b": x.stride(0),
+            "x_n": x.stride(1),
+            "B": batch,
+            "N": tokens,
+            "tokens_each": ceil_div(batch * tokens, programs) if programs else 0,
+            "eps": eps,
+        },
+        constants={
+            "H": heads,
+            "D": head_dim,
+            "BLOCK": block,
+            "TOKENS": _tokens(block),
+            "BY_HEAD": isinstance(rope, HeadSlidingRope),
+        },
+        config=_config(block),
+    )
+
+
+def _tokens(block: int) -> int:
+    """Give a program 4096 values, or one token that has more."""
+    return max(4096 // block, 1)
+
+
+def _config(block: int) -> Config:
+    """Give a thread 16 values: 16-byte accesses, and registers for both halves of the pairs."""
+    warps = max(4096, block) // 512
+    how = "16 values a thread, in whole tokens; bandwidth-bound, nothing to tune"
+    return Config(_tokens(block), block, 0, min(warps, 16), 1, how=how)

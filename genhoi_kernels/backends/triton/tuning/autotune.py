@@ -1,10 +1,11 @@
 """Opt-in: GENHOI_AUTOTUNE=1 times the candidates of a kernel on the GPU at hand, once.
 
-The first large call of a kind (architecture, kernel, size of a value, head dim) tries every
-candidate on its own tensors and keeps the fastest, here and in a file of the user's cache folder
-that later processes read. A kernel may be run again and again for it: none reads what it writes.
-A candidate that doesn't compile, or asks for more than the GPU has, is left out. Each is timed for
-some 40 ms, or three launches; one that takes twice the best so far is timed once.
+The first large call of a kind (GPU, kernel, size of a value, head dim) tries every candidate on its
+own tensors and keeps the fastest, here and in a file of the user's cache folder that later
+processes read: one for each name of a GPU and version of Triton. A kernel may be run again and
+again for it: none reads what it writes. A candidate that doesn't compile, or asks for more than the
+GPU has, is left out. Each is timed for some 40 ms, or three launches; one that takes twice the best
+so far is timed once.
 """
 
 from __future__ import annotations
@@ -20,18 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends import preferences
 from genhoi_kernels.backends.triton.launch import Launch
+from genhoi_kernels.backends.triton.tuning import configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
-from genhoi_kernels.backends.triton.tuning.configs import (
-    Config,
-    Key,
-    adopt,
-    entries_of,
-    parse_entries,
-    trying,
-)
+from genhoi_kernels.backends.triton.tuning.configs import Config, Key
 from genhoi_kernels.files import whole_file
 
 FILE = "triton-configs.json"
@@ -47,18 +43,18 @@ Seen = Callable[[Config, float | None], None]
 Listener = Callable[[Key, Config, float | None], None]
 """As Seen, of any kernel."""
 
-_tuned: set[Key] = set()
+_tuned: set[tuple[str, Key]] = set()
 _listeners: list[Listener] = []
 
 
 def enabled() -> bool:
-    """GENHOI_AUTOTUNE=1 is set; read at every call."""
+    """Say whether GENHOI_AUTOTUNE=1 is set; it is read at every call."""
     return os.environ.get("GENHOI_AUTOTUNE", "0") == "1"
 
 
 @contextlib.contextmanager
 def told(listener: Listener) -> Iterator[None]:
-    """Within it, the listener is told of every candidate that is timed."""
+    """Tell the listener of every candidate that is timed within the block."""
     _listeners.append(listener)
     try:
         yield
@@ -66,58 +62,68 @@ def told(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def tune(key: Key, make: Callable[[], Launch]) -> None:
-    """See to it that a kernel's configuration is a measured one, for all later calls of its kind.
+def tune_first_call(kernel: str, x: Tensor, make: Callable[[], Launch], *, arch: str) -> None:
+    """Tune a kernel before its first large call, where that is asked for.
+
+    x: ``[B, N, H, D]``, one of the call's tensors. make: as in ``tune``.
+    """
+    if enabled() and x.device.type == "cuda" and x.shape[1] >= MINIMUM_ROWS:
+        tune(configs.key_of(arch, kernel, x.element_size(), x.shape[-1]), x.device, make)
+
+
+def tune(key: Key, device: torch.device, make: Callable[[], Launch]) -> None:
+    """See to it that a kernel's configuration is one measured on this GPU, for all later calls.
 
     make: the call's launch, with the configuration that the tables give when it is called. The
     file is extended before this returns: a process that ends later loses nothing.
     """
-    if key in _tuned:
+    gpu = configs.device_name(device)
+    if (gpu, key) in _tuned:
         return
-    path = table_path()
-    known = read(path).get(key)
-    if known is None:
+    path = table_path(device)
+    fastest_known = read(path).get(key)
+    if fastest_known is None:
 
         def launch(candidate: Config) -> Launch:
-            with trying(key, candidate):
+            with configs.trying(key, candidate):
                 return make()
 
         def seen(candidate: Config, taken: float | None) -> None:
             for listener in _listeners:
                 listener(key, candidate, taken)
 
-        known = fastest(candidates(key.kernel, key.arch), launch, seen=seen)
-        if known is not None:
-            write(path, {key: known})
-    _tuned.add(key)
-    if known is not None:
-        adopt({key: known})
+        fastest_known = fastest(candidates(key.kernel, key.arch), launch, seen=seen)
+        if fastest_known is not None:
+            write(path, {key: fastest_known})
+    _tuned.add((gpu, key))
+    if fastest_known is not None:
+        configs.adopt(gpu, {key: fastest_known})
 
 
-def table_path() -> Path:
-    """The file of found configurations: they hold for the GPUs of one name and one Triton."""
+def table_path(device: torch.device) -> Path:
+    """Name the file of measured configurations: they hold for GPUs of one name and one Triton."""
     import triton
 
-    name = torch.cuda.get_device_name().replace(" ", "-")
-    return choices.cache_folder() / f"{name}-triton-{triton.__version__}-{FILE}"
+    name = configs.device_name(device).replace(" ", "-")
+    return preferences.cache_folder() / f"{name}-triton-{triton.__version__}-{FILE}"
 
 
 def read(path: Path) -> dict[Key, Config]:
-    """What was found before; nothing, and a warning that names the file, if it is malformed."""
+    """Read what was measured before; a malformed file is ignored, with a warning that names it."""
     if not path.exists():
         return {}
     try:
-        return parse_entries(json.loads(path.read_text()))
+        return configs.parse_entries(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{path} is malformed and ignored: {error}", stacklevel=2)
         return {}
 
 
-def write(path: Path, found: dict[Key, Config]) -> None:
-    """Add to what is there; the file is replaced whole or not at all."""
-    entries = entries_of(read(path) | found)
-    with whole_file(path) as temporary, temporary.open("w") as file:
-        json.dump({"made_by": "GENHOI_AUTOTUNE=1", "entries": entries}, file, indent=1)
+def write(path: Path, measured: dict[Key, Config]) -> None:
+    """Add to the entries that the file has; it is replaced whole or not at all."""
+    text = configs.text_of("GENHOI_AUTOTUNE=1", read(path) | measured)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def fastest(
@@ -127,7 +133,7 @@ def fastest(
     time: Callable[[Launch, float], float] | None = None,
     seen: Seen | None = None,
 ) -> Config | None:
-    """The candidate whose launch takes least time; None if none of them runs.
+    """Find the candidate whose launch takes least time; None if none of them runs.
 
     time: milliseconds of a launch, given the best so far. seen: told of every candidate.
     """
@@ -150,7 +156,7 @@ def fastest(
 
 
 def _milliseconds(launch: Launch, best: float) -> float:
-    """Median time; the first launch, which compiles, is not counted."""
+    """Measure the median time; the first launch, which compiles, is not counted."""
     device = launch.device()
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         launch.run()
@@ -159,7 +165,7 @@ def _milliseconds(launch: Launch, best: float) -> float:
 
 
 def median_of(sample: Callable[[], float], best: float) -> float:
-    """Of milliseconds: as many samples as the budget allows, one of what is far from the best."""
+    """Take as many samples as the budget allows, one of what is far from the best: their median."""
     samples = [sample()]
     if samples[0] > 2 * best:
         return samples[0]

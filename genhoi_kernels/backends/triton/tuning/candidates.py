@@ -11,26 +11,51 @@ from genhoi_kernels.backends.triton.tuning.configs import Config
 # often and give each warp work enough to hide what is not a product; they also spill first.
 _FORWARD = {
     "sm_80": [
-        (128, 64, 16, 8, 3), (128, 64, 64, 8, 3), (128, 64, 32, 8, 2), (128, 64, 16, 8, 2),
-        (128, 32, 64, 8, 2), (128, 32, 16, 8, 3), (128, 32, 32, 8, 2), (64, 32, 16, 4, 2),
-        (64, 16, 16, 4, 2), (64, 16, 16, 8, 2), (64, 16, 16, 8, 1),
+        (128, 64, 16, 8, 3),
+        (128, 64, 64, 8, 3),
+        (128, 64, 32, 8, 2),
+        (128, 64, 16, 8, 2),
+        (128, 32, 64, 8, 2),
+        (128, 32, 16, 8, 3),
+        (128, 32, 32, 8, 2),
+        (64, 32, 16, 4, 2),
+        (64, 16, 16, 4, 2),
+        (64, 16, 16, 8, 2),
+        (64, 16, 16, 8, 1),
     ],
     "sm_90": [
-        (128, 128, 64, 8, 2), (128, 128, 32, 8, 2), (128, 64, 32, 8, 3), (128, 64, 64, 8, 2),
-        (128, 64, 16, 8, 2), (128, 32, 32, 8, 2), (64, 64, 32, 4, 2), (64, 32, 32, 4, 2),
-        (64, 32, 16, 8, 2), (64, 16, 16, 8, 1),
+        (128, 128, 64, 8, 2),
+        (128, 128, 32, 8, 2),
+        (128, 64, 32, 8, 3),
+        (128, 64, 64, 8, 2),
+        (128, 64, 16, 8, 2),
+        (128, 32, 32, 8, 2),
+        (64, 64, 32, 4, 2),
+        (64, 32, 32, 4, 2),
+        (64, 32, 16, 8, 2),
+        (64, 16, 16, 8, 1),
     ],
-}  # fmt: skip
+}
 _BACKWARD = {
     "sm_80": [
-        (64, 128, 64, 8, 2), (64, 64, 32, 8, 2), (64, 64, 16, 4, 2), (64, 32, 16, 4, 2),
-        (64, 32, 16, 8, 2), (64, 16, 16, 4, 2), (64, 16, 16, 8, 1),
+        (64, 128, 64, 8, 2),
+        (64, 64, 32, 8, 2),
+        (64, 64, 16, 4, 2),
+        (64, 32, 16, 4, 2),
+        (64, 32, 16, 8, 2),
+        (64, 16, 16, 4, 2),
+        (64, 16, 16, 8, 1),
     ],
     "sm_90": [
-        (64, 128, 64, 8, 2), (64, 128, 32, 8, 2), (64, 64, 32, 8, 2), (64, 64, 64, 4, 2),
-        (64, 32, 32, 4, 2), (64, 32, 16, 8, 2), (64, 16, 16, 8, 1),
+        (64, 128, 64, 8, 2),
+        (64, 128, 32, 8, 2),
+        (64, 64, 32, 8, 2),
+        (64, 64, 64, 4, 2),
+        (64, 32, 32, 4, 2),
+        (64, 32, 16, 8, 2),
+        (64, 16, 16, 8, 1),
     ],
-}  # fmt: skip
+}
 _QUERIES = {
     "sm_80": [(128, 64, 32, 8, 2), (128, 64, 16, 8, 2), (128, 32, 16, 8, 2)],
     "sm_90": [(128, 64, 32, 8, 2), (128, 64, 64, 8, 2), (128, 32, 32, 8, 2)],
@@ -49,7 +74,7 @@ _FORMS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def candidates(kernel: str, arch: str) -> list[Config]:
-    """In the order in which they are tried; none that this Triton compiles wrongly."""
+    """List configurations in the order of trying; none that this Triton compiles wrongly."""
     family = "sm_90" if arch in ("sm_90", "sm_100") else "sm_80"
     sizes = {
         "forward": _FORWARD[family],
@@ -64,5 +89,5 @@ def candidates(kernel: str, arch: str) -> list[Config]:
         forms = _FORMS[family]
     elif kernel in ("queries", "keys", "reference_keys"):
         forms = _COPIES[family]
-    found = [Config(*size, **form) for size in sizes for form in forms]
-    return [cut for cut in found if allows(cut, arch)]
+    every = [Config(*size, **form) for size in sizes for form in forms]
+    return [config for config in every if allows(config, arch)]

@@ -27,30 +27,31 @@ _MENDED = (3, 7)
 
 @functools.lru_cache(maxsize=1)
 def version() -> str:
-    """Major and minor number, such as "3.6": what configurations are kept by."""
+    """Give Triton's major and minor number, such as "3.6", by which configurations are kept."""
     return ".".join(triton.__version__.split(".")[:2])
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version in the order of versions."""
+    """Split a version, so that versions compare in their order."""
     return tuple(int(number) for number in version.split("."))
 
 
 def is_sound(arch: str) -> bool:
-    """Whether none of the above holds for this Triton and architecture."""
+    """Say whether none of the above holds for this Triton and architecture."""
     return arch != "sm_90" or numbers(version()) >= _MENDED
 
 
-def allows(cut: Config, arch: str) -> bool:
-    """Whether a configuration's loops are compiled right for tensors that have descriptors."""
-    return is_sound(arch) or cut.descriptors or cut.num_stages == 1
+def allows(config: Config, arch: str) -> bool:
+    """Say whether a configuration's loops are compiled right for tensors with descriptors."""
+    return is_sound(arch) or config.descriptors or config.num_stages == 1
 
 
-def safe_form(cut: Config, arch: str, *, has_descriptors: bool) -> Config:
-    """The configuration, changed as far as it must be; has_descriptors: what the loop copies has.
+def safe_form(config: Config, arch: str, *, has_descriptors: bool) -> Config:
+    """Change a configuration as far as it must be, to be compiled right.
 
-    Every launch whose loop multiplies what it copies takes its configuration through here.
+    has_descriptors: tensor descriptors can describe what the loop copies. Every launch whose loop
+    multiplies what it copies takes its configuration through here.
     """
-    if is_sound(arch) or cut.num_stages == 1:
-        return cut
-    return replace(cut, descriptors=True) if has_descriptors else replace(cut, num_stages=1)
+    if is_sound(arch) or config.num_stages == 1:
+        return config
+    return replace(config, descriptors=True) if has_descriptors else replace(config, num_stages=1)

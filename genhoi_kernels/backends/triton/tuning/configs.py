@@ -19,12 +19,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from genhoi_kernels.backends.triton.tuning import compiler
+from genhoi_kernels.mask_gate import TILE_ROWS
 
 ARCHS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 """Architectures with entries of their own."""
 
 KERNELS = ("forward", "queries", "keys", "reference_keys", "gate_backward", "delta")
+"""Launches with entries of their own: attention_fwd; of the backward pass dq, the video's dkdv, the
+references' dkdv, the flow gate's kernel and preprocess."""
+
+_MASKED = ("forward", "queries", "keys", "reference_keys")
+"""Those that look at the mask gate's tile flags, TILE_ROWS rows at a time."""
+
 HEAD_DIMS = (32, 64, 96, 128)
 """Head dims with entries of their own; others take the next one's."""
 
@@ -44,7 +54,7 @@ _LIKE = {
 
 @dataclass(frozen=True)
 class Config:
-    """How a kernel is cut up.
+    """The block sizes and compile options of a kernel.
 
     block_m: query rows of a tile. block_n: keys of a block. block_r: keys of a block of references,
     and of what whole blocks of video keys leave over. descriptors: what a pipelined loop goes
@@ -67,7 +77,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Config)}
 
 
 class Key(NamedTuple):
-    """What an entry is for: itemsize in bytes, triton's version by compiler.version()."""
+    """What an entry is for: itemsize in bytes, Triton's version by compiler.version()."""
 
     arch: str
     kernel: str
@@ -77,18 +87,33 @@ class Key(NamedTuple):
 
 
 _trying: dict[Key, Config] = {}
-_measured: dict[Key, Config] = {}
+_measured: dict[tuple[str, Key], Config] = {}
+"""By the GPU's name: two models of one architecture need not agree."""
 
 
-def config(arch: str, kernel: str, itemsize: int, head_dim: int) -> Config:
-    """What was measured here, the table's entry, or else cautious sizes."""
+def config_for(arch: str, kernel: str, x: Tensor) -> Config:
+    """Give the configuration of a kernel on x's GPU, for values like x's ``[.., D]``."""
+    return config(arch, kernel, x.element_size(), x.shape[-1], device_name(x.device))
+
+
+def config(arch: str, kernel: str, itemsize: int, head_dim: int, device: str = "") -> Config:
+    """Give what was measured on this GPU, the table's entry, or else cautious sizes.
+
+    device: the GPU's name, by ``device_name``; "" asks for nothing that was measured.
+    """
     key = key_of(arch, kernel, itemsize, head_dim)
-    found = _trying.get(key) or _measured.get(key) or _entry(key)
-    return found or cautious(arch, key.head_dim)
+    known = _trying.get(key) or _measured.get((device, key)) or _entry(key)
+    return known or cautious(arch, key.head_dim)
+
+
+@functools.lru_cache(maxsize=64)
+def device_name(device: torch.device) -> str:
+    """Name the GPU that a tensor is on, whichever is the current one; "" if it is on none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def key_of(arch: str, kernel: str, itemsize: int, head_dim: int) -> Key:
-    """The running Triton's: some architectures share entries, and so do head dims."""
+    """Make the running Triton's key: some architectures share entries, and so do head dims."""
     next_one = next((d for d in HEAD_DIMS if d >= head_dim), head_dim)
     return Key(_LIKE.get(arch, arch), kernel, itemsize, next_one, compiler.version())
 
@@ -99,7 +124,7 @@ def _entry(key: Key) -> Config | None:
 
 
 def nearest(entries: dict[Key, Config], key: Key) -> Config | None:
-    """The key's entry, or that of the nearest older Triton, or of the nearest newer one."""
+    """Give the key's entry, or that of the nearest older Triton, or of the nearest newer one."""
     wanted = compiler.numbers(key.triton)
     versions = sorted(
         (compiler.numbers(other.triton), other)
@@ -112,13 +137,13 @@ def nearest(entries: dict[Key, Config], key: Key) -> Config | None:
     return entries[older[-1] if older else versions[0][1]]
 
 
-def adopt(found: dict[Key, Config]) -> None:
-    """Take measured entries before the table's, in this process."""
-    _measured.update(found)
+def adopt(device: str, measured: dict[Key, Config]) -> None:
+    """Take entries measured on the GPU of this name before the table's, in this process."""
+    _measured.update({(device, key): config for key, config in measured.items()})
 
 
 def cautious(arch: str, head_dim: int) -> Config:
-    """What fits everywhere; also for the interpreter, whose tests shall see several blocks."""
+    """Give what fits everywhere; for the interpreter, too, whose tests shall see several blocks."""
     how = "heuristic: small enough for any GPU" if arch != "interpreter" else "for the interpreter"
     keys = 64 if arch == "interpreter" else 32
     return Config(64, keys, keys // 2, 8 if head_dim >= 128 else 4, 1, how=how)
@@ -126,32 +151,65 @@ def cautious(arch: str, head_dim: int) -> Config:
 
 @functools.lru_cache(maxsize=1)
 def table() -> dict[Key, Config]:
-    """configs.json."""
+    """Read configs.json."""
     if not TABLE.exists():
         return {}
     return parse_entries(json.loads(TABLE.read_text()))
 
 
 def parse_entries(data: dict[str, Any]) -> dict[Key, Config]:
-    """The inverse of ``entries_of``, for a file's whole content."""
-    return {Key(*(e[name] for name in Key._fields)): Config(**e["config"]) for e in data["entries"]}
+    """Read the entries of a file that ``text_of`` wrote.
+
+    Raises:
+        KeyError, TypeError: it is no such file.
+        ValueError: a kernel could not run with an entry.
+    """
+    entries = {}
+    for entry in data["entries"]:
+        key = Key(*(entry[name] for name in Key._fields))
+        entries[key] = Config(**entry["config"])
+        check(key, entries[key])
+    return entries
 
 
-def entries_of(found: dict[Key, Config]) -> list[dict[str, object]]:
-    """What ``table`` reads, sorted."""
+def check(key: Key, config: Config) -> None:
+    """Refuse row blocks that the mask gate's tile flags do not cover.
 
-    def written(cut: Config) -> dict[str, Any]:
-        return {name: value for name, value in asdict(cut).items() if value != _DEFAULTS.get(name)}
+    Raises:
+        ValueError: block_m is not a multiple of TILE_ROWS.
+    """
+    if key.kernel in _MASKED and (config.block_m < 1 or config.block_m % TILE_ROWS):
+        raise ValueError(
+            f"block_m of {key.kernel} on {key.arch}, head dim {key.head_dim}: got "
+            f"{config.block_m}, wanted a multiple of {TILE_ROWS}, the rows of the mask gate's tiles"
+        )
 
-    def place(key: Key) -> tuple[object, ...]:
+
+def text_of(made_by: str, configs: dict[Key, Config]) -> str:
+    """Write what ``parse_entries`` reads, sorted, an entry a line."""
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in entries_of(configs))
+    entries = f"[\n{lines}\n ]" if lines else "[]"
+    return f'{{\n "made_by": {json.dumps(made_by)},\n "entries": {entries}\n}}\n'
+
+
+def entries_of(configs: dict[Key, Config]) -> list[dict[str, object]]:
+    """List the entries as a file has them, without what is as in any Config."""
+
+    def options(config: Config) -> dict[str, Any]:
+        every = asdict(config)
+        return {name: value for name, value in every.items() if value != _DEFAULTS.get(name)}
+
+    def order(key: Key) -> tuple[object, ...]:
         return *key[:-1], compiler.numbers(key.triton)
 
-    return [{**key._asdict(), "config": written(found[key])} for key in sorted(found, key=place)]
+    return [
+        {**key._asdict(), "config": options(configs[key])} for key in sorted(configs, key=order)
+    ]
 
 
 @contextmanager
 def trying(key: Key, candidate: Config) -> Iterator[None]:
-    """Within it, ``config`` gives the candidate for this key."""
+    """Make ``config`` give the candidate for this key, within the block."""
     before = _trying.get(key)
     _trying[key] = candidate
     try:

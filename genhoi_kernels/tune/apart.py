@@ -9,8 +9,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["DiedError", "Progress", "call_apart"]
-
 Progress = Callable[[str], None]
 _POLL = 0.2  # seconds; a process that ends is noticed at once
 _GRACE = 10.0  # seconds for a process to end that has answered, or was killed

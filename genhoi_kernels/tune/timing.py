@@ -13,19 +13,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import first_line
-
-__all__ = [
-    "Sample",
-    "Timings",
-    "interleave",
-    "is_contended",
-    "is_hardware",
-    "queued_seconds",
-    "ratio",
-    "stopwatch",
-]
-
 MAX_QUEUED = 0.03
 """Share of the threads' time in the run queue above which a sample is dropped."""
 
@@ -83,12 +70,12 @@ class Timings:
 
 def ratio(one: Timings, other: Timings) -> float | None:
     """Return the median over rounds of two times' ratio; None if no round is clean in both."""
-    found = [
+    ratios = [
         a.seconds / b.seconds
         for a, b in zip(one.samples, other.samples, strict=False)  # one may have ended early
         if not (a.contended or b.contended)
     ]
-    return statistics.median(found) if found else None
+    return statistics.median(ratios) if ratios else None
 
 
 def queued_seconds() -> float:
@@ -223,14 +210,14 @@ class _Contestant:
             with self._turn():
                 if warm:
                     self._call()
-                found = watch(self._call, repeats)
+                sample = watch(self._call, repeats)
         except Exception as error:  # whatever a peer raises is why it can't run
             if not self._keep_going:
                 raise
             self.timings.error = first_line(error)
             return None
-        self.timings.samples.append(found)
-        return found
+        self.timings.samples.append(sample)
+        return sample
 
 
 def _repeats(seconds: float, device: torch.device) -> int:
@@ -238,3 +225,9 @@ def _repeats(seconds: float, device: torch.device) -> int:
     if device.type == "cuda":
         return 1
     return max(1, math.ceil(MIN_SAMPLE / max(seconds, 1e-9)))
+
+
+def first_line(error: BaseException) -> str:
+    """Cut what an exception says to one line of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
