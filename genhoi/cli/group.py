@@ -30,7 +30,7 @@ from genhoi.cli.train import train
 from genhoi.conditioning.masks import MaskRule
 from genhoi.inspection.figure import draw_inspection
 from genhoi.inspection.inspect import Inspection, inspect_clip, summary_table, write_summary
-from genhoi.media.media import read_image
+from genhoi.media import read_image
 
 __all__ = ["main"]
 

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from genhoi.bases.base import Base
 from genhoi.conditioning.condition import build_condition
 from genhoi.data.sample import HOIDataset, HOISample
-from genhoi.media.locks import one_after_the_other
-from genhoi.media.media import fit_image
+from genhoi.media import fit_image
+from genhoi.media.files import one_after_the_other
 
 __all__ = ["EncodedClips", "Given", "conditions_for", "encode_dataset"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["Parts", "fingerprint"]
 

@@ -17,7 +17,7 @@ from genhoi.data.clip_dataset import ClipDataset
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.folders import find_clips
 from genhoi.data.sample import HOIDataset, HOISample
-from genhoi.media.media import fit_image
+from genhoi.media import fit_image
 
 
 def test_what_is_stored(tmp_path: Path) -> None:
