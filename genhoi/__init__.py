@@ -13,7 +13,7 @@ from genhoi.inspection.inspect import (
     summary_table,
     write_summary,
 )
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
     fit_image,
     read_clip,

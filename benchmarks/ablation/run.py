@@ -46,7 +46,7 @@ from genhoi.bases.base import Base
 from genhoi.bases.load import UNTRAINED, load_base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.trainer import Trainer, TrainProgress
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from genhoi.inspection.inspect import PATCH
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
     check_target,
     count_frames,

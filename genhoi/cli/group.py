@@ -31,7 +31,7 @@ from genhoi.cli.tune import tune
 from genhoi.conditioning.masks import MaskRule
 from genhoi.inspection.figure import draw_inspection
 from genhoi.inspection.inspect import Inspection, inspect_clip, summary_table, write_summary
-from genhoi.media.media import read_image
+from genhoi.media import read_image
 
 __all__ = ["main"]
 

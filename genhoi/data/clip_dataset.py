@@ -21,8 +21,7 @@ from torch import Tensor
 
 from genhoi.data.folders import ClipFiles
 from genhoi.data.sample import HOISample
-from genhoi.media.media import (
-    BACKGROUND,
+from genhoi.media import (
     Clip,
     ResizeMode,
     count_frames,
@@ -32,6 +31,7 @@ from genhoi.media.media import (
     resize_clip,
     resize_mask,
 )
+from genhoi.media.image import BACKGROUND
 
 __all__ = ["ClipDataset"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
     atomic_path,
     check_target,

@@ -24,7 +24,7 @@ from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
-from genhoi.media.media import Clip, fit_image
+from genhoi.media import Clip, fit_image
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
 from genhoi.models.sampling import denoise, noise, noise_levels, windows
 from genhoi.models.wan.attach import Preset, attach

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from genhoi.evaluation.evaluation import Case
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
     count_frames,
     digest,

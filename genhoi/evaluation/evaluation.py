@@ -33,7 +33,7 @@ from genhoi.evaluation.metrics import (
     texture_similarity,
     thirds,
 )
-from genhoi.media.media import Clip, atomic_path
+from genhoi.media import Clip, atomic_path
 
 __all__ = [
     "COLUMNS",

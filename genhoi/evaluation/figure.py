@@ -19,7 +19,7 @@ from genhoi.evaluation.evaluation import (
     over_cases,
     summarise,
 )
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["draw_evaluation"]
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.media.media import BACKGROUND, fit_image
+from genhoi.media import fit_image
+from genhoi.media.image import BACKGROUND
 
 __all__ = [
     "REASONS",

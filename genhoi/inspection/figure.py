@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genhoi.inspection.inspect import PATCH, Inspection, ScheduleResult, schedule_name
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["draw_inspection"]
 

@@ -33,7 +33,7 @@ from torch import Tensor
 import genhoi_kernels
 from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.inspection.timing import Timing, time_attention
-from genhoi.media.media import Clip, atomic_path, fit_image
+from genhoi.media import Clip, atomic_path, fit_image
 from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope, reference_attention
 
 __all__ = [

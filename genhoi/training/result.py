@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.bases.tiny import TinyBase
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.config import TrainConfig
 

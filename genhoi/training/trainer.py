@@ -23,8 +23,8 @@ from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
 from genhoi.bases.tiny import TinyBase
 from genhoi.data.encoded import EncodedClips
-from genhoi.media.locks import alone_in
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
+from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.wan.attach import Attachment, attach
 from genhoi.training.checkpoint import (

@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import genhoi_kernels
+from genhoi import media
 from genhoi.cli import common as cli_common
 from genhoi.cli import group, main
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 import genhoi
 from genhoi.inspection import inspect as inspection_module
 from genhoi.inspection.inspect import Inspection, inspect_clip
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 from genhoi_kernels import HeadSlidingRope, VideoRope, apply_rope
 
 SHARED = Path(os.environ.get("GENHOI_SHARED", Path(__file__).parents[3] / "shared"))
