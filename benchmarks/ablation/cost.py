@@ -13,7 +13,8 @@ import torch
 from benchmarks.ablation.plan import VARIANTS, Run, Scale, adapt_config
 from benchmarks.ablation.run import VariantTrainer
 from benchmarks.timing import interleave, ratio
-from genhoi.bases.load import UNTRAINED, load_base
+from genhoi.bases.load import load_base
+from genhoi.bases.tiny import UNTRAINED
 from genhoi.data.encoded import EncodedClips
 from genhoi.training.objective import make_batch, reconstruction_loss
 

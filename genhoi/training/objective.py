@@ -22,7 +22,8 @@ from torch import Tensor
 
 from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.models.sampling import shifted
+from genhoi.models.protocol import VideoModel
+from genhoi.models.sampling import TIMESTEPS, shifted
 
 __all__ = [
     "Batch",
@@ -39,7 +40,6 @@ __all__ = [
 # are for bases that encode every latent frame by itself.
 GivenFrames = Literal[Given, "near", "mixed"]
 
-_TIMESTEPS = 1000
 _NEAR_PERIOD = 4
 
 
@@ -158,7 +158,12 @@ def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoice
 
 
 def reconstruction_loss(
-    transformer: Any, attachment: Any | None, batch: Batch, *, mask_weight: float
+    transformer: Any,
+    attachment: Any | None,
+    batch: Batch,
+    *,
+    family: VideoModel,
+    mask_weight: float,
 ) -> Tensor:
     """The flow-matching loss of every sample, float32 [B].
 
@@ -166,24 +171,21 @@ def reconstruction_loss(
     generated and 1 elsewhere.
 
     Args:
-        transformer: a Wan, possibly wrapped by accelerate.
+        transformer: possibly wrapped by accelerate.
         attachment: of an adapter on it, which gets the batch's references; None for the base alone.
         batch: see there.
+        family: what the transformer's channels mean.
         mask_weight: at least 0.
     """
     if attachment is not None:
         attachment.set_reference([batch.objects], batch.tokens)
     sigmas = batch.sigmas.view(-1, 1, 1, 1, 1)
     noisy = torch.lerp(batch.clean, batch.noise, sigmas)
-    velocity = transformer(
-        hidden_states=torch.cat([noisy, batch.condition], dim=1),
-        timestep=batch.sigmas * _TIMESTEPS,
-        encoder_hidden_states=batch.text,
-        encoder_hidden_states_image=batch.image,
-        return_dict=False,
-    )[0]
+    timestep = batch.sigmas * TIMESTEPS
+    inputs = family.inputs(noisy, batch.condition, timestep, batch.text, batch.image)
+    velocity = transformer(**inputs)[0]
     error = (velocity.float() - (batch.noise - batch.clean)).square().mean(1)
-    weight = 1 + (mask_weight - 1) * batch.condition[:, :4].mean(1)
+    weight = 1 + (mask_weight - 1) * family.condition_mask(batch.condition).mean(1)
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 

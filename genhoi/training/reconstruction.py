@@ -51,11 +51,11 @@ def rebuild(
         rule = mask_rule or base.defaults.mask_rule
         tokens = seeing_tokens(condition, rule=rule, mask_gate=mask_gate)
         attachment.set_reference([pictures.to(device)], tokens)
-    shape = (1, condition.shape[1] - 4, f, h, w)
+    shape = (1, base.model.sizes.latent_channels, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
     image = f"image_{given}"
     return denoise(
-        base.transformer,
+        base.model,
         start,
         condition,
         text=clips.texts(indices).to(device, base.transformer.dtype),
