@@ -67,7 +67,8 @@ class References:
 def test_loss_is_flow_matching(clips: EncodedClips, mask_weight: float) -> None:
     batch = make_batch(clips, [0, 1, 2], choices())
     model, attachment = Remembering(), References()
-    found = reconstruction_loss(model, attachment, batch, mask_weight=mask_weight)
+    family = small_base().model
+    found = reconstruction_loss(model, attachment, batch, family=family, mask_weight=mask_weight)
     for b in range(3):
         sigma = batch.sigmas[b].item()
         noisy = (1 - sigma) * batch.clean[b] + sigma * batch.noise[b]
