@@ -211,7 +211,9 @@ class GenHOIPipeline:
         """
         masks = [masks] if isinstance(masks, Tensor) else list(masks)
         objects = [objects] if isinstance(objects, Tensor) else list(objects)
-        check_inputs(clip, masks, objects, first_frame, last_frame, strengths)
+        sizes = self.base.model.sizes
+        strides = sizes.strides
+        check_inputs(clip, masks, objects, first_frame, last_frame, strengths, strides)
         settings = self._settings(
             guidance=guidance,
             mask_rule=mask_rule,
@@ -224,11 +226,11 @@ class GenHOIPipeline:
             window=window,
         )
         spans = windows(clip.num_frames, settings.window)
-        layers = self.base.model.sizes.num_layers
-        if attention_layer is not None and not 0 <= attention_layer < layers:
-            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {layers - 1}")
+        last_layer = sizes.num_layers - 1
+        if attention_layer is not None and not 0 <= attention_layer <= last_layer:
+            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {last_layer}")
         if self.attachment.options.mask_gate:
-            check_seen(clip, masks, settings.mask_rule, first_frame is not None)
+            check_seen(clip, masks, settings.mask_rule, first_frame is not None, strides)
         finished = None
         if parts is not None:
             tensors = {"clip": clip.frames, "first": first_frame, "last": last_frame}

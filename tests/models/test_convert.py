@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genhoi import GenHOIAdapter, from_official, to_official
 from genhoi.cli.group import main
-from genhoi.models.wan.convert import infer_config, load_weights
+from genhoi.convert import infer_config, load_weights
 
 
 @pytest.fixture
