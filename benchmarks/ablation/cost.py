@@ -66,7 +66,9 @@ class _Contender:
         self.trainer = VariantTrainer(
             config, folder / name, clips, variant=VARIANTS[name], base=load_base(UNTRAINED)
         )
-        self.batch = make_batch(clips, list(range(_BATCH)), self.trainer.choices())
+        self.batch = make_batch(
+            self.trainer.base.model, clips, list(range(_BATCH)), self.trainer.choices()
+        )
         self.weights = list(self.trainer.weights().values())
 
     def give_reference(self) -> None:

@@ -126,6 +126,18 @@ class VideoModel(ABC):
         """
 
     @abstractmethod
+    def condition_latents(self, condition: Tensor) -> Tensor:
+        """The part of a condition that the codec decodes to what the model sees of the clip."""
+
+    @abstractmethod
+    def given_condition(self, clean: Tensor) -> Tensor:
+        """The condition where latent frames are given, finished, and nothing is generated.
+
+        Args:
+            clean: their latents, ``[B, C, f, h, w]``.
+        """
+
+    @abstractmethod
     def inputs(
         self,
         latents: Tensor,

@@ -317,15 +317,15 @@ class Trainer:
             group["lr"] = learning_rate_at(config, self.step)
         total = torch.zeros((), device=accelerator.device)
         for part in parts:
-            batch = make_batch(self.clips, part, choices).to(accelerator.device)
+            batch = make_batch(self.base.model, self.clips, part, choices).to(accelerator.device)
             last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with self._sharded.forward():
                     losses = reconstruction_loss(
+                        self.base.model,
                         self.model,
                         self.attachment,
                         batch,
-                        family=self.base.model,
                         mask_weight=config.mask_weight,
                     )
                 # The processes' gradients are averaged, so each counts its samples as many times.

@@ -75,6 +75,15 @@ class WanModel(ReferenceStreamModel):
         """The first 4 channels."""
         return condition[:, : self.sizes.strides.time]
 
+    def condition_latents(self, condition: Tensor) -> Tensor:
+        """All channels but the first 4."""
+        return condition[:, self.sizes.strides.time :]
+
+    def given_condition(self, clean: Tensor) -> Tensor:
+        """See `VideoModel`."""
+        mask = torch.zeros_like(self.condition_mask(clean))
+        return torch.cat([mask, clean], dim=1)
+
     def inputs(
         self,
         latents: Tensor,
