@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from genhoi.editing.pipeline import GenHOIPipeline
     from genhoi.evaluation.evaluation import evaluate
     from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
-    from genhoi.models.wan.attach import Attachment, attach
+    from genhoi.models.attach import attach
+    from genhoi.models.protocol import Attachment
     from genhoi.models.wan.convert import from_official, to_official
     from genhoi.training.config import TrainConfig
     from genhoi.training.trainer import Trainer
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
 # Imported on first use: diffusers takes seconds, and most commands do without it.
 _LAZY = {
     "AdapterConfig": "genhoi.models.adapter",
-    "Attachment": "genhoi.models.wan.attach",
+    "Attachment": "genhoi.models.protocol",
     "GenHOIAdapter": "genhoi.models.adapter",
     "GenHOIPipeline": "genhoi.editing.pipeline",
     "TrainConfig": "genhoi.training.config",
     "Trainer": "genhoi.training.trainer",
-    "attach": "genhoi.models.wan.attach",
+    "attach": "genhoi.models.attach",
     "evaluate": "genhoi.evaluation.evaluation",
     "from_official": "genhoi.models.wan.convert",
     "to_official": "genhoi.models.wan.convert",

@@ -226,7 +226,7 @@ def _run(
             dtype=DTYPES[options["dtype"]],
             offload=options["offload"],
             preset=options["preset"],
-            schedule=schedule,
+            **({} if schedule is None else {"schedule": schedule}),
         )
     notes = [*inputs.notes, *_notes(pipeline, inputs)]
     for note in notes[len(inputs.notes) :]:
@@ -257,7 +257,7 @@ def _run(
                 left=f"{_time(progress.seconds_left)} left",
             )
 
-        layer = len(pipeline.base.transformer.blocks) // 2
+        layer = pipeline.base.model.sizes.num_layers // 2
         try:
             edited = pipeline(
                 inputs.clip,

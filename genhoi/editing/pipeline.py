@@ -12,23 +12,25 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base
-from genhoi.bases.load import is_tiny, load_base, shipped_adapter
-from genhoi.conditioning.condition import Condition, build_condition, reference_tokens
+from genhoi.bases.base import Base, Offload
+from genhoi.bases.load import base_kind, load_base
+from genhoi.conditioning.condition import Condition, reference_tokens
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
+from genhoi.editing.windows import windows
 from genhoi.media import Clip, fit_image
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
-from genhoi.models.sampling import denoise, noise, noise_levels, windows
-from genhoi.models.wan.attach import Preset, attach
-from genhoi.models.wan.attention_share import AttentionShare
+from genhoi.models.attach import attach
+from genhoi.models.options import UNSET, Preset, Unset
+from genhoi.models.protocol import Attachment
+from genhoi.models.sampling import denoise, noise, noise_levels
 
 __all__ = ["GenHOIPipeline", "Progress"]
 
@@ -44,7 +46,7 @@ class Progress:
         seconds_left: at the speed so far.
         latents: float32 [1, C, f, h, w] of this window; do not change them.
         attention: after a window's last step, if it was asked for: float32 [f, h, w], see
-            `genhoi.models.wan.attention_share`.
+            `genhoi.models.protocol.AttentionShare`.
     """
 
     window: int
@@ -62,9 +64,8 @@ class GenHOIPipeline:
 
     Args:
         base: see `from_pretrained` for a name instead.
-        adapter: None for a fresh one, which is not trained.
-        preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`, except that a mask_gate and
-            a schedule of None are the preset's or the adapter's, as is a flow_gate of "preset".
+        adapter: copied, in the base's place and type; None for a fresh one, which is not trained.
+        preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`.
 
     Raises:
         TypeError, ValueError: as `genhoi.attach`.
@@ -76,9 +77,9 @@ class GenHOIPipeline:
         adapter: GenHOIAdapter | None = None,
         *,
         preset: Preset | None = None,
-        mask_gate: bool | None = None,
-        flow_gate: FlowGateReduction | Literal["preset"] | None = "preset",
-        schedule: Schedule | None = None,
+        mask_gate: bool | Unset = UNSET,
+        flow_gate: FlowGateReduction | Unset | None = UNSET,
+        schedule: Schedule | Unset = UNSET,
     ) -> None:
         self.base = base
         self.adapter_trained = adapter is not None
@@ -87,15 +88,14 @@ class GenHOIPipeline:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 adapter = GenHOIAdapter.for_transformer(base.transformer)
-        adapter = adapter.to(weight.device, base.transformer.dtype)
-        given: dict[str, Any] = {}
-        if mask_gate is not None:
-            given["mask_gate"] = mask_gate
-        if flow_gate != "preset":
-            given["flow_gate"] = flow_gate
-        if schedule is not None:
-            given["schedule"] = schedule
-        self.attachment = attach(base.transformer, adapter, preset=preset, **given)
+        self.attachment = attach(
+            base.transformer,
+            adapter.copy_to(weight.device, base.transformer.dtype),
+            preset=preset,
+            mask_gate=mask_gate,
+            flow_gate=flow_gate,
+            schedule=schedule,
+        )
 
     @classmethod
     def from_pretrained(
@@ -106,7 +106,7 @@ class GenHOIPipeline:
         video_lora: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        offload: Literal["none", "model", "group"] = "none",
+        offload: Offload = "none",
         **options: Any,
     ) -> GenHOIPipeline:
         """Load a base, and an adapter on it.
@@ -132,15 +132,16 @@ class GenHOIPipeline:
             TypeError, ValueError: as the class; a base that takes no video_lora.
         """
         device = torch.device(device)
-        if offload not in ("none", "model", "group"):
+        if offload not in get_args(Offload):
             raise ValueError(f"offload: got {offload!r}, wanted 'none', 'model' or 'group'")
-        if offload != "none" and (is_tiny(base) or device.type == "cpu"):
+        kind = base_kind(base)
+        if offload != "none" and (not kind.can_offload or device.type == "cpu"):
             raise ValueError(
                 f"offload: got {offload!r} for base {base} on {device}, wanted 'none': it serves "
                 f"large bases on a GPU"
             )
         if adapter is None:
-            adapter = shipped_adapter(base)
+            adapter = kind.shipped_adapter(base)
         if isinstance(adapter, (str, os.PathLike)):
             adapter = GenHOIAdapter.from_pretrained(adapter)
         loaded = load_base(base, device=device, dtype=dtype)
@@ -210,78 +211,154 @@ class GenHOIPipeline:
         """
         masks = [masks] if isinstance(masks, Tensor) else list(masks)
         objects = [objects] if isinstance(objects, Tensor) else list(objects)
-        check_inputs(clip, masks, objects, first_frame, last_frame, strengths)
-        defaults = self.base.defaults
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
-        shift = defaults.shift if shift is None else shift
-        window = defaults.window if window is None else window
-        mask_rule = mask_rule or defaults.mask_rule
-        sigmas = noise_levels(steps, shift)
-        spans = windows(clip.num_frames, window)
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance: got {guidance}, wanted a finite number")
-        if guidance != 1 and not self.base.takes_text:
-            raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
-        layers = len(self.base.transformer.blocks)
-        if attention_layer is not None and not 0 <= attention_layer < layers:
-            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {layers - 1}")
+        sizes = self.base.model.sizes
+        strides = sizes.strides
+        check_inputs(clip, masks, objects, first_frame, last_frame, strengths, strides)
+        settings = self._settings(
+            guidance=guidance,
+            mask_rule=mask_rule,
+            negative_prompt=negative_prompt,
+            prompt=prompt,
+            seed=seed,
+            shift=shift,
+            steps=steps,
+            strengths=strengths,
+            window=window,
+        )
+        spans = windows(clip.num_frames, settings.window)
+        last_layer = sizes.num_layers - 1
+        if attention_layer is not None and not 0 <= attention_layer <= last_layer:
+            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {last_layer}")
         if self.attachment.options.mask_gate:
-            check_seen(clip, masks, mask_rule, first_frame is not None)
-        settings: dict[str, Any] = {
-            "base": self.base.about, "options": self.attachment.options, "prompt": prompt,
-            "negative_prompt": negative_prompt, "strengths": strengths, "steps": steps,
-            "guidance": guidance, "shift": shift, "seed": seed, "window": window,
-            "mask_rule": mask_rule, "fps": clip.fps,
-        }  # fmt: skip
-        kept = None
+            check_seen(clip, masks, settings.mask_rule, first_frame is not None, strides)
+        finished = None
         if parts is not None:
             tensors = {"clip": clip.frames, "first": first_frame, "last": last_frame}
             tensors |= {f"mask {i}": x for i, x in enumerate(masks)}
             tensors |= {f"object {i}": x for i, x in enumerate(objects)}
-            job = fingerprint(settings, tensors, self.base.transformer)
-            kept = Parts(parts, job, discard=discard_parts)
+            job = self._fingerprint(settings, clip, tensors)
+            finished = Parts(parts, job, discard=discard_parts)
 
-        job_ = _Job(
-            self.base, self.attachment, clip, masks, objects, mask_rule, strengths, sigmas,
-            guidance, seed, spans, kept, attention_layer, callback,
-        )  # fmt: skip
+        edit = _Edit(
+            self.base,
+            self.attachment,
+            clip,
+            masks,
+            objects,
+            settings,
+            spans,
+            parts=finished,
+            attention_layer=attention_layer,
+            callback=callback,
+        )
         with torch.inference_mode():
-            frames = job_.run(first_frame, last_frame, prompt, negative_prompt)
+            frames = edit.run(first_frame, last_frame)
         if restore_background:
             frames = keep_background(frames, clip.frames, torch.stack(masks).any(0))
         return Clip(frames, clip.fps)
 
+    def _settings(
+        self,
+        *,
+        steps: int | None,
+        guidance: float | None,
+        shift: float | None,
+        window: int | None,
+        mask_rule: MaskRule | None,
+        **given: Any,
+    ) -> _Settings:
+        """With the base's own values for None.
 
-@dataclass
-class _Job:
-    """One call of the pipeline."""
+        Raises:
+            ValueError: guidance that the base cannot have.
+        """
+        defaults = self.base.defaults
+        guidance = defaults.guidance if guidance is None else guidance
+        settings = _Settings(
+            steps=defaults.steps if steps is None else steps,
+            guidance=guidance,
+            shift=defaults.shift if shift is None else shift,
+            window=defaults.window if window is None else window,
+            mask_rule=mask_rule or defaults.mask_rule,
+            **given,
+        )
+        noise_levels(settings.steps, settings.shift)  # raises
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance: got {guidance}, wanted a finite number")
+        if guidance != 1 and not self.base.takes_text:
+            raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
+        return settings
 
-    base: Base
-    attachment: Any
-    clip: Clip
-    masks: list[Tensor]
-    objects: list[Tensor]
-    mask_rule: MaskRule
+    def _fingerprint(
+        self, settings: _Settings, clip: Clip, tensors: dict[str, Tensor | None]
+    ) -> str:
+        """Tells an edit from all others, for the windows that it left unfinished."""
+        values = vars(settings) | {
+            "base": self.base.about,
+            "options": self.attachment.options,
+            "fps": clip.fps,
+        }
+        return fingerprint(values, tensors, self.base.transformer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Arguments of `GenHOIPipeline` that need no tensor; see there."""
+
+    prompt: str
+    negative_prompt: str
     strengths: Sequence[float] | None
-    sigmas: Tensor
+    steps: int
     guidance: float
+    shift: float
     seed: int
-    spans: list[tuple[int, int]]
-    parts: Parts | None
-    attention_layer: int | None
-    callback: Callable[[Progress], object] | None
+    window: int
+    mask_rule: MaskRule
 
-    def run(self, first: Tensor | None, last: Tensor | None, prompt: str, negative: str) -> Tensor:
-        """uint8 [F, H, W, 3]."""
+
+class _Edit:
+    """One call of the pipeline.
+
+    Args:
+        base, attachment: of the pipeline.
+        clip, masks, objects: as given.
+        settings: all of them.
+        spans: first and one-past-last frame of each window.
+        parts: windows that an earlier run finished, and where to keep more.
+        attention_layer, callback: as given.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        attachment: Attachment,
+        clip: Clip,
+        masks: list[Tensor],
+        objects: list[Tensor],
+        settings: _Settings,
+        spans: list[tuple[int, int]],
+        *,
+        parts: Parts | None,
+        attention_layer: int | None,
+        callback: Callable[[Progress], object] | None,
+    ) -> None:
+        self.base, self.model, self.attachment = base, base.model, attachment
+        self.clip, self.masks, self.objects = clip, masks, objects
+        self.settings, self.spans, self.parts = settings, spans, parts
+        self.attention_layer = attention_layer
+        self.callback = callback
+        self.sigmas = noise_levels(settings.steps, settings.shift)
+        self.begun, self.begun_at, self.steps_here = time.monotonic(), 0.0, 0
+
+    def run(self, first: Tensor | None, last: Tensor | None) -> Tensor:
+        """The edited frames, uint8 [F, H, W, 3]."""
         texts: tuple[Tensor, Tensor | None] | None = None
         out: list[Tensor] = []
-        self.begun, self.run_here = time.monotonic(), 0
         for i, (_, end) in enumerate(self.spans):
             frames = None if self.parts is None else self.parts.load(i)
             if frames is None:
                 if texts is None:  # not where an earlier run has finished everything
-                    texts = self._start(prompt, negative)
+                    texts = self._start()
                 ends = last if end == self.clip.num_frames else None
                 frames = self._window(i, first, ends, *texts)
                 if self.parts is not None:
@@ -290,13 +367,16 @@ class _Job:
             first = frames[-1]
         return torch.cat(out)
 
-    def _start(self, prompt: str, negative: str) -> tuple[Tensor, Tensor | None]:
+    def _start(self) -> tuple[Tensor, Tensor | None]:
         """Encode the texts, which may be refused, and set the references."""
-        no_text = None if self.guidance == 1 else self.base.encode_text(negative)
-        text = self.base.encode_text(prompt)
+        settings = self.settings
+        no_text = None
+        if settings.guidance != 1:
+            no_text = self.base.encode_text(settings.negative_prompt)
+        text = self.base.encode_text(settings.prompt)
         size = (self.clip.height, self.clip.width)
         latents = [self.base.encode(fit_image(x, size)[None]) for x in self.objects]
-        strengths = self.strengths
+        strengths = settings.strengths
         bias = None if strengths is None else [math.log(x) for x in strengths]
         tokens = self._tokens(0, False) if self.attachment.options.mask_gate else None
         self.attachment.set_reference(latents, tokens, ref_bias=bias)
@@ -304,14 +384,18 @@ class _Job:
 
     def _tokens(self, window: int, first_given: bool) -> Tensor:
         begin, end = self.spans[window]
-        grid = (1 + (end - begin - 1) // 4, self.clip.height // 16, self.clip.width // 16)
-        masks = [mask[begin:end] for mask in self.masks]
-        tokens = reference_tokens(masks, grid, rule=self.mask_rule, first_frame_given=first_given)
+        strides = self.model.sizes.strides
+        tokens = reference_tokens(
+            [mask[begin:end] for mask in self.masks],
+            strides.grid(end - begin, self.clip.height, self.clip.width),
+            rule=self.settings.mask_rule,
+            first_frame_given=first_given,
+        )
         return tokens.to(self.base.device)
 
     def _condition(self, window: int, first: Tensor | None, last: Tensor | None) -> Condition:
         begin, end = self.spans[window]
-        return build_condition(
+        return self.model.build_condition(
             self.clip.frames[begin:end],
             torch.stack([mask[begin:end] for mask in self.masks]).any(0),
             self.base.encode,
@@ -330,43 +414,49 @@ class _Job:
         condition = self._condition(window, first, last)
         if self.attachment.options.mask_gate:
             self.attachment.set_mask(self._tokens(window, first is not None))
-        channels = condition.channels
-        shape = (1, channels.shape[1] - 4, *channels.shape[2:])
-
-        steps = len(self.sigmas) - 1
-        layer = self.attention_layer
-        share = None if layer is None else AttentionShare(self.attachment, layer)
-
-        def after_step(step: int, latents: Tensor) -> None:
-            self.run_here += 1
-            if share is not None and step == steps - 1:
-                share.watch_next()
-            found = None if share is None or step < steps else share.found
-            self._report(window, step, latents, found)
-
-        if share is not None and steps == 1:
-            share.watch_next()
+        image = self.base.encode_image(condition.first_image, condition.last_image)
+        extra = self.attachment.reference_frames
+        _, _, frames, height, width = condition.channels.shape
+        shape = (1, self.model.sizes.latent_channels, extra + frames, height, width)
+        start = noise(shape, self.settings.seed, window).to(condition.channels.device)
         latents = denoise(
-            self.base.transformer,
-            noise(shape, self.seed, window).to(channels.device),
-            channels,
+            self.model,
+            start,
+            condition.channels,
             text=text,
             no_text=no_text,
-            image=self.base.encode_image(condition.first_image, condition.last_image),
-            guidance=self.guidance,
+            image=image,
+            guidance=self.settings.guidance,
             sigmas=self.sigmas,
-            after_step=after_step,
+            after_step=self._after_step(window),
         )
-        return self.base.decode(latents)
+        return self.base.decode(latents[:, :, extra:])
+
+    def _after_step(self, window: int) -> Callable[[int, Tensor], None]:
+        """What to do after each step: report, and measure attention in the last."""
+        steps = self.settings.steps
+        layer = self.attention_layer
+        meter = None if layer is None else self.attachment.attention_share(layer)
+        if meter is not None and steps == 1:
+            meter.watch_next()
+
+        def after_step(step: int, latents: Tensor) -> None:
+            self.steps_here += 1
+            if meter is not None and step == steps - 1:
+                meter.watch_next()
+            share = None if meter is None or step < steps else meter.share
+            self._report(window, step, latents, share)
+
+        return after_step
 
     def _report(self, window: int, step: int, latents: Tensor, attention: Tensor | None) -> None:
         if self.callback is None:
             return
-        steps = len(self.sigmas) - 1
+        steps = self.settings.steps
         # A shorter last window takes less; counted by frames, which is near enough.
         lengths = [end - begin for begin, end in self.spans]
         done = (sum(lengths[:window]) + lengths[window] * step / steps) / sum(lengths)
-        if self.run_here == 1:
+        if self.steps_here == 1:
             self.begun_at = done - lengths[window] / steps / sum(lengths)
         elapsed = time.monotonic() - self.begun
         left = elapsed / max(done - self.begun_at, 1e-9) * (1 - done)

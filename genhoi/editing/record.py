@@ -12,7 +12,7 @@ import torch
 
 import genhoi_kernels
 from genhoi.editing.files import EditInputs
-from genhoi.models.sampling import windows
+from genhoi.editing.windows import windows
 
 __all__ = ["make_record"]
 

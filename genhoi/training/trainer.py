@@ -21,12 +21,12 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import TinyBase
 from genhoi.data.encoded import EncodedClips
 from genhoi.media import atomic_path
 from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi.models.wan.attach import Attachment, attach
+from genhoi.models.attach import attach
+from genhoi.models.protocol import Attachment
 from genhoi.training.checkpoint import (
     copy_into,
     latest_checkpoint,
@@ -117,8 +117,10 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(config)
         processes = self.accelerator.num_processes
         if config.batch % processes:
-            raise ValueError(f"batch: got {config.batch}, wanted a multiple of {processes}, for "
-                             f"there are so many processes")  # fmt: skip
+            raise ValueError(
+                f"batch: got {config.batch}, wanted a multiple of {processes}, for there are so "
+                f"many processes"
+            )
         check_same_run(config, out, latents=clips.fingerprint)
         self.base = base or load_base(
             config.base,
@@ -137,11 +139,7 @@ class Trainer:
             transformer.enable_gradient_checkpointing()
         self._owner = transformer if self.adapter is None else self.adapter
         # Of the transformer, where an adapter is trained with all of it or some low-rank weights.
-        self._base_names = [
-            name
-            for name, weight in transformer.named_parameters()
-            if self.adapter is not None and weight.requires_grad and ".processor." not in name
-        ]
+        self._base_names = self._trained_of_base(transformer)
         self._sharded = ShardedModel(transformer, self.accelerator, shard=shard)
         optimizer: Any = torch.optim.AdamW(
             list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
@@ -163,14 +161,18 @@ class Trainer:
             return None, None
         transformer.requires_grad_(config.train_base)
         if config.video_rank:
-            _add_low_rank(transformer, config.video_rank)
+            _add_low_rank(transformer, self.base.model.video_projections, config.video_rank)
         if config.adapter is not None:
             adapter = load_adapter(config.adapter)
         else:
             adapter = GenHOIAdapter.for_transformer(
-                transformer, rank=config.rank, gate_init=config.gate_init,
-                mask_gate=config.mask_gate, flow_gate=config.flow_gate, schedule=config.schedule,
-            )  # fmt: skip
+                transformer,
+                rank=config.rank,
+                gate_init=config.gate_init,
+                mask_gate=config.mask_gate,
+                flow_gate=config.flow_gate,
+                schedule=config.schedule,
+            )
         freeze_unused(adapter, queries_keys=config.queries_keys)
         adapter.to(transformer.device)
         # The batch says which tokens see the reference, also where the adapter has no mask gate.
@@ -178,13 +180,24 @@ class Trainer:
         attachment.skip_unseen = False
         return adapter, attachment
 
+    def _trained_of_base(self, transformer: Any) -> list[str]:
+        """Names of what is trained beside the adapter."""
+        if self.adapter is None:
+            return []
+        own = set(self.adapter.parameters())
+        return [
+            name
+            for name, weight in transformer.named_parameters()
+            if weight.requires_grad and weight not in own
+        ]
+
     def weights(self) -> dict[str, Tensor]:
         """What is trained, by name; sharded under FSDP."""
-        found = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
+        weights = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
         if self._base_names:
             known = dict(self.base.transformer.named_parameters())
-            found |= {name: known[name] for name in self._base_names}
-        return found
+            weights |= {name: known[name] for name in self._base_names}
+        return weights
 
     def choices(self) -> SampleChoices:
         """What `make_batch` draws from in this run."""
@@ -265,17 +278,25 @@ class Trainer:
         config = self.config
         speed = config.batch * (self.step - first) / max(seconds, 1e-9)
         return TrainProgress(
-            self.step, config.steps, loss, learning_rate_at(config, self.step - 1), norm,
-            speed, config.batch * (config.steps - self.step) / speed,
-        )  # fmt: skip
+            self.step,
+            config.steps,
+            loss,
+            learning_rate_at(config, self.step - 1),
+            grad_norm=norm,
+            clips_per_second=speed,
+            seconds_left=config.batch * (config.steps - self.step) / speed,
+        )
 
     def _after_step(self, progress: TrainProgress, log: TrainingLog | None) -> None:
         config = self.config
         if log is not None and (self._due(config.log_every) or self.step == config.steps):
             log.add(
-                self.step, loss=progress.loss, learning_rate=progress.learning_rate,
-                grad_norm=progress.grad_norm, clips_per_second=progress.clips_per_second,
-            )  # fmt: skip
+                self.step,
+                loss=progress.loss,
+                learning_rate=progress.learning_rate,
+                grad_norm=progress.grad_norm,
+                clips_per_second=progress.clips_per_second,
+            )
         if self._due(config.checkpoint_every) or self.step == config.steps:
             self.save()
         if self._due(config.sample_every) and config.samples:
@@ -296,12 +317,16 @@ class Trainer:
             group["lr"] = learning_rate_at(config, self.step)
         total = torch.zeros((), device=accelerator.device)
         for part in parts:
-            batch = make_batch(self.clips, part, choices).to(accelerator.device)
+            batch = make_batch(self.base.model, self.clips, part, choices).to(accelerator.device)
             last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with self._sharded.forward():
                     losses = reconstruction_loss(
-                        self.model, self.attachment, batch, mask_weight=config.mask_weight
+                        self.base.model,
+                        self.model,
+                        self.attachment,
+                        batch,
+                        mask_weight=config.mask_weight,
                     )
                 # The processes' gradients are averaged, so each counts its samples as many times.
                 accelerator.backward(losses.sum() * (processes / config.batch))
@@ -361,10 +386,14 @@ class Trainer:
         transformer.eval()
         with self.averaged(), self._sharded.forward():
             sheet = draw_samples(
-                self.base, self.attachment, self.samples, self.config,
-                folder=self.out / "samples" / f"step-{self.step:06}", write=main,
+                self.base,
+                self.attachment,
+                self.samples,
+                self.config,
+                folder=self.out / "samples" / f"step-{self.step:06}",
+                write=main,
                 mask_gate=self.choices().mask_gate,
-            )  # fmt: skip
+            )
         transformer.train(was_training)
         if log is not None:
             log.add_picture(self.step, sheet)
@@ -421,12 +450,12 @@ class Trainer:
     def _write_config(self) -> None:
         with atomic_path(self.out / "config.yaml", overwrite=True) as temporary:
             # In their order: that of the shares in `given` decides what is drawn.
-            words = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            temporary.write_text(words, encoding="utf-8")
+            settings = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+            temporary.write_text(settings, encoding="utf-8")
 
     def save_result(self) -> None:
         """Write what was learned, with the averaged weights; see `genhoi.training.result`."""
-        folders = result_folders(self.out, self.config, tiny=isinstance(self.base, TinyBase))
+        folders = result_folders(self.out, self.config, type(self.base))
         adapter = None
         with self.averaged():
             if self.adapter is not None:
@@ -474,13 +503,12 @@ def check_same_run(config: TrainConfig, out: Path, *, latents: str | None = None
     return int(state["step"])
 
 
-def _add_low_rank(transformer: Any, rank: int) -> None:
-    """Low-rank weights on q, k, v of the video's own attention, float32."""
+def _add_low_rank(transformer: Any, projections: str, rank: int) -> None:
+    """Low-rank weights, float32, on the projections whose names match a regular expression."""
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("video_rank needs peft: pip install peft") from error
-    projections = r".*attn1\.(to_q|to_k|to_v)"
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
     for weight in transformer.parameters():
         if weight.requires_grad:
