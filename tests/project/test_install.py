@@ -17,14 +17,22 @@ from pathlib import Path
 
 import pytest
 
+from build_tools.sources import ISA_FLAGS, isa_of, sources
 from genhoi_kernels.backends.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 REASON_FILE = "genhoi_kernels/_C_missing.txt"
 CUDA_REASON_FILE = "genhoi_kernels/_cuda_missing.txt"
 OPTIONS = [
-    *["GENHOI_BUILD_CPU", "GENHOI_BUILD_CUDA", "CXX", "CXXFLAGS", "LDFLAGS", "PYTHONPATH"],
-    *["CUDACXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"],
+    "GENHOI_BUILD_CPU",
+    "GENHOI_BUILD_CUDA",
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CUDACXX",
+    "CUDA_HOME",
+    "TORCH_CUDA_ARCH_LIST",
+    "PYTHONPATH",
 ]
 
 REPORT = """
@@ -61,19 +69,21 @@ def run_checked(*command: str | Path, cwd: Path, **environment: str) -> str:
     return process.stdout
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the source tree, without what earlier builds left in it."""
-    copy = tmp_path / "tree"
+def copy_tree(copy: Path, *folders: str) -> Path:
+    """The files of the build and the named folders, without what earlier builds left in them."""
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, copy)
+        shutil.copy(ROOT / name, copy)
     leftovers = shutil.ignore_patterns("*.so", "_*_missing.txt", "__pycache__")
-    for name in ("csrc", "genhoi_kernels", "genhoi"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
+    for name in ("build_tools", *folders):
+        shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
     return copy
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the source tree."""
+    return copy_tree(tmp_path / "tree", "csrc", "genhoi_kernels", "genhoi")
 
 
 def without_compiler(folder: Path) -> dict[str, str]:
@@ -137,6 +147,15 @@ def test_oldest_torch() -> None:
     assert "torch>={}.{}".format(*MIN_TORCH) in project["dependencies"]
 
 
+def test_sources_are_linked_from_the_weakest_instruction_set() -> None:
+    """The linker keeps the first copy of an inline function, which every CPU must be able to run."""
+    paths = sources()
+    assert {ROOT / path for path in paths} == set((ROOT / "csrc").rglob("*.cpp"))
+    isas = [isa_of(path) for path in paths]
+    assert list(dict.fromkeys(isas)) == [None, *ISA_FLAGS]
+    assert isas == sorted(isas, key=[None, *ISA_FLAGS].index)
+
+
 def test_required_extension_is_an_error(tree: Path, tmp_path: Path) -> None:
     process = run(
         *[sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
@@ -170,6 +189,10 @@ def test_sdist_can_be_built_from(tree: Path, tmp_path: Path) -> None:
     (sdist,) = (tmp_path / "sdist").iterdir()
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {path.relative_to(tree).as_posix() for path in tree.glob("csrc/**/*.*")}
+    sources = {
+        path.relative_to(tree).as_posix()
+        for pattern in ("csrc/**/*.*", "build_tools/*.py")
+        for path in tree.glob(pattern)
+    }
     assert {"setup.py", "pyproject.toml", "genhoi_kernels/_version.py"} | sources <= names
     assert REASON_FILE not in names
