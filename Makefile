@@ -22,6 +22,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_A
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 CPP := $(sort $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null))
+BUILD := setup.py $(sort $(wildcard build_tools/*.py))
 
 define NO_PYTHON
 No Python 3.11 or newer was found. On Debian 12, Ubuntu 24.04 and newer: \
@@ -44,10 +45,10 @@ $(RUN):
 	"$$python" -m venv $(VENV)
 
 # torch comes first and on its own: the build takes its headers from the environment.
-$(READY): setup.py pyproject.toml $(CPP) | $(RUN)
+$(READY): $(BUILD) pyproject.toml $(CPP) | $(RUN)
 	@echo "Installing $(TORCH) and this package into $(VENV)"
 	@$(PIP_INSTALL) '$(TORCH)'
-	@$(PIP_INSTALL) -e '.[demo,test]'
+	@$(PIP_INSTALL) -e '.[all,test]'
 	@for f in genhoi_kernels/_*_missing.txt; do if [ -f $$f ]; then cat $$f; fi; done
 	@touch $@
 
@@ -155,14 +156,17 @@ READY_CUDA := $(VENV_CUDA)/.ready
 # The package itself is not installed there: that would build its extension again. torch, and the
 # Triton that belongs to it, stay what they are.
 define REQUIREMENTS
-import tomllib
+import re, tomllib
 from importlib.metadata import version
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-extras = project["optional-dependencies"]
-lists = [project["dependencies"], *(extras[name] for name in ("demo", "test", "triton"))]
+def requirements(extra):
+    for requirement in project["optional-dependencies"][extra]:
+        own = re.fullmatch(r"genhoi-kernels\[(.+)\]", requirement)
+        yield from (x for name in own[1].split(",") for x in requirements(name)) if own else [requirement]
+names = dict.fromkeys([*project["dependencies"], *requirements("all"), *requirements("test"), "ninja"])
 pinned = (f"{name}=={version(name)}" for name in ("torch", "triton"))
-print(*(name for names in lists for name in names), "ninja", *pinned, sep="\n")
+print(*names, *pinned, sep="\n")
 endef
 export REQUIREMENTS
 
@@ -182,7 +186,7 @@ EMULATED := PYTHONPATH=tools/emugpu $(RUN_CUDA) -m pytest -p emugpu.pytest_plugi
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
 
-$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) setup.py | $(READY_DEV)
+$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) $(BUILD) | $(READY_DEV)
 	@echo "Compiling the CUDA kernels"
 	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
 		$(RUN) setup.py --quiet build_ext --inplace >/dev/null

@@ -148,7 +148,7 @@ def test_oldest_torch() -> None:
 
 
 def test_sources_are_linked_from_the_weakest_instruction_set() -> None:
-    """The linker keeps the first copy of an inline function, which every CPU must be able to run."""
+    """The linker keeps the first copy of an inline function, and every CPU must be able to run it."""
     paths = sources()
     assert {ROOT / path for path in paths} == set((ROOT / "csrc").rglob("*.cpp"))
     isas = [isa_of(path) for path in paths]
