@@ -163,10 +163,14 @@ with open("pyproject.toml", "rb") as file:
 def requirements(extra):
     for requirement in project["optional-dependencies"][extra]:
         own = re.fullmatch(r"genhoi-kernels\[(.+)\]", requirement)
-        yield from (x for name in own[1].split(",") for x in requirements(name)) if own else [requirement]
-names = dict.fromkeys([*project["dependencies"], *requirements("all"), *requirements("test"), "ninja"])
+        if own is None:
+            yield requirement
+        else:
+            for name in own[1].split(","):
+                yield from requirements(name)
+names = [*project["dependencies"], *requirements("all"), *requirements("test"), "ninja"]
 pinned = (f"{name}=={version(name)}" for name in ("torch", "triton"))
-print(*names, *pinned, sep="\n")
+print(*dict.fromkeys(names), *pinned, sep="\n")
 endef
 export REQUIREMENTS
 

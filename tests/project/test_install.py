@@ -12,12 +12,15 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import genhoi
 from build_tools.sources import ISA_FLAGS, isa_of, sources
+from genhoi._extras import _EXTRAS
 from genhoi_kernels.backends.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +37,8 @@ OPTIONS = [
     "TORCH_CUDA_ARCH_LIST",
     "PYTHONPATH",
 ]
+
+PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
 
 REPORT = """
 import genhoi_kernels
@@ -102,18 +107,18 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
 }
 
 
+def build_wheel(tree: Path, folder: Path, **environment: str) -> Path:
+    """The wheel of the tree, built with what is installed here."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index"]
+    run_checked(*PIP, "wheel", *options, "-w", folder, ".", cwd=tree, **environment)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     environment, reason = CASES[case]
-    wheels = tmp_path / "wheels"
-    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    run_checked(
-        *[*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", wheels, "."],
-        cwd=tree,
-        **environment(tmp_path),
-    )
-
-    (wheel,) = wheels.iterdir()
+    wheel = build_wheel(tree, tmp_path / "wheels", **environment(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -141,6 +146,108 @@ def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     assert statuses["eager"][0] == "True"
 
 
+def installed_with(*packages: str) -> Iterator[metadata.Distribution]:
+    """The packages and all that they require, as far as it is installed."""
+    names, seen = list(packages), set()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # required on other systems
+        yield distribution
+        for requirement in distribution.requires or []:
+            if "extra ==" not in requirement:
+                names += re.findall(r"^[\w.-]+", requirement)
+
+
+@pytest.fixture
+def bare(tree: Path, tmp_path: Path) -> Path:
+    """A new environment with the package's wheel, and nothing besides but torch and numpy."""
+    environment = tmp_path / "bare"
+    run_checked(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+    offered = tmp_path / "offered"
+    offered.mkdir()
+    for distribution in installed_with("torch", "numpy"):
+        for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            if not (offered / name).exists():
+                (offered / name).symlink_to(distribution.locate_file(name))
+    python = environment / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run_checked(python, "-c", where, cwd=tmp_path).strip())
+    (site / "offered.pth").write_text(f"{offered}\n")
+    wheel = build_wheel(tree, tmp_path / "wheels", GENHOI_BUILD_CPU="0")
+    options = ["install", "--no-deps", "--no-index"]
+    run_checked(*PIP, "--python", python, *options, wheel, cwd=tmp_path)
+    return python.parent
+
+
+BARE_OP = """
+import sys
+import torch
+from genhoi_kernels import reference_attention
+q, k, v, k_ref, v_ref = torch.randn(5, 1, 6, 2, 16)
+mask = torch.tensor([[True, False] * 3])
+assert reference_attention(q, k, v, k_ref, v_ref, mask=mask).isfinite().all()
+
+from importlib.util import find_spec
+extras = ["PIL", "accelerate", "av", "click", "diffusers", "matplotlib", "rich", "safetensors"]
+print("importable:", *(name for name in extras if find_spec(name)))
+
+import genhoi
+for name in genhoi.__all__:
+    try:
+        getattr(genhoi, name)
+        print(f"genhoi.{name} works")
+    except ImportError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an environment is laid out in another way")
+def test_the_op_alone(bare: Path, tmp_path: Path) -> None:
+    """torch and numpy are enough for the op; what needs more says which extra to install."""
+    importable, *names = run_checked(bare / "python", "-c", BARE_OP, cwd=tmp_path).splitlines()
+    assert importable == "importable:"
+    assert "genhoi.__version__ works" in names
+    assert "genhoi.token_mask works" in names
+    assert "genhoi.attach needs diffusers (pip install 'genhoi-kernels[wan]')" in names
+    sentence = r"genhoi\.\w+ (works|needs \S+ \(pip install 'genhoi-kernels\[\w+\]'\))"
+    assert [name for name in names if not re.fullmatch(sentence, name)] == []
+
+    command = run(bare / "genhoi", "edit", cwd=tmp_path)
+    assert command.returncode == 1
+    needed = "genhoi: the command line needs click (pip install 'genhoi-kernels[video]')\n"
+    assert command.stdout == needed
+
+
+def test_extras_are_named_as_they_are_defined() -> None:
+    """The sentence for a missing package names an extra that brings it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {extra: set() for extra in extras}
+    for package, extra in _EXTRAS.values():
+        named[extra].add(package)
+    for extra in ("wan", "video", "train"):
+        defined = {re.match(r"[\w-]+", requirement)[0] for requirement in extras[extra]}
+        assert named[extra] <= defined
+        assert defined <= set().union(*named.values(), {"genhoi-kernels"})
+
+
+def test_names_of_genhoi() -> None:
+    """Each is imported from somewhere when it is asked for, and listed."""
+    assert sorted(genhoi._MODULES) == sorted(genhoi.__all__)
+    assert set(genhoi.__all__) <= set(dir(genhoi))
+    for name in genhoi.__all__:
+        assert getattr(genhoi, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        genhoi.nothing  # noqa: B018
+
+
 def test_oldest_torch() -> None:
     """The compiled part serves every torch that the package may be installed beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -148,7 +255,7 @@ def test_oldest_torch() -> None:
 
 
 def test_sources_are_linked_from_the_weakest_instruction_set() -> None:
-    """The linker keeps the first copy of an inline function, and every CPU must be able to run it."""
+    """The linker keeps the first copy of an inline function, which any CPU must be able to run."""
     paths = sources()
     assert {ROOT / path for path in paths} == set((ROOT / "csrc").rglob("*.cpp"))
     isas = [isa_of(path) for path in paths]
