@@ -185,7 +185,9 @@ $(READY_CUDA): pyproject.toml | $(RUN)
 .PHONY: environments
 environments: $(READY_DEV) $(READY_CUDA) ## set up both environments, that of the emulated GPU too
 
-EMULATED := PYTHONPATH=tools/emugpu $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
+# The emulator is not installed there either, so that what runs is the checkout's.
+EMULATED := PYTHONPATH=tools/emugpu EMUGPU_BUILD_DIR=$(CURDIR)/build/emugpu \
+	$(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
@@ -210,7 +212,7 @@ gpu-report-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## a dry run of
 	@EMULATED_GPU=$(lastword $(EMULATED_ARCHS)) $(EMULATED) tests/bench/test_gpu_report.py
 
 .PHONY: test-emulator
-test-emulator: $(READY_CUDA) ## validate the emulated GPU itself
+test-emulator: $(READY_CUDA) ## run the emulated GPU's own tests
 	@status=0; \
 	echo "The PTX emulator's own tests"; \
 	EMULATED_GPU=$(firstword $(EMULATED_ARCHS)) $(EMULATED) tools/emugpu/tests/ptx || status=1; \
@@ -263,7 +265,9 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 	@if [ -n '$(CPP)' ]; then $(VENV)/bin/clang-format -i $(CPP); fi
 
 .PHONY: clean
-clean: ## remove builds, caches and results; keep the environment
-	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+clean: ## remove builds, caches and results; keep the environments
+	@rm -rf build dist results *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -rf tools/emugpu/build tools/emugpu/*.egg-info
 	@rm -f genhoi_kernels/*.so genhoi_kernels/_*_missing.txt .venv*/.ready*
-	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
+	@find . \( -name __pycache__ -o -name .pytest_cache \) -not -path './$(VENV)*/*' \
+		-prune -exec rm -rf {} +
