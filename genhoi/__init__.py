@@ -37,39 +37,40 @@ if TYPE_CHECKING:
     from genhoi.training.trainer import Trainer
     from genhoi_kernels import __version__
 
-# Imported on first use: torch and diffusers take seconds, and diffusers, PyAV and the like are
-# there only where an extra brought them.
-_MODULES = {
-    "AdapterConfig": "genhoi.models.adapter",
-    "Attachment": "genhoi.models.wan.attach",
-    "Clip": "genhoi.media.media",
-    "GenHOIAdapter": "genhoi.models.adapter",
-    "GenHOIPipeline": "genhoi.editing.pipeline",
-    "Inspection": "genhoi.inspection.inspect",
-    "TrainConfig": "genhoi.training.config",
-    "Trainer": "genhoi.training.trainer",
-    "__version__": "genhoi_kernels",
-    "attach": "genhoi.models.wan.attach",
-    "clear_first_frame": "genhoi.conditioning.masks",
-    "draw_inspection": "genhoi.inspection.figure",
-    "evaluate": "genhoi.evaluation.evaluation",
-    "fit_image": "genhoi.media.media",
-    "from_official": "genhoi.models.wan.convert",
-    "inspect_clip": "genhoi.inspection.inspect",
-    "read_clip": "genhoi.media.media",
-    "read_image": "genhoi.media.media",
-    "read_mask": "genhoi.media.media",
-    "resize_clip": "genhoi.media.media",
-    "resize_mask": "genhoi.media.media",
-    "summary": "genhoi.inspection.inspect",
-    "summary_table": "genhoi.inspection.inspect",
-    "to_official": "genhoi.models.wan.convert",
-    "token_mask": "genhoi.conditioning.masks",
-    "write_clip": "genhoi.media.media",
-    "write_image": "genhoi.media.media",
-    "write_mask": "genhoi.media.media",
-    "write_summary": "genhoi.inspection.inspect",
+# The public names of each module, which is imported on their first use: torch and diffusers take
+# seconds, and diffusers, PyAV and the like are there only where an extra brought them.
+_NAMES = {
+    "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
+    "genhoi.editing.pipeline": ["GenHOIPipeline"],
+    "genhoi.evaluation.evaluation": ["evaluate"],
+    "genhoi.inspection.figure": ["draw_inspection"],
+    "genhoi.inspection.inspect": [
+        "Inspection",
+        "inspect_clip",
+        "summary",
+        "summary_table",
+        "write_summary",
+    ],
+    "genhoi.media.media": [
+        "Clip",
+        "fit_image",
+        "read_clip",
+        "read_image",
+        "read_mask",
+        "resize_clip",
+        "resize_mask",
+        "write_clip",
+        "write_image",
+        "write_mask",
+    ],
+    "genhoi.models.adapter": ["AdapterConfig", "GenHOIAdapter"],
+    "genhoi.models.wan.attach": ["Attachment", "attach"],
+    "genhoi.models.wan.convert": ["from_official", "to_official"],
+    "genhoi.training.config": ["TrainConfig"],
+    "genhoi.training.trainer": ["Trainer"],
+    "genhoi_kernels": ["__version__"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "AdapterConfig",
@@ -105,10 +106,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needed_for(f"genhoi.{name}"):
-        return getattr(import_module(_MODULES[name]), name)
+        return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

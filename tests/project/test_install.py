@@ -240,7 +240,7 @@ def test_extras_are_named_as_they_are_defined() -> None:
 
 def test_names_of_genhoi() -> None:
     """Each is imported from somewhere when it is asked for, and listed."""
-    assert sorted(genhoi._MODULES) == sorted(genhoi.__all__)
+    assert sorted(genhoi._MODULE_OF) == sorted(genhoi.__all__)
     assert set(genhoi.__all__) <= set(dir(genhoi))
     for name in genhoi.__all__:
         assert getattr(genhoi, name) is not None
