@@ -22,6 +22,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_A
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 CPP := $(sort $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null))
+BUILD := setup.py $(sort $(wildcard build_tools/*.py))
 
 define NO_PYTHON
 No Python 3.11 or newer was found. On Debian 12, Ubuntu 24.04 and newer: \
@@ -34,7 +35,7 @@ endef
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(RUN):
 	@python='$(PYTHON)'; \
@@ -44,10 +45,10 @@ $(RUN):
 	"$$python" -m venv $(VENV)
 
 # torch comes first and on its own: the build takes its headers from the environment.
-$(READY): setup.py pyproject.toml $(CPP) | $(RUN)
+$(READY): $(BUILD) pyproject.toml $(CPP) | $(RUN)
 	@echo "Installing $(TORCH) and this package into $(VENV)"
 	@$(PIP_INSTALL) '$(TORCH)'
-	@$(PIP_INSTALL) -e '.[demo,test]'
+	@$(PIP_INSTALL) -e '.[all,test]'
 	@for f in genhoi_kernels/_*_missing.txt; do if [ -f $$f ]; then cat $$f; fi; done
 	@touch $@
 
@@ -155,14 +156,21 @@ READY_CUDA := $(VENV_CUDA)/.ready
 # The package itself is not installed there: that would build its extension again. torch, and the
 # Triton that belongs to it, stay what they are.
 define REQUIREMENTS
-import tomllib
+import re, tomllib
 from importlib.metadata import version
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-extras = project["optional-dependencies"]
-lists = [project["dependencies"], *(extras[name] for name in ("demo", "test", "triton"))]
+def requirements(extra):
+    for requirement in project["optional-dependencies"][extra]:
+        own = re.fullmatch(r"genhoi-kernels\[(.+)\]", requirement)
+        if own is None:
+            yield requirement
+        else:
+            for name in own[1].split(","):
+                yield from requirements(name)
+names = [*project["dependencies"], *requirements("all"), *requirements("test"), "ninja"]
 pinned = (f"{name}=={version(name)}" for name in ("torch", "triton"))
-print(*(name for names in lists for name in names), "ninja", *pinned, sep="\n")
+print(*dict.fromkeys(names), *pinned, sep="\n")
 endef
 export REQUIREMENTS
 
@@ -177,12 +185,14 @@ $(READY_CUDA): pyproject.toml | $(RUN)
 .PHONY: environments
 environments: $(READY_DEV) $(READY_CUDA) ## set up both environments, that of the emulated GPU too
 
-EMULATED := PYTHONPATH=tools/emugpu $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
+# The emulator is not installed there either, so that what runs is the checkout's.
+EMULATED := PYTHONPATH=tools/emugpu EMUGPU_BUILD_DIR=$(CURDIR)/build/emugpu \
+	$(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
 
-$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) setup.py | $(READY_DEV)
+$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) $(BUILD) | $(READY_DEV)
 	@echo "Compiling the CUDA kernels"
 	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
 		$(RUN) setup.py --quiet build_ext --inplace >/dev/null
@@ -202,7 +212,7 @@ gpu-report-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## a dry run of
 	@EMULATED_GPU=$(lastword $(EMULATED_ARCHS)) $(EMULATED) tests/bench/test_gpu_report.py
 
 .PHONY: test-emulator
-test-emulator: $(READY_CUDA) ## validate the emulated GPU itself
+test-emulator: $(READY_CUDA) ## run the emulated GPU's own tests
 	@status=0; \
 	echo "The PTX emulator's own tests"; \
 	EMULATED_GPU=$(firstword $(EMULATED_ARCHS)) $(EMULATED) tools/emugpu/tests/ptx || status=1; \
@@ -255,7 +265,9 @@ format: $(READY_DEV) ## rewrite all sources in the project's format
 	@if [ -n '$(CPP)' ]; then $(VENV)/bin/clang-format -i $(CPP); fi
 
 .PHONY: clean
-clean: ## remove builds, caches and results; keep the environment
-	@rm -rf build dist results *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+clean: ## remove builds, caches and results; keep the environments
+	@rm -rf build dist results *.egg-info .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -rf tools/emugpu/build tools/emugpu/*.egg-info
 	@rm -f genhoi_kernels/*.so genhoi_kernels/_*_missing.txt .venv*/.ready*
-	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
+	@find . \( -name __pycache__ -o -name .pytest_cache \) -not -path './$(VENV)*/*' \
+		-prune -exec rm -rf {} +

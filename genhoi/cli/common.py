@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.inspection.inspect import PATCH
 from genhoi.media import (
     Clip,
@@ -47,7 +48,8 @@ _DEFAULT_LONG_SIDE = 480
 def plain_errors() -> Iterator[None]:
     """Turn what bad input raises into one sentence and exit code 1."""
     try:
-        yield
+        with needed_for("this command"):
+            yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise click.ClickException(str(error)) from error
 

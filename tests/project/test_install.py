@@ -12,20 +12,33 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import genhoi
+from build_tools.sources import ISA_FLAGS, isa_of, sources
+from genhoi._extras import _EXTRAS
 from genhoi_kernels.backends.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
 REASON_FILE = "genhoi_kernels/_C_missing.txt"
 CUDA_REASON_FILE = "genhoi_kernels/_cuda_missing.txt"
 OPTIONS = [
-    *["GENHOI_BUILD_CPU", "GENHOI_BUILD_CUDA", "CXX", "CXXFLAGS", "LDFLAGS", "PYTHONPATH"],
-    *["CUDACXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"],
+    "GENHOI_BUILD_CPU",
+    "GENHOI_BUILD_CUDA",
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CUDACXX",
+    "CUDA_HOME",
+    "TORCH_CUDA_ARCH_LIST",
+    "PYTHONPATH",
 ]
+
+PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
 
 REPORT = """
 import genhoi_kernels
@@ -61,19 +74,21 @@ def run_checked(*command: str | Path, cwd: Path, **environment: str) -> str:
     return process.stdout
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the source tree, without what earlier builds left in it."""
-    copy = tmp_path / "tree"
+def copy_tree(copy: Path, *folders: str) -> Path:
+    """The files of the build and the named folders, without what earlier builds left in them."""
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, copy)
+        shutil.copy(ROOT / name, copy)
     leftovers = shutil.ignore_patterns("*.so", "_*_missing.txt", "__pycache__")
-    for name in ("csrc", "genhoi_kernels", "genhoi"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
+    for name in ("build_tools", *folders):
+        shutil.copytree(ROOT / name, copy / name, ignore=leftovers)
     return copy
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the source tree."""
+    return copy_tree(tmp_path / "tree", "csrc", "genhoi_kernels", "genhoi")
 
 
 def without_compiler(folder: Path) -> dict[str, str]:
@@ -92,18 +107,18 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
 }
 
 
+def build_wheel(tree: Path, folder: Path, **environment: str) -> Path:
+    """The wheel of the tree, built with what is installed here."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index"]
+    run_checked(*PIP, "wheel", *options, "-w", folder, ".", cwd=tree, **environment)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     environment, reason = CASES[case]
-    wheels = tmp_path / "wheels"
-    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    run_checked(
-        *[*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", wheels, "."],
-        cwd=tree,
-        **environment(tmp_path),
-    )
-
-    (wheel,) = wheels.iterdir()
+    wheel = build_wheel(tree, tmp_path / "wheels", **environment(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -131,10 +146,121 @@ def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     assert statuses["eager"][0] == "True"
 
 
+def installed_with(*packages: str) -> Iterator[metadata.Distribution]:
+    """The packages and all that they require, as far as it is installed."""
+    names, seen = list(packages), set()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # required on other systems
+        yield distribution
+        for requirement in distribution.requires or []:
+            if "extra ==" not in requirement:
+                names += re.findall(r"^[\w.-]+", requirement)
+
+
+@pytest.fixture
+def bare(tree: Path, tmp_path: Path) -> Path:
+    """A new environment with the package's wheel, and nothing besides but torch and numpy."""
+    environment = tmp_path / "bare"
+    run_checked(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+    offered = tmp_path / "offered"
+    offered.mkdir()
+    for distribution in installed_with("torch", "numpy"):
+        for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            if not (offered / name).exists():
+                (offered / name).symlink_to(distribution.locate_file(name))
+    python = environment / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run_checked(python, "-c", where, cwd=tmp_path).strip())
+    (site / "offered.pth").write_text(f"{offered}\n")
+    wheel = build_wheel(tree, tmp_path / "wheels", GENHOI_BUILD_CPU="0")
+    options = ["install", "--no-deps", "--no-index"]
+    run_checked(*PIP, "--python", python, *options, wheel, cwd=tmp_path)
+    return python.parent
+
+
+BARE_OP = """
+import sys
+import torch
+from genhoi_kernels import reference_attention
+q, k, v, k_ref, v_ref = torch.randn(5, 1, 6, 2, 16)
+mask = torch.tensor([[True, False] * 3])
+assert reference_attention(q, k, v, k_ref, v_ref, mask=mask).isfinite().all()
+
+from importlib.util import find_spec
+extras = ["PIL", "accelerate", "av", "click", "diffusers", "matplotlib", "rich", "safetensors"]
+print("importable:", *(name for name in extras if find_spec(name)))
+
+import genhoi
+for name in genhoi.__all__:
+    try:
+        getattr(genhoi, name)
+        print(f"genhoi.{name} works")
+    except ImportError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an environment is laid out in another way")
+def test_the_op_alone(bare: Path, tmp_path: Path) -> None:
+    """torch and numpy are enough for the op; what needs more says which extra to install."""
+    importable, *names = run_checked(bare / "python", "-c", BARE_OP, cwd=tmp_path).splitlines()
+    assert importable == "importable:"
+    assert "genhoi.__version__ works" in names
+    assert "genhoi.token_mask works" in names
+    assert "genhoi.attach needs diffusers (pip install 'genhoi-kernels[wan]')" in names
+    sentence = r"genhoi\.\w+ (works|needs \S+ \(pip install 'genhoi-kernels\[\w+\]'\))"
+    assert [name for name in names if not re.fullmatch(sentence, name)] == []
+
+    command = run(bare / "genhoi", "edit", cwd=tmp_path)
+    assert command.returncode == 1
+    needed = "genhoi: the command line needs click (pip install 'genhoi-kernels[video]')\n"
+    assert command.stdout == needed
+
+
+def test_extras_are_named_as_they_are_defined() -> None:
+    """The sentence for a missing package names an extra that brings it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {extra: set() for extra in extras}
+    for package, extra in _EXTRAS.values():
+        named[extra].add(package)
+    for extra in ("wan", "video", "train"):
+        defined = {re.match(r"[\w-]+", requirement)[0] for requirement in extras[extra]}
+        assert named[extra] <= defined
+        assert defined <= set().union(*named.values(), {"genhoi-kernels"})
+
+
+def test_names_of_genhoi() -> None:
+    """Each is imported from somewhere when it is asked for, and listed."""
+    assert sorted(genhoi._MODULE_OF) == sorted(genhoi.__all__)
+    assert set(genhoi.__all__) <= set(dir(genhoi))
+    for name in genhoi.__all__:
+        assert getattr(genhoi, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        genhoi.nothing  # noqa: B018
+
+
 def test_oldest_torch() -> None:
     """The compiled part serves every torch that the package may be installed beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "torch>={}.{}".format(*MIN_TORCH) in project["dependencies"]
+
+
+def test_sources_are_linked_from_the_weakest_instruction_set() -> None:
+    """The linker keeps the first copy of an inline function, which any CPU must be able to run."""
+    paths = sources()
+    assert {ROOT / path for path in paths} == set((ROOT / "csrc").rglob("*.cpp"))
+    isas = [isa_of(path) for path in paths]
+    assert list(dict.fromkeys(isas)) == [None, *ISA_FLAGS]
+    assert isas == sorted(isas, key=[None, *ISA_FLAGS].index)
 
 
 def test_required_extension_is_an_error(tree: Path, tmp_path: Path) -> None:
@@ -170,6 +296,10 @@ def test_sdist_can_be_built_from(tree: Path, tmp_path: Path) -> None:
     (sdist,) = (tmp_path / "sdist").iterdir()
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {path.relative_to(tree).as_posix() for path in tree.glob("csrc/**/*.*")}
+    sources = {
+        path.relative_to(tree).as_posix()
+        for pattern in ("csrc/**/*.*", "build_tools/*.py")
+        for path in tree.glob(pattern)
+    }
     assert {"setup.py", "pyproject.toml", "genhoi_kernels/_version.py"} | sources <= names
     assert REASON_FILE not in names

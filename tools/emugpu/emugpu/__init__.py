@@ -13,13 +13,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from . import launch, libraries
-from .build import build
-from .errors import EmulatedGPUError, LaunchError, NotEmulatedError
-from .images import register_cubin, register_ptx
-from .launch import check, clear, pending
-from .libraries import hooks, launches, options
-from .ptxemu import (
+from emugpu import launch, libraries
+from emugpu.build import build
+from emugpu.errors import EmulatedGPUError, LaunchError, NotEmulatedError
+from emugpu.images import register_cubin, register_ptx
+from emugpu.launch import check, clear, pending
+from emugpu.libraries import hooks, launches, options
+from emugpu.ptxemu import (
     DeadlockError,
     EmuError,
     MisalignedError,
@@ -95,11 +95,11 @@ def install(
         raise EmulatedGPUError("torch does not see the emulated GPU")
     torch.cuda.init()
     if aten:
-        from . import dispatch
+        from emugpu import dispatch
 
         dispatch.install()
     if triton:
-        from . import triton_patch
+        from emugpu import triton_patch
 
         triton_patch.install()
 

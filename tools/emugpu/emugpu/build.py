@@ -1,5 +1,6 @@
 """Build the three stand-in libraries: libemugpu.so (core), libcudart.so.13 and libcuda.so.1."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -8,11 +9,17 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
-# Everything the emulator and its tests produce; below build/, which git ignores.
-BUILD = Path(
-    os.environ.get("EMUGPU_BUILD_DIR") or Path(__file__).resolve().parents[3] / "build" / "emugpu"
-)
 LIBRARIES = ("libemugpu.so", "libcudart.so.13", "libcuda.so.1")
+
+
+def build_folder() -> Path:
+    """Where everything goes that is built: $EMUGPU_BUILD_DIR, else in the user's cache folder."""
+    named = os.environ.get("EMUGPU_BUILD_DIR")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named).resolve() if named else Path(cache, "emugpu")
+
+
+BUILD = build_folder()
 
 
 def cuda_home() -> Path | None:
@@ -52,17 +59,24 @@ def complete_cudart() -> str:
     return "\n".join([code, *defaults, ""])
 
 
-def build(folder: Path | None = None, force: bool = False) -> list[Path]:
-    """The three libraries' paths; compiles them if a source is newer or ``force`` is set.
+def sources_digest() -> str:
+    """A name for the sources as they are: another version of them has libraries of its own."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> list[Path]:
+    """The paths of the three libraries, which are compiled where they are not there yet.
 
     Raises RuntimeError without cuda.h, subprocess.CalledProcessError if gcc fails.
     """
-    folder = folder or BUILD
+    folder = BUILD / f"libraries-{sources_digest()}"
     libraries = [folder / name for name in LIBRARIES]
-    newest = max(path.stat().st_mtime for path in SOURCES.iterdir())
-    if not force and all(path.exists() and path.stat().st_mtime > newest for path in libraries):
+    if all(path.exists() for path in libraries):
         return libraries
-    # Built aside and moved into place: another process may be loading the old ones.
+    # Built aside and moved into place: another process may be building them too.
     work = folder / f"work-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     (work / "cudart.c").write_text(complete_cudart())

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from . import libraries
-from .errors import EmulatedGPUError
-from .ptxemu.memory import Buffer, GlobalMemory
+from emugpu import libraries
+from emugpu.errors import EmulatedGPUError
+from emugpu.ptxemu.memory import Buffer, GlobalMemory
 
 BLOCK = np.dtype(
     [("base", "<u8"), ("size", "<u8"), ("serial", "<u8"), ("freed", "<u8"), ("device", "<u8")]

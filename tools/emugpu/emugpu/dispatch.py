@@ -18,9 +18,9 @@ import torch
 import torch._decomp
 from torch import Tensor
 
-from . import launch, libraries
-from .errors import NotEmulatedError
-from .operator_lists import EXTRA, KEEP, KEEP_PREFIXES, MIXED
+from emugpu import launch, libraries
+from emugpu.errors import NotEmulatedError
+from emugpu.operator_lists import EXTRA, KEEP, KEEP_PREFIXES, MIXED
 
 stats: dict[str, int] = {}  # operator -> calls
 missing: list[str] = []  # operators with a CUDA kernel only

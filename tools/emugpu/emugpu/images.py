@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import libraries
-from .build import BUILD, cuda_home
-from .device_memory import DeviceMemory, raw
-from .errors import EmulatedGPUError, NotEmulatedError
-from .ptxemu import Module, Parsed
+from emugpu import libraries
+from emugpu.build import BUILD, cuda_home
+from emugpu.device_memory import DeviceMemory, raw
+from emugpu.errors import EmulatedGPUError, NotEmulatedError
+from emugpu.ptxemu import Module, Parsed
 
 FATBIN_WRAPPER = 0x466243B1  # what __cudaRegisterFatBinary gets; the pointer to the image is at 8
 FATBIN = 0xBA55ED50
@@ -77,8 +77,8 @@ def _library_of(address: int) -> str:
     info = _DlInfo()
     function = ctypes.CDLL(None).dladdr
     function.argtypes = [ctypes.c_void_p, ctypes.POINTER(_DlInfo)]
-    found = function(address, ctypes.byref(info))
-    return info.fname.decode() if found and info.fname else "?"
+    known = function(address, ctypes.byref(info))
+    return info.fname.decode() if known and info.fname else "?"
 
 
 def _fatbin_ptx(address: int) -> list[str]:

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import images, libraries
-from .device_memory import DeviceMemory
-from .errors import LaunchError, NotEmulatedError
+from emugpu import images, libraries
+from emugpu.device_memory import DeviceMemory
+from emugpu.errors import LaunchError, NotEmulatedError
 
 # Of csrc/core.h.
 OP_LAUNCH, OP_LOAD_DATA, OP_LOAD_FILE, OP_STATIC_SMEM, OP_UNSUPPORTED = 1, 2, 3, 4, 5

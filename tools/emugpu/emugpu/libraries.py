@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .build import build
-from .errors import EmulatedGPUError
+from emugpu.build import build
+from emugpu.errors import EmulatedGPUError
 
 # The loaded libraries: libemugpu.so and libcudart.so.13.
 core: Any = None

@@ -1,8 +1,9 @@
-"""pytest plugin: ``EMULATED_GPU=80 pytest -p emugpu.pytest_plugin ...``.
+"""pytest plugin: ``EMULATED_GPU=80 pytest ...`` where emugpu is installed.
 
-Inactive without the variable. A launch that failed fails the test that made it, whatever C++ did
-with the error code. ``@pytest.mark.emulated(racecheck="raise", ...)`` sets emulator options for one
-test. The fixture ``launches`` lists a test's launches.
+Where it is only on the path, ``-p emugpu.pytest_plugin`` loads it. Inactive without the variable.
+A launch that failed fails the test that made it, whatever C++ did with the error code.
+``@pytest.mark.emulated(racecheck="raise", ...)`` sets emulator options for one test. The fixture
+``launches`` lists a test's launches.
 """
 
 import collections
@@ -89,11 +90,15 @@ def pytest_runtest_teardown() -> Generator[None, Any, Any]:
 @pytest.fixture
 def launches() -> "collections.deque[dict[str, Any]]":
     """This test's launches: dicts of kernel, device, grid, block, smem, stream, report, seconds."""
+    if not ACTIVE:
+        pytest.skip("only the emulated GPU records launches")
     return emugpu.launches
 
 
 @pytest.fixture(params=["lockstep", "warp-asc", "warp-desc"])
 def warp_schedule(request: pytest.FixtureRequest) -> Iterator[str]:
     """The test runs with all warps in step, then with one warp at a time, in either order."""
+    if not ACTIVE:
+        pytest.skip("only the emulated GPU lets warps run in an order of one's choice")
     with emugpu.checks(schedule=request.param):
         yield request.param

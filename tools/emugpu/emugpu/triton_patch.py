@@ -8,8 +8,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import images
-from .dispatch import bounded, exact
+from emugpu import images
+from emugpu.dispatch import bounded, exact
 
 # "all": the autotuner runs every configuration once; "first": it takes the first one.
 autotune = "all"

@@ -1,7 +1,6 @@
 """Fixtures of the emulator's own tests."""
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,13 +8,10 @@ from emugpu import ptxemu
 from emugpu.build import BUILD
 from toolchain import nvcc_ptx
 
-os.environ.setdefault("TRITON_CACHE_DIR", str(BUILD / "triton"))  # before triton is imported
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Instead of the project's: the emulator fills its memory with NaN itself."""
-    yield
+# Before torch and triton are imported. Threads that spin while they wait make tiny calls take
+# seconds when other programs use the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TRITON_CACHE_DIR", str(BUILD / "triton"))
 
 
 @pytest.fixture(scope="session")

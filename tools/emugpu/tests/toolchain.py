@@ -18,10 +18,10 @@ TOY_LIBRARY = OUTPUT / "toy" / "emugpu_toy.so"
 
 def nvcc() -> str | None:
     """The CUDA compiler, or None."""
-    found = shutil.which("nvcc")
-    if found is None and (home := cuda_home()) is not None and (home / "bin" / "nvcc").is_file():
-        found = str(home / "bin" / "nvcc")
-    return found
+    compiler = shutil.which("nvcc")
+    if compiler is None and (home := cuda_home()) is not None and (home / "bin" / "nvcc").is_file():
+        compiler = str(home / "bin" / "nvcc")
+    return compiler
 
 
 def why_no_nvcc() -> str | None:
@@ -34,17 +34,17 @@ def why_no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return "Triton interprets kernels in this process; `make test-gpu-emulated` compiles them"
+        return "Triton interprets kernels in this process (TRITON_INTERPRET=1)"
     return None
 
 
 def why_no_emulated_gpu() -> str | None:
     """Why a test of the launch path cannot run here, or None."""
     if torch.version.cuda is None:
-        return "this torch has no CUDA; `make test-gpu-emulated` installs one that has"
+        return "this torch has no CUDA; the emulated GPU takes a build for CUDA 13"
     if not os.environ.get("EMULATED_GPU"):
         return "no emulated GPU: set EMULATED_GPU=80 and load the plugin emugpu.pytest_plugin"
-    return why_no_nvcc()
+    return None
 
 
 def compute_capability() -> int:

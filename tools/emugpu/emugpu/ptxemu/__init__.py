@@ -1,9 +1,9 @@
 """A functional PTX emulator on NumPy.
 
-``Module.from_ptx(text).launch(kernel, grid, block, args, smem_bytes)``; see ../README.md.
+``Module.from_ptx(text).launch(kernel, grid, block, args, smem_bytes)``; see emugpu's README.md.
 """
 
-from .errors import (
+from emugpu.ptxemu.errors import (
     DeadlockError,
     DeviceTrapError,
     EmuError,
@@ -14,9 +14,9 @@ from .errors import (
     UninitError,
     UnsupportedError,
 )
-from .module import Module, Report
-from .parser import Parsed
-from .tensor_map import TensorMap
+from emugpu.ptxemu.module import Module, Report
+from emugpu.ptxemu.parser import Parsed
+from emugpu.ptxemu.tensor_map import TensorMap
 
 __all__ = [
     "DeadlockError",

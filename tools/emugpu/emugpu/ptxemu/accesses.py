@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from . import numerics
-from .errors import (
+from emugpu.ptxemu import numerics
+from emugpu.ptxemu.errors import (
     MisalignedError,
     OutOfBoundsError,
 )
-from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
-from .numerics import NUMPY_TYPE, UNSIGNED, i8
-from .syntax import BITS
+from emugpu.ptxemu.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
+from emugpu.ptxemu.numerics import NUMPY_TYPE, UNSIGNED, i8
+from emugpu.ptxemu.syntax import BITS
 
 Lanes = np.ndarray | None
 

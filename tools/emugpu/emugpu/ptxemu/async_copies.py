@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import (
+from emugpu.ptxemu.errors import (
     OutOfBoundsError,
 )
-from .memory import SHARED_WINDOW
-from .numerics import POISON32, i8
+from emugpu.ptxemu.memory import SHARED_WINDOW
+from emugpu.ptxemu.numerics import POISON32, i8
 
 Lanes = np.ndarray | None
 

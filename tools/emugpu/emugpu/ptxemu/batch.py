@@ -4,20 +4,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .accesses import MemoryAccess
-from .async_copies import AsyncCopies
-from .bulk_copies import BulkCopies
-from .codegen import CodeGenerator
-from .collectives import WarpCollectives
-from .errors import DeviceTrapError, EmuError, PTXError, UnsupportedError
-from .mbarriers import MBarriers
-from .memory import GlobalMemory
-from .numerics import POISON32, UNSIGNED, i8, u1, u4
-from .scheduler import Scheduler
-from .shared import Shared
-from .syntax import Program
-from .wgmma import WarpGroups
-from .wmma import WarpMatrices
+from emugpu.ptxemu.accesses import MemoryAccess
+from emugpu.ptxemu.async_copies import AsyncCopies
+from emugpu.ptxemu.bulk_copies import BulkCopies
+from emugpu.ptxemu.codegen import CodeGenerator
+from emugpu.ptxemu.collectives import WarpCollectives
+from emugpu.ptxemu.errors import DeviceTrapError, EmuError, PTXError, UnsupportedError
+from emugpu.ptxemu.mbarriers import MBarriers
+from emugpu.ptxemu.memory import GlobalMemory
+from emugpu.ptxemu.numerics import POISON32, UNSIGNED, i8, u1, u4
+from emugpu.ptxemu.scheduler import Scheduler
+from emugpu.ptxemu.shared import Shared
+from emugpu.ptxemu.syntax import Program
+from emugpu.ptxemu.wgmma import WarpGroups
+from emugpu.ptxemu.wmma import WarpMatrices
 
 # NaN in every float type.
 POISON = {

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import (
+from emugpu.ptxemu.errors import (
     EmuError,
     MisalignedError,
     OutOfBoundsError,
 )
-from .memory import PARAM_WINDOW, SHARED_WINDOW, Buffer
-from .numerics import POISON32, UNSIGNED, i4, i8
-from .tensor_map import TensorMap
+from emugpu.ptxemu.memory import PARAM_WINDOW, SHARED_WINDOW, Buffer
+from emugpu.ptxemu.numerics import POISON32, UNSIGNED, i4, i8
+from emugpu.ptxemu.tensor_map import TensorMap
 
 Lanes = np.ndarray | None
 # NaN, or the like, by the size of an element.

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import (
+from emugpu.ptxemu.errors import (
     DivergedError,
 )
-from .numerics import POISON32, i8, u4, u8
+from emugpu.ptxemu.numerics import POISON32, i8, u4, u8
 
 Lanes = np.ndarray | None
 

@@ -7,9 +7,9 @@ functions that have a body are inlined (so there is no call stack and no recursi
 import re
 from typing import Any
 
-from .errors import PTXError
-from .parser import Parsed
-from .syntax import (
+from emugpu.ptxemu.errors import PTXError
+from emugpu.ptxemu.parser import Parsed
+from emugpu.ptxemu.syntax import (
     BITS,
     SINK,
     Address,
@@ -124,9 +124,9 @@ class _Body:
             return immediate
         if text == "WARP_SZ":
             return Immediate(32)
-        found = self.lookup(text)
-        if found is not None:
-            return found
+        operand = self.lookup(text)
+        if operand is not None:
+            return operand
         match = re.match(r"^([\w$%.]+)\s*\+\s*(\w+)$", text)
         if match:
             base = self.operand(match[1])

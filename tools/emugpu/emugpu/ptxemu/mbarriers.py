@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import (
+from emugpu.ptxemu.errors import (
     EmuError,
 )
-from .numerics import i8
+from emugpu.ptxemu.numerics import i8
 
 Lanes = np.ndarray | None
 

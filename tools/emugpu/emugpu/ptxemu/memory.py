@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .numerics import UNSIGNED, i8, u1
+from emugpu.ptxemu.numerics import UNSIGNED, i8, u1
 
 SHARED_WINDOW = 0x0100_0000_0000
 LOCAL_WINDOW = 0x0200_0000_0000

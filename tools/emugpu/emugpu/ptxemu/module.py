@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from .batch import Batch
-from .codegen import CONTROL, CodeGenerator
-from .errors import PTXError
-from .flatten import Flattener
-from .memory import GlobalMemory
-from .numerics import u1
-from .parser import Parsed
-from .syntax import Program, Variable
-from .tensor_map import TensorMap
+from emugpu.ptxemu.batch import Batch
+from emugpu.ptxemu.codegen import CONTROL, CodeGenerator
+from emugpu.ptxemu.errors import PTXError
+from emugpu.ptxemu.flatten import Flattener
+from emugpu.ptxemu.memory import GlobalMemory
+from emugpu.ptxemu.numerics import u1
+from emugpu.ptxemu.parser import Parsed
+from emugpu.ptxemu.syntax import Program, Variable
+from emugpu.ptxemu.tensor_map import TensorMap
 
 SHARED_ALIGNMENT = 1024
 

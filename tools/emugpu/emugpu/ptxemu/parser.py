@@ -2,7 +2,7 @@
 
 import re
 
-from .syntax import (
+from emugpu.ptxemu.syntax import (
     Function,
     parse_variable,
     split_commas,

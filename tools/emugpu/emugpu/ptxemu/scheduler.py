@@ -4,13 +4,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .codegen import EXIT, TRAP
-from .errors import (
+from emugpu.ptxemu.codegen import EXIT, TRAP
+from emugpu.ptxemu.errors import (
     DeadlockError,
     DeviceTrapError,
     DivergedError,
 )
-from .numerics import i8
+from emugpu.ptxemu.numerics import i8
 
 Lanes = np.ndarray | None
 

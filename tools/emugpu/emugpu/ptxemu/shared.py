@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import RaceError, UninitError
-from .numerics import POISON32, UNSIGNED, u1, u4
+from emugpu.ptxemu.errors import RaceError, UninitError
+from emugpu.ptxemu.numerics import POISON32, UNSIGNED, u1, u4
 
 
 class Shared:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import PTXError
+from emugpu.ptxemu.errors import PTXError
 
 # Bits of a type.
 BITS = {"pred": 1, "b128": 128, "f16x2": 32, "bf16x2": 32, "f16": 16, "bf16": 16, "tf32": 32}

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .memory import GlobalMemory
-from .numerics import i8, u1
+from emugpu.ptxemu.memory import GlobalMemory
+from emugpu.ptxemu.numerics import i8, u1
 
 SWIZZLES = {"none": 0, "32B": 1, "64B": 2, "128B": 3}
 # The 128-byte format (the real one is opaque): magic, address, dims, strides of dims 1..4, box, ...

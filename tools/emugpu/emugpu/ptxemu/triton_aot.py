@@ -8,8 +8,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .module import Module, Report
-from .tensor_map import TensorMap
+from emugpu.ptxemu.module import Module, Report
+from emugpu.ptxemu.tensor_map import TensorMap
 
 SWIZZLES = {0: "none", 1: "32B", 2: "64B", 3: "128B"}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .numerics import (
+from emugpu.ptxemu.numerics import (
     FP8,
     UNSIGNED,
     bfloat16_to_float,

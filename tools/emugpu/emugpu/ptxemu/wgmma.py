@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from . import warp
-from .errors import DivergedError, EmuError
-from .numerics import f2, f4, i4, i8, u4
-from .tensor_map import swizzle
+from emugpu.ptxemu import warp
+from emugpu.ptxemu.errors import DivergedError, EmuError
+from emugpu.ptxemu.numerics import f2, f4, i4, i8, u4
+from emugpu.ptxemu.tensor_map import swizzle
 
 Lanes = np.ndarray | None
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from . import warp
-from .numerics import NUMPY_TYPE, UNSIGNED, i4, i8
-from .syntax import BITS
+from emugpu.ptxemu import warp
+from emugpu.ptxemu.numerics import NUMPY_TYPE, UNSIGNED, i4, i8
+from emugpu.ptxemu.syntax import BITS
 
 Lanes = np.ndarray | None
 

@@ -12,9 +12,9 @@ import emugpu
 import pytest
 import torch
 import torch.nn.functional as F
-from toolchain import TOY_LIBRARY, build_toy, compute_capability, why_no_emulated_gpu
+from toolchain import TOY_LIBRARY, build_toy, compute_capability, why_no_emulated_gpu, why_no_nvcc
 
-if (reason := why_no_emulated_gpu()) is not None:
+if (reason := why_no_emulated_gpu() or why_no_nvcc()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 toy = build_toy()
@@ -406,5 +406,5 @@ try: x.fill_(1.)
 except RuntimeError as error: print(error)
 """
     result = python("-c", code)
-    for words in ("torch kernel", "FillFunctor", "launched on the emulated GPU"):
-        assert words in result.stdout, result.stdout + result.stderr
+    for text in ("torch kernel", "FillFunctor", "launched on the emulated GPU"):
+        assert text in result.stdout, result.stdout + result.stderr

@@ -176,11 +176,11 @@ def test_compile():
         return (torch.nn.functional.gelu(x @ w) + x.sum(-1, keepdim=True)).softmax(-1)
 
     x, w = randn(32, 64).requires_grad_(), randn(64, 64)
-    with emugpu.record() as got:
+    with emugpu.record() as launches:
         y = f(x, w)
         y.square().sum().backward()
-    assert any("softmax" in l["kernel"] for l in got) and any(
-        "backward" in l["kernel"] for l in got
+    assert any("softmax" in l["kernel"] for l in launches) and any(
+        "backward" in l["kernel"] for l in launches
     )
     g, x.grad = x.grad, None
     z = (torch.nn.functional.gelu(x @ w) + x.sum(-1, keepdim=True)).softmax(-1)

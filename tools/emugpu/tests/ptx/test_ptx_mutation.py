@@ -212,7 +212,7 @@ REDUNDANT = {"triton80": 1, "triton80s3": 2, "triton90": 2, "triton90tma": 13, "
 def test_mutants(case):
     """Every wait that is removed is noticed, and all barriers and fences but the redundant ones."""
     rows = table(case)
-    missed = [(name, line) for name, line, found in rows if not found]
+    missed = [(name, line) for name, line, noticed in rows if not noticed]
     assert rows and len(missed) <= REDUNDANT.get(case, 0), missed
     assert all(name.endswith(("bar.sync", "fence.proxy")) for name, _ in missed), missed
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import numerics, warp
-from ..errors import UnsupportedError
-from ..syntax import Instruction, Program
-from .accesses import Accesses
-from .arithmetic import Arithmetic
-from .bits import Bits
-from .collectives import Collectives
-from .comparisons import Comparisons
-from .copies import Copies
-from .matrices import Matrices
-from .moves import Moves
+from emugpu.ptxemu import numerics, warp
+from emugpu.ptxemu.codegen.accesses import Accesses
+from emugpu.ptxemu.codegen.arithmetic import Arithmetic
+from emugpu.ptxemu.codegen.bits import Bits
+from emugpu.ptxemu.codegen.collectives import Collectives
+from emugpu.ptxemu.codegen.comparisons import Comparisons
+from emugpu.ptxemu.codegen.copies import Copies
+from emugpu.ptxemu.codegen.matrices import Matrices
+from emugpu.ptxemu.codegen.moves import Moves
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.syntax import Instruction, Program
 
 EXIT = -1  # as a next pc: the lanes have finished
 TRAP = -2

@@ -1,8 +1,8 @@
 """Loads, stores and atomics."""
 
-from ..errors import UnsupportedError
-from ..syntax import BITS
-from .base import NUMPY_NAME, SPACES, Emitter
+from emugpu.ptxemu.codegen.base import NUMPY_NAME, SPACES, Emitter
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.syntax import BITS
 
 ATOMICS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
 

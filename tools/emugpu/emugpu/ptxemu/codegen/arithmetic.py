@@ -1,8 +1,8 @@
 """Arithmetic on floats and integers."""
 
-from ..errors import UnsupportedError
-from ..syntax import BITS, Register
-from .base import INTEGERS, NUMPY_NAME, Emitter
+from emugpu.ptxemu.codegen.base import INTEGERS, NUMPY_NAME, Emitter
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.syntax import BITS, Register
 
 
 class Arithmetic(Emitter):

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import numerics
-from ..errors import UnsupportedError
-from ..numerics import NUMPY_TYPE, UNSIGNED
-from ..syntax import (
+from emugpu.ptxemu import numerics
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.numerics import NUMPY_TYPE, UNSIGNED
+from emugpu.ptxemu.syntax import (
     BITS,
     Address,
     Immediate,

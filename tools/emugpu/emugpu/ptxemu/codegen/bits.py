@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ..errors import UnsupportedError
-from ..numerics import NUMPY_TYPE
-from ..syntax import BITS, Immediate, Pair, Register
-from .base import NUMPY_NAME, Emitter
+from emugpu.ptxemu.codegen.base import NUMPY_NAME, Emitter
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.numerics import NUMPY_TYPE
+from emugpu.ptxemu.syntax import BITS, Immediate, Pair, Register
 
 
 class Bits(Emitter):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..syntax import Pair
-from .base import Emitter
+from emugpu.ptxemu.codegen.base import Emitter
+from emugpu.ptxemu.syntax import Pair
 
 EVERY_LANE = "0xffffffff"
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..syntax import BITS, Pair
-from .base import INTEGERS, Emitter
+from emugpu.ptxemu.codegen.base import INTEGERS, Emitter
+from emugpu.ptxemu.syntax import BITS, Pair
 
 SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 UNSIGNED_SIGNS = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from ..errors import UnsupportedError
-from ..memory import PARAM_WINDOW
-from ..syntax import Address, Register, Symbol
-from .base import Emitter
+from emugpu.ptxemu.codegen.base import Emitter
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.memory import PARAM_WINDOW
+from emugpu.ptxemu.syntax import Address, Register, Symbol
 
 
 class Copies(Emitter):
@@ -48,8 +48,8 @@ class Copies(Emitter):
         """The same for operands that may be registers or parameters."""
         if not isinstance(op, Address):
             return f"{self.operand(op, f'b{op.bits}')}, 0"
-        found, a, offset = self.address(op, space)
-        if isinstance(op.base, Symbol) and found == "param":
+        actual_space, a, offset = self.address(op, space)
+        if isinstance(op.base, Symbol) and actual_space == "param":
             offset += PARAM_WINDOW
         return f"{a}, {offset}"
 

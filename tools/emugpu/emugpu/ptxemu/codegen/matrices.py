@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from ..errors import UnsupportedError
-from ..syntax import Address, Immediate, Register, Vector
-from .base import Emitter
+from emugpu.ptxemu.codegen.base import Emitter
+from emugpu.ptxemu.errors import UnsupportedError
+from emugpu.ptxemu.syntax import Address, Immediate, Register, Vector
 
 ELEMENTS = {
     *("f16", "bf16", "tf32", "f32", "f64", "s32"),
@@ -30,8 +30,8 @@ class Matrices(Emitter):
         return f"[{', '.join(out)}]"
 
     def _shape(self) -> tuple[int, int, int]:
-        found = (re.fullmatch(r"m(\d+)n(\d+)k(\d+)", part) for part in self.parts)
-        m, n, k = next(match for match in found if match).groups()
+        shapes = (re.fullmatch(r"m(\d+)n(\d+)k(\d+)", part) for part in self.parts)
+        m, n, k = next(match for match in shapes if match).groups()
         return int(m), int(n), int(k)
 
     def _types(self) -> list[str]:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
-from ..syntax import BITS, Address, Register, Vector
-from .base import FP8_NAME, NUMPY_NAME, SPACES, Emitter
+from emugpu.ptxemu.codegen.base import FP8_NAME, NUMPY_NAME, SPACES, Emitter
+from emugpu.ptxemu.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
+from emugpu.ptxemu.syntax import BITS, Address, Register, Vector
 
 
 def _is_float(dtype: str) -> bool:
