@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from torch import Tensor
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.rope import HeadSlidingRope, VideoRope
+
+
+class WantedGrads(NamedTuple):
+    """Which gradients a backward pass has to compute; ``gate``: those of all its weights."""
+
+    q: bool = True
+    k: bool = True
+    v: bool = True
+    k_ref: bool = True
+    v_ref: bool = True
+    ref_bias: bool = True
+    gate: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class AttentionCall:
     needs_grad: bool
     rows: int = 0
     keys: int = 0
+    wanted: WantedGrads = WantedGrads()
 
 
 @dataclass(frozen=True)
