@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genhoi_kernels import checks, ops, reference, spec
+from genhoi_kernels import checks, ops, reference, schema, spec
 from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
@@ -89,7 +89,7 @@ def reference_attention(
             "backend": backend,
         }
     )
-    out, lse, gate_sum, _ = ops.attention(*spec.flatten(values))
+    out, lse, gate_sum, _ = ops.attention(*schema.flatten(values))
     if values["gate_mode"] == "sum" and not return_gate_sum:
         out = reference.scale_by_gate_sum(out, gate_sum)
     extras = ([lse] if return_lse else []) + ([gate_sum] if return_gate_sum else [])
@@ -112,7 +112,7 @@ def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
     bound = _EXPLAINED.bind(*args, **kwargs)
     bound.apply_defaults()
     values = _checked(bound.arguments | {"return_gate_sum": False, "backend": None})
-    call, _ = spec.unflatten(spec.flatten(values))
+    call, _ = schema.unflatten(schema.flatten(values))
     return registry.explain(call)
 
 
@@ -132,7 +132,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the arguments of ``reference_attention``, by name, and apply autocast.
 
     Returns:
-        What was given, and the value of every argument of the operator (``spec.ARGUMENTS``).
+        What was given, and the value of every argument of the operator (``schema.ARGUMENTS``).
     """
     values = dict(given)
     values["gate"], reduction = _gate_options(given["gate"], given["gate_reduction"])
@@ -148,13 +148,13 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     checks.check_references(q, k_ref, values["v_ref"])
     values["ref_lengths"] = _ref_lengths(given, k_ref)
     values |= _mask(given["mask"], q, len(values["ref_lengths"]))
-    for name, carried in spec.ARGUMENTS.items():
+    for name, carried in schema.ARGUMENTS.items():
         if carried.check is not None and values[name] is not None:
             carried.check(values[name], values)
     values["gate_mode"] = _gate_mode(values["gate"], reduction)
     values["scale"] = q.shape[-1] ** -0.5 if given["scale"] is None else float(given["scale"])
-    values["wanted"] = spec.WantedGrads()
-    values["needs_grad"] = torch.is_grad_enabled() and _any_requires_grad(values)
+    values["wanted"] = spec.EVERY_GRAD
+    values["needs_grad"] = torch.is_grad_enabled() and schema.requires_grad(values)
     return values
 
 
@@ -163,7 +163,7 @@ def _ref_lengths(given: Mapping[str, Any], k_ref: Tensor | None) -> tuple[int, .
     if k_ref is not None:
         checks.check_ref_rope("ref_rope", given["ref_rope"], k_ref)
         return checks.check_segments(k_ref, given["ref_lengths"], given["ref_rope"])
-    described = [name for name, carried in spec.ARGUMENTS.items() if carried.of_references]
+    described = [name for name, carried in schema.ARGUMENTS.items() if carried.of_references]
     for name in ("mask", *described):
         if given[name] is not None:
             raise ValueError(f"{name}: got a value without k_ref, wanted None or k_ref, v_ref")
@@ -184,12 +184,6 @@ def _gate_mode(gate: GateWeights | None, reduction: str) -> spec.GateMode:
     if gate is None:
         return "none"
     return "token" if reduction == "token" else "sum"
-
-
-def _any_requires_grad(values: Mapping[str, Any]) -> bool:
-    given = (values[name] for name in spec.WantedGrads._fields)
-    several = (x if isinstance(x, tuple) else (x,) for x in given)
-    return any(x is not None and x.requires_grad for xs in several for x in xs)
 
 
 def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None, str]:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genhoi_kernels import spec
+from genhoi_kernels import schema
 from genhoi_kernels.backends import registry
 from genhoi_kernels.reference import wide_dtype
 from genhoi_kernels.registration import Gradient, no_second_derivatives, operator
 from genhoi_kernels.rope import Rope, decode_rope
-from genhoi_kernels.spec import AttentionGrads, AttentionInputs, RopeCall
+from genhoi_kernels.schema import AttentionInputs
+from genhoi_kernels.spec import AttentionGrads, RopeCall
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -34,7 +35,7 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 def _attention(*inputs: Any) -> tuple[Tensor, ...]:
     """Forward pass; returns reference.AttentionResult."""
-    call, tensors = spec.unflatten(inputs)
+    call, tensors = schema.unflatten(inputs)
     backend = registry.pick(call, AttentionInputs(*inputs).backend)
     with _no_autocast(call.device):
         result = backend.attention_forward(call, tensors)
@@ -67,14 +68,14 @@ def _attention_backward(
 
     ``o`` is the attention output before the gate.
     """
-    call, tensors = spec.unflatten(inputs)
+    call, tensors = schema.unflatten(inputs)
     backend = registry.pick(call, AttentionInputs(*inputs).backend)
     grads = AttentionGrads(
         *(None if g is None else g.contiguous() for g in (grad_out, grad_lse, grad_gate_sum))
     )
     with _no_autocast(call.device):
         computed = backend.attention_backward(call, tensors, o, lse, grads)
-    return [g.contiguous() for g in spec.pick_wanted(computed, call.wanted)]
+    return [g.contiguous() for g in schema.pick_wanted(computed, call.wanted)]
 
 
 def _attention_backward_fake(
@@ -86,12 +87,12 @@ def _attention_backward_fake(
     *inputs: Any,
 ) -> list[Tensor]:
     given = AttentionInputs(*inputs)
-    return [x.new_empty(x.shape) for x in spec.pick_wanted(given, given.wanted)]
+    return [x.new_empty(x.shape) for x in schema.pick_wanted(given, given.wanted)]
 
 
 attention_backward = operator(
     "reference_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, "
-    f"Tensor o, Tensor lse, {spec.SCHEMA}) -> Tensor[]",
+    f"Tensor o, Tensor lse, {schema.SCHEMA}) -> Tensor[]",
     kernel=_attention_backward,
     fake=_attention_backward_fake,
     gradient=no_second_derivatives("reference_attention"),
@@ -100,13 +101,13 @@ attention_backward = operator(
 
 
 def _attention_leaves(inputs: Sequence[Any]) -> list[Tensor | None]:
-    return spec.leaves(AttentionInputs(*inputs))
+    return schema.leaves(AttentionInputs(*inputs))
 
 
 def _attention_save(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     given = AttentionInputs(*inputs)
     out, lse, _, ungated = outputs
-    tensors, ctx.given = spec.pull_tensors(given)
+    tensors, ctx.given = schema.pull_tensors(given)
     ctx.save_for_backward(ungated if given.gate_mode == "token" else out, lse, *tensors)
 
 
@@ -119,16 +120,16 @@ def _attention_vjp(
     grad_ungated: Tensor | None,
 ) -> list[Tensor | None]:
     o, lse, *tensors = ctx.saved_tensors
-    given = spec.put_tensors(ctx.given, tensors)
-    wanted = spec.wanted_grads(given, needed)
+    given = schema.put_tensors(ctx.given, tensors)
+    wanted = schema.wanted_grads(given, needed)
     grads = attention_backward(
         grad_out, grad_lse, grad_gate_sum, o, lse, *given._replace(wanted=list(wanted))
     )
-    return spec.spread_wanted(given, wanted, grads)
+    return schema.spread_wanted(given, wanted, grads)
 
 
 attention = operator(
-    f"reference_attention({spec.SCHEMA}) -> "
+    f"reference_attention({schema.SCHEMA}) -> "
     "(Tensor out, Tensor lse, Tensor gate_sum, Tensor ungated)",
     kernel=_attention,
     fake=_attention_fake,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch._ops import OpOverload
 
 NAMESPACE = "genhoi_kernels"
@@ -81,7 +82,7 @@ def operator(
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     op: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _LIBRARY.impl(name, torch._disable_dynamo(kernel), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _disable_dynamo(kernel), "CompositeExplicitAutograd")
     _LIBRARY.impl(name, _differentiable(op, gradient), "Autograd", with_keyset=True)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 
@@ -118,8 +119,6 @@ def _differentiable(op: OpOverload, gradient: Gradient) -> Callable[..., Any]:
     return autograd
 
 
-def _below_autograd(
-    op: OpOverload, keyset: torch._C.DispatchKeySet, inputs: Sequence[Any]
-) -> Any:
+def _below_autograd(op: OpOverload, keyset: torch._C.DispatchKeySet, inputs: Sequence[Any]) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)

@@ -11,7 +11,8 @@ from genhoi_kernels.backends import native
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import HeadSlidingRope, Rope, token_places
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, pick_wanted
+from genhoi_kernels.schema import pick_wanted
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
 
 DESCRIPTION = "C++ kernels for CPU tensors; float32, bfloat16, float16"
 MAX_HEAD_DIM = 256
