@@ -71,7 +71,6 @@ class AttentionTensors:
     """The data of one ``reference_attention`` call, shapes as there; ``bits`` as MaskGate.bits.
 
     mask_gate: the MaskGate whose bits these are, where the caller built one.
-    Also holds the gradients of such data.
     """
 
     q: Annotated[Tensor, Argument("Tensor")]
@@ -144,6 +143,18 @@ class AttentionCall:
         EVERY_GRAD
     )
     heads: int = 0
+
+
+class InputGrads(NamedTuple):
+    """Gradients of what ``WantedGrads`` names; None where none is wanted, or nothing is there."""
+
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    k_ref: Tensor | None = None
+    v_ref: Tensor | None = None
+    ref_bias: Tensor | None = None
+    gate: GateWeights | None = None
 
 
 @dataclass(frozen=True)
