@@ -47,6 +47,8 @@ def check_device(name: str, x: Tensor, like: Tensor) -> None:
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | tuple[int, ...]], dims: str) -> None:
     """Raises ValueError unless each size is the one wanted (or one of several)."""
+    if x.shape == wanted:
+        return
     for size, choice in zip(x.shape, wanted, strict=True):
         if size not in (choice if isinstance(choice, tuple) else (choice,)):
             shown = ", ".join(

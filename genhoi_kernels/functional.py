@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genhoi_kernels import checks, ops, reference
+from genhoi_kernels import checks, ops, reference, schema, spec
 from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
@@ -69,34 +70,37 @@ def reference_attention(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend
             that refuses the call. The message names the argument, what came and what was wanted.
     """
-    arguments = _checked(
-        q, k, v, k_ref, v_ref, mask, ref_lengths, ref_bias, rope, ref_rope, gate, gate_reduction,
-        scale, return_gate_sum, backend,
-    )  # fmt: skip
-    out, lse, gate_sum, _ = ops.attention(*arguments)
-    if arguments.gate_mode == "sum" and not return_gate_sum:
+    values = _checked(
+        {
+            "q": q,
+            "k": k,
+            "v": v,
+            "k_ref": k_ref,
+            "v_ref": v_ref,
+            "mask": mask,
+            "ref_lengths": ref_lengths,
+            "ref_bias": ref_bias,
+            "rope": rope,
+            "ref_rope": ref_rope,
+            "gate": gate,
+            "gate_reduction": gate_reduction,
+            "scale": scale,
+            "return_gate_sum": return_gate_sum,
+            "backend": backend,
+        }
+    )
+    out, lse, gate_sum, _ = ops.attention(*schema.flatten(values))
+    if values["gate_mode"] == "sum" and not return_gate_sum:
         out = reference.scale_by_gate_sum(out, gate_sum)
     extras = ([lse] if return_lse else []) + ([gate_sum] if return_gate_sum else [])
     return (out, *extras) if extras else out
 
 
-def explain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_ref: Tensor | None = None,
-    v_ref: Tensor | None = None,
-    *,
-    mask: Tensor | MaskGate | None = None,
-    ref_lengths: Sequence[int] | None = None,
-    ref_bias: Tensor | None = None,
-    rope: VideoRope | None = None,
-    ref_rope: HeadSlidingRope | None = None,
-    gate: GateWeights | Any | None = None,
-    gate_reduction: str | None = None,
-    scale: float | None = None,
-) -> dict[str, str | None]:
+def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
     """What each backend says to a ``reference_attention`` call with these arguments.
+
+    Takes the arguments of ``reference_attention``, except ``return_lse``, ``return_gate_sum`` and
+    ``backend``.
 
     Returns:
         For each backend, in the order in which they are tried: None if it takes the call, else
@@ -105,99 +109,81 @@ def explain(
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
     """
-    arguments = _checked(
-        q, k, v, k_ref, v_ref, mask, ref_lengths, ref_bias, rope, ref_rope, gate, gate_reduction,
-        scale, False, None,
-    )  # fmt: skip
-    return registry.explain(ops.attention_call(arguments))
+    bound = _EXPLAINED.bind(*args, **kwargs)
+    bound.apply_defaults()
+    values = _checked(bound.arguments | {"return_gate_sum": False, "backend": None})
+    call, _ = schema.unflatten(schema.flatten(values))
+    return registry.explain(call)
 
 
-def _checked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_ref: Tensor | None,
-    v_ref: Tensor | None,
-    mask: Tensor | MaskGate | None,
-    ref_lengths: Sequence[int] | None,
-    ref_bias: Tensor | None,
-    rope: VideoRope | None,
-    ref_rope: HeadSlidingRope | None,
-    gate: GateWeights | Any | None,
-    gate_reduction: str | None,
-    scale: float | None,
-    return_gate_sum: bool,
-    backend: str | None,
-) -> ops.AttentionArguments:
-    """Check everything, apply autocast, and put it as the operator takes it."""
-    gate, gate_reduction = _gate_options(gate, gate_reduction)
-    checks.check_gate_options(gate, gate_reduction, return_gate_sum)
-    q, k, v, k_ref, v_ref = _autocast(q=q, k=k, v=v, k_ref=k_ref, v_ref=v_ref)
-    checks.check_qkv(q, k, v)
-    checks.check_rope("rope", rope, q)
-    if rope is not None and k.shape[1] != q.shape[1]:
+def _explained() -> inspect.Signature:
+    """The signature of ``reference_attention`` without what is no part of the question."""
+    signature = inspect.signature(reference_attention)
+    left_out = ("return_lse", "return_gate_sum", "backend")
+    kept = [p for name, p in signature.parameters.items() if name not in left_out]
+    return signature.replace(parameters=kept, return_annotation="dict[str, str | None]")
+
+
+_EXPLAINED = _explained()
+explain.__signature__ = _EXPLAINED  # type: ignore[attr-defined]  # which help() shows
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments of ``reference_attention``, by name, and apply autocast.
+
+    Returns:
+        What was given, and the value of every argument of the operator (``schema.ARGUMENTS``).
+    """
+    values = dict(given)
+    values["gate"], reduction = _gate_options(given["gate"], given["gate_reduction"])
+    checks.check_gate_options(values["gate"], reduction, given["return_gate_sum"])
+    values |= _autocast({name: given[name] for name in ("q", "k", "v", "k_ref", "v_ref")})
+    q, k, k_ref = values["q"], values["k"], values["k_ref"]
+    checks.check_qkv(q, k, values["v"])
+    if given["rope"] is not None and k.shape[1] != q.shape[1]:
         raise ValueError(
             f"k: got {k.shape[1]} keys beside {q.shape[1]} queries, wanted as many because rope "
             f"is given; rotate them first and pass rope=None"
         )
-    checks.check_references(q, k_ref, v_ref)
-    lengths, bits, built = _segments(q, k_ref, mask, ref_lengths, ref_bias, ref_rope)
-    if gate is not None:
-        checks.check_gate(gate, q)
-    weights = [] if gate is None else list(gate)
-    differentiable = (q, k, v, k_ref, v_ref, ref_bias, *weights)
-    rope_ints, rope_floats = encode_rope(rope)
-    ref_rope_ints, ref_rope_floats = encode_rope(ref_rope)
-    return ops.AttentionArguments(
-        q=q,
-        k=k,
-        v=v,
-        k_ref=k_ref,
-        v_ref=v_ref,
-        bits=bits,
-        ref_bias=ref_bias,
-        gate=weights,
-        mask_gate=[] if built is None else [built.tile_bits, built.rows, built.row_counts],
-        ref_lengths=lengths,
-        rope=rope_ints,
-        rope_floats=rope_floats,
-        ref_rope=ref_rope_ints,
-        ref_rope_floats=ref_rope_floats,
-        gate_mode="none" if gate is None else "token" if gate_reduction == "token" else "sum",
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        needs_grad=torch.is_grad_enabled()
-        and any(x is not None and x.requires_grad for x in differentiable),
-        backend=backend,
-    )
+    checks.check_references(q, k_ref, values["v_ref"])
+    values["ref_lengths"] = _ref_lengths(given, k_ref)
+    values |= _mask(given["mask"], q, len(values["ref_lengths"]))
+    for name, carried in schema.ARGUMENTS.items():
+        if carried.check is not None and values[name] is not None:
+            carried.check(values[name], values)
+    values["gate_mode"] = _gate_mode(values["gate"], reduction)
+    values["scale"] = q.shape[-1] ** -0.5 if given["scale"] is None else float(given["scale"])
+    values["wanted"] = spec.EVERY_GRAD
+    values["needs_grad"] = torch.is_grad_enabled() and schema.requires_grad(values)
+    return values
 
 
-def _segments(
-    q: Tensor,
-    k_ref: Tensor | None,
-    mask: Tensor | MaskGate | None,
-    ref_lengths: Sequence[int] | None,
-    ref_bias: Tensor | None,
-    ref_rope: HeadSlidingRope | None,
-) -> tuple[tuple[int, ...], Tensor | None, MaskGate | None]:
-    """Check what describes the references; returns lengths, the mask's bits, the gate if built."""
-    described = {
-        "mask": mask, "ref_lengths": ref_lengths, "ref_bias": ref_bias, "ref_rope": ref_rope,
-    }  # fmt: skip
-    if k_ref is None:
-        for name, value in described.items():
-            if value is not None:
-                raise ValueError(f"{name}: got a value without k_ref, wanted None or k_ref, v_ref")
-        return (), None, None
-    checks.check_ref_rope("ref_rope", ref_rope, k_ref)
-    lengths = checks.check_segments(k_ref, ref_lengths, ref_rope)
-    if ref_bias is not None:
-        checks.check_ref_bias(ref_bias, q, len(lengths))
+def _ref_lengths(given: Mapping[str, Any], k_ref: Tensor | None) -> tuple[int, ...]:
+    """Length of each reference, none without one, which nothing may describe then."""
+    if k_ref is not None:
+        checks.check_ref_rope("ref_rope", given["ref_rope"], k_ref)
+        return checks.check_segments(k_ref, given["ref_lengths"], given["ref_rope"])
+    described = [name for name, carried in schema.ARGUMENTS.items() if carried.of_references]
+    for name in ("mask", *described):
+        if given[name] is not None:
+            raise ValueError(f"{name}: got a value without k_ref, wanted None or k_ref, v_ref")
+    return ()
+
+
+def _mask(mask: Tensor | MaskGate | None, q: Tensor, references: int) -> dict[str, Any]:
+    """The mask's bits, and its MaskGate where there is one."""
     if mask is None:
-        return lengths, None, None
-    checks.check_mask(mask, q, len(lengths))
+        return {"bits": None, "mask_gate": None}
+    checks.check_mask(mask, q, references)
     if isinstance(mask, MaskGate):
-        return lengths, mask.bits, mask
-    return lengths, mask_bits(mask), None
+        return {"bits": mask.bits, "mask_gate": mask}
+    return {"bits": mask_bits(mask), "mask_gate": None}
+
+
+def _gate_mode(gate: GateWeights | None, reduction: str) -> spec.GateMode:
+    if gate is None:
+        return "none"
+    return "token" if reduction == "token" else "sum"
 
 
 def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None, str]:
@@ -207,18 +193,17 @@ def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None,
     return gate, reduction or "token"
 
 
-def _autocast(**tensors: Tensor | None) -> list[Any]:
-    """Cast q, k, v, k_ref, v_ref to the autocast dtype where autocast is on; float64 stays."""
+def _autocast(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Cast q and what comes with it to the autocast dtype where autocast is on; float64 stays."""
     q = tensors["q"]
     if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
-        return list(tensors.values())
+        return tensors
     dtype = torch.get_autocast_dtype(q.device.type)
-    return [
-        x.to(dtype)
-        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-        else x
-        for x in tensors.values()
-    ]
+    return {name: x.to(dtype) if _is_cast(x) else x for name, x in tensors.items()}
+
+
+def _is_cast(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
 
 
 def qk_norm_rope(
@@ -246,7 +231,7 @@ def qk_norm_rope(
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
     """
-    q, k = _autocast(q=q, k=k)
+    q, k = _autocast({"q": q, "k": k}).values()
     checks.check_tensor("q", q, "B N H*D")
     checks.check_tensor("k", k, "B N H*D", like=q)
     checks.check_shape("k", k, tuple(q.shape), "B, N, H*D as q")

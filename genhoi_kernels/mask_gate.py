@@ -71,6 +71,10 @@ class MaskGate:
             row_counts=seen.sum(1).cpu(),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, in the order of the attributes."""
+        return [self.bits, self.tile_bits, self.rows, self.row_counts]
+
     def to(self, device: torch.device | str) -> MaskGate:
         """The same gate on another device."""
         return MaskGate(

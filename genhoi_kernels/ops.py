@@ -1,138 +1,62 @@
-"""The operators torch sees: schemas, shapes for tracing, gradients, refusal of vmap.
+"""The operators torch sees, each in terms of a backend's functions.
 
-Each operator is opaque to torch.compile and torch.export and chooses its backend when it runs, so
-an exported program is not tied to the machine that traced it. Autocast is handled one level up, in
-``functional``: registering it here would also cast the gate's weights. Rotations travel as plain
-numbers (``rope.encode_rope``).
+An operator is opaque to torch.compile and torch.export and chooses its backend when it runs, so an
+exported program is not tied to the machine that traced it. Autocast is handled one level up, in
+``functional``: registering it here would also cast the gate's weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genhoi_kernels import schema
 from genhoi_kernels.backends import registry
-from genhoi_kernels.flow_gate import GateWeights
-from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.reference import wide_dtype
-from genhoi_kernels.rope import decode_ref_rope, decode_rope, decode_video_rope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
-
-_VMAP_REFUSAL = (
-    "{}: torch.vmap is not supported; the batch dimension is there already: pass tensors with "
-    "the mapped dimension folded into B"
-)
+from genhoi_kernels.registration import Gradient, no_second_derivatives, operator
+from genhoi_kernels.rope import Rope, decode_rope
+from genhoi_kernels.schema import AttentionInputs
+from genhoi_kernels.spec import AttentionGrads, RopeCall
 
 
-class AttentionArguments(NamedTuple):
-    """The forward operator's arguments, by name.
-
-    mask_gate: tile_bits, rows and row_counts of a MaskGate, or nothing.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    k_ref: Tensor | None
-    v_ref: Tensor | None
-    bits: Tensor | None
-    ref_bias: Tensor | None
-    gate: Sequence[Tensor]
-    mask_gate: Sequence[Tensor]
-    ref_lengths: Sequence[int]
-    rope: Sequence[int]
-    rope_floats: Sequence[float]
-    ref_rope: Sequence[int]
-    ref_rope_floats: Sequence[float]
-    gate_mode: str
-    scale: float
-    needs_grad: bool
-    backend: str | None
-
-
-def attention_call(arguments: AttentionArguments) -> AttentionCall:
-    """The part of the arguments that is not data."""
-    a = arguments
-    head_dim = a.q.shape[-1]
-    return AttentionCall(
-        device=a.q.device,
-        dtype=a.q.dtype,
-        head_dim=head_dim,
-        ref_lengths=tuple(a.ref_lengths),
-        rope=decode_video_rope(a.rope, a.rope_floats, head_dim),
-        ref_rope=decode_ref_rope(a.ref_rope, a.ref_rope_floats, head_dim),
-        gate_mode=a.gate_mode,
-        scale=a.scale,
-        needs_grad=a.needs_grad,
-        rows=a.q.shape[1],
-        keys=a.k.shape[1],
-    )
-
-
-def _attention_tensors(arguments: AttentionArguments) -> AttentionTensors:
-    """The part of the arguments that is data."""
-    a = arguments
-    gate = GateWeights(*a.gate) if a.gate else None
-    built = None
-    if a.mask_gate and a.bits is not None:
-        built = MaskGate(a.bits, *a.mask_gate)
-    return AttentionTensors(*a[:7], gate=gate, mask_gate=built)
-
-
-def _no_autocast(device: torch.device) -> torch.autocast:
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Backends compute in the dtypes they were given, whatever the caller's autocast state."""
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-# The fields of AttentionArguments, as the operators' schemas spell them.
-_INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, Tensor? ref_bias, "
-    "Tensor[] gate, Tensor[] mask_gate, SymInt[] ref_lengths, SymInt[] rope, float[] rope_floats, "
-    "SymInt[] ref_rope, float[] ref_rope_floats, str gate_mode, float scale, bool needs_grad, "
-    "str? backend"
-)
+# ------------------------------------------------------------------------------------- attention
 
 
-@torch.library.custom_op(
-    "genhoi_kernels::reference_attention",
-    mutates_args=(),
-    schema=f"({_INPUTS}) -> (Tensor out, Tensor lse, Tensor gate_sum, Tensor ungated)",
-)
-def attention(*inputs: Any) -> tuple[Tensor, ...]:
-    """Forward pass; takes AttentionArguments, returns reference.AttentionResult."""
-    arguments = AttentionArguments(*inputs)
-    call, tensors = attention_call(arguments), _attention_tensors(arguments)
+def _attention(*inputs: Any) -> tuple[Tensor, ...]:
+    """Forward pass; returns reference.AttentionResult."""
+    call, tensors = schema.unflatten(inputs)
+    backend = registry.pick(call, AttentionInputs(*inputs).backend)
     with _no_autocast(call.device):
-        result = registry.pick(call, arguments.backend).attention_forward(call, tensors)
+        result = backend.attention_forward(call, tensors)
     return tuple(x.contiguous() for x in result)
 
 
-@attention.register_fake
-def _(*inputs: Any) -> tuple[Tensor, ...]:
-    a = AttentionArguments(*inputs)
-    batch, rows, heads, head_dim = a.q.shape
-    wide = wide_dtype(a.q.dtype)
-    keep = a.gate_mode == "token" and a.needs_grad
+def _attention_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    given = AttentionInputs(*inputs)
+    q = given.q
+    batch, rows, heads, head_dim = q.shape
+    wide = wide_dtype(q.dtype)
+    keep = given.gate_mode == "token" and given.needs_grad
     return (
-        a.q.new_empty(batch, rows, heads, head_dim),
-        a.q.new_empty(batch, heads, rows, dtype=wide),
-        a.q.new_empty(batch, heads, dtype=wide),
-        a.q.new_empty((batch, rows, heads, head_dim) if keep else (0,)),
+        q.new_empty(batch, rows, heads, head_dim),
+        q.new_empty(batch, heads, rows, dtype=wide),
+        q.new_empty(batch, heads, dtype=wide),
+        q.new_empty((batch, rows, heads, head_dim) if keep else (0,)),
     )
 
 
-@torch.library.custom_op(
-    "genhoi_kernels::reference_attention_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, Tensor o, Tensor lse, "
-        f"{_INPUTS}) -> Tensor[]"
-    ),
-)
-def attention_backward(
+def _attention_backward(
     grad_out: Tensor | None,
     grad_lse: Tensor | None,
     grad_gate_sum: Tensor | None,
@@ -140,23 +64,21 @@ def attention_backward(
     lse: Tensor,
     *inputs: Any,
 ) -> list[Tensor]:
-    """Gradients of every tensor of the forward pass that is there, in its order.
+    """The gradients that ``wanted`` names, of tensors that are there, in its order.
 
     ``o`` is the attention output before the gate.
     """
-    arguments = AttentionArguments(*inputs)
-    call, tensors = attention_call(arguments), _attention_tensors(arguments)
+    call, tensors = schema.unflatten(inputs)
+    backend = registry.pick(call, AttentionInputs(*inputs).backend)
     grads = AttentionGrads(
         *(None if g is None else g.contiguous() for g in (grad_out, grad_lse, grad_gate_sum))
     )
     with _no_autocast(call.device):
-        backend = registry.pick(call, arguments.backend)
-        found = backend.attention_backward(call, tensors, o, lse, grads)
-    return [g.contiguous() for g in present(found)]
+        computed = backend.attention_backward(call, tensors, o, lse, grads)
+    return [g.contiguous() for g in schema.pick_wanted(computed, call.wanted)]
 
 
-@attention_backward.register_fake
-def _(
+def _attention_backward_fake(
     grad_out: Tensor | None,
     grad_lse: Tensor | None,
     grad_gate_sum: Tensor | None,
@@ -164,143 +86,155 @@ def _(
     lse: Tensor,
     *inputs: Any,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in present(_attention_tensors(AttentionArguments(*inputs)))]
+    given = AttentionInputs(*inputs)
+    return [x.new_empty(x.shape) for x in schema.pick_wanted(given, given.wanted)]
 
 
-def _no_grads(options: Sequence[Any]) -> list[Any]:
-    """Gradients of options. torch takes an empty list for a list of tensors, and wants one back."""
-    return [[] if isinstance(x, (list, tuple)) and not x else None for x in options]
+attention_backward = operator(
+    "reference_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, "
+    f"Tensor o, Tensor lse, {schema.SCHEMA}) -> Tensor[]",
+    kernel=_attention_backward,
+    fake=_attention_backward_fake,
+    gradient=no_second_derivatives("reference_attention"),
+    function="reference_attention",
+)
 
 
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    a = AttentionArguments(*inputs)
-    out, lse, _, ungated = output
-    o = ungated if a.gate_mode == "token" else out
-    # The first seven are tensors, then come two lists of them, then options.
-    ctx.save_for_backward(o, lse, *a[:7], *a.mask_gate, *a.gate)
-    ctx.mask_gate_size = len(a.mask_gate)
-    ctx.options = a[9:]
+def _attention_leaves(inputs: Sequence[Any]) -> list[Tensor | None]:
+    return schema.leaves(AttentionInputs(*inputs))
+
+
+def _attention_save(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    given = AttentionInputs(*inputs)
+    out, lse, _, ungated = outputs
+    tensors, ctx.given = schema.pull_tensors(given)
+    ctx.save_for_backward(ungated if given.gate_mode == "token" else out, lse, *tensors)
 
 
 def _attention_vjp(
     ctx: Any,
+    needed: Sequence[bool],
     grad_out: Tensor | None,
     grad_lse: Tensor | None,
     grad_gate_sum: Tensor | None,
     grad_ungated: Tensor | None,
-) -> tuple[Any, ...]:
-    o, lse, *saved = ctx.saved_tensors
-    tensors, lists = saved[:7], saved[7:]
-    mask_gate, gate = lists[: ctx.mask_gate_size], lists[ctx.mask_gate_size :]
-    found = iter(
-        attention_backward(
-            grad_out, grad_lse, grad_gate_sum, o, lse, *tensors, gate, mask_gate, *ctx.options
-        )
+) -> list[Tensor | None]:
+    o, lse, *tensors = ctx.saved_tensors
+    given = schema.put_tensors(ctx.given, tensors)
+    wanted = schema.wanted_grads(given, needed)
+    grads = attention_backward(
+        grad_out, grad_lse, grad_gate_sum, o, lse, *given._replace(wanted=list(wanted))
     )
-    bits = tensors[5]
-    grads = [None if x is None or x is bits else next(found) for x in tensors]
-    return (*grads, list(found), [None] * len(mask_gate), *_no_grads(ctx.options))
+    return schema.spread_wanted(given, wanted, grads)
 
 
-attention.register_autograd(_attention_vjp, setup_context=_attention_setup)
+attention = operator(
+    f"reference_attention({schema.SCHEMA}) -> "
+    "(Tensor out, Tensor lse, Tensor gate_sum, Tensor ungated)",
+    kernel=_attention,
+    fake=_attention_fake,
+    gradient=Gradient(_attention_leaves, _attention_save, _attention_vjp),
+    function="reference_attention",
+)
 
 
-@torch.library.custom_op("genhoi_kernels::qk_norm_rope", mutates_args=())
-def qk_norm_rope(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    head_dim: int,
-    rope: Sequence[int],
-    rope_floats: Sequence[float],
-    eps: float,
-    backend: str | None,
+# ----------------------------------------------------------------------------- norm and rotation
+
+_NORM_ROPE_OPTIONS = "int head_dim, SymInt[] rope, float[] rope_floats, float eps, str? backend"
+
+
+class NormRopeOptions(NamedTuple):
+    """What the operators with a norm take besides tensors."""
+
+    head_dim: int
+    rope: Sequence[int]
+    rope_floats: Sequence[float]
+    eps: float
+    backend: str | None
+
+    def chosen(self, x: Tensor) -> tuple[Any, Rope]:
+        """The backend for x ``[B, N, H*D]``, and the rotation."""
+        rope = decode_rope(self.rope, self.rope_floats)
+        call = RopeCall(x.device, x.dtype, self.head_dim, x.shape[-1] // self.head_dim)
+        return registry.pick(call, self.backend), rope
+
+
+def _qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
     """RMS norm over all heads, then rotation: ``[B, N, H*D]`` -> ``[B, N, H, D]``, twice."""
-    chosen = registry.pick(RopeCall(q.device, q.dtype, head_dim), backend)
-    turn = decode_rope(rope, rope_floats, head_dim)
+    given = NormRopeOptions(*options)
+    backend, rope = given.chosen(q)
     with _no_autocast(q.device):
-        results = [
-            chosen.norm_rope_forward(x, weight, turn, eps)
-            for x, weight in ((q, q_weight), (k, k_weight))
-        ]
-    return results[0].contiguous(), results[1].contiguous()
+        normed_q = backend.norm_rope_forward(q, q_weight, rope, given.eps)
+        normed_k = backend.norm_rope_forward(k, k_weight, rope, given.eps)
+    return normed_q.contiguous(), normed_k.contiguous()
 
 
-@qk_norm_rope.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    head_dim: int,
-    rope: Sequence[int],
-    rope_floats: Sequence[float],
-    eps: float,
-    backend: str | None,
+def _qk_norm_rope_fake(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
+    head_dim = NormRopeOptions(*options).head_dim
     shape = (*q.shape[:2], q.shape[2] // head_dim, head_dim)
     return q.new_empty(shape), k.new_empty(shape)
 
 
-@torch.library.custom_op("genhoi_kernels::norm_rope_backward", mutates_args=())
-def norm_rope_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    head_dim: int,
-    rope: Sequence[int],
-    rope_floats: Sequence[float],
-    eps: float,
-    backend: str | None,
+def _norm_rope_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x ``[B, N, H*D]`` and weight ``[H*D]`` of one half of ``qk_norm_rope``."""
-    chosen = registry.pick(RopeCall(x.device, x.dtype, head_dim), backend)
-    turn = decode_rope(rope, rope_floats, head_dim)
+    """Gradients of x ``[B, N, H*D]`` and weight ``[H*D]`` for q or k of ``qk_norm_rope``."""
+    given = NormRopeOptions(*options)
+    backend, rope = given.chosen(x)
     with _no_autocast(x.device):
-        dx, dweight = chosen.norm_rope_backward(grad.contiguous(), x, weight, turn, eps)
+        dx, dweight = backend.norm_rope_backward(grad.contiguous(), x, weight, rope, given.eps)
     return dx.contiguous(), dweight
 
 
-@norm_rope_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    head_dim: int,
-    rope: Sequence[int],
-    rope_floats: Sequence[float],
-    eps: float,
-    backend: str | None,
+def _norm_rope_backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _qk_norm_rope_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
+norm_rope_backward = operator(
+    f"norm_rope_backward(Tensor grad, Tensor x, Tensor weight, {_NORM_ROPE_OPTIONS})"
+    " -> (Tensor, Tensor)",
+    kernel=_norm_rope_backward,
+    fake=_norm_rope_backward_fake,
+    gradient=no_second_derivatives("qk_norm_rope"),
+    function="qk_norm_rope",
+)
+
+
+def _qk_norm_rope_save(ctx: Any, inputs: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     q, k, q_weight, k_weight, *ctx.options = inputs
     ctx.save_for_backward(q, k, q_weight, k_weight)
 
 
-def _qk_norm_rope_vjp(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Any, ...]:
+def _qk_norm_rope_vjp(
+    ctx: Any, needed: Sequence[bool], grad_q: Tensor | None, grad_k: Tensor | None
+) -> tuple[Tensor | None, ...]:
     q, k, q_weight, k_weight = ctx.saved_tensors
-    nothing = (None, None)
-    dq, dq_weight = (
-        nothing if grad_q is None else norm_rope_backward(grad_q, q, q_weight, *ctx.options)
-    )
-    dk, dk_weight = (
-        nothing if grad_k is None else norm_rope_backward(grad_k, k, k_weight, *ctx.options)
-    )
-    return dq, dk, dq_weight, dk_weight, *_no_grads(ctx.options)
+    need_q, need_k, need_q_weight, need_k_weight = needed
+    dq = dk = dq_weight = dk_weight = None
+    if grad_q is not None and (need_q or need_q_weight):
+        dq, dq_weight = norm_rope_backward(grad_q, q, q_weight, *ctx.options)
+    if grad_k is not None and (need_k or need_k_weight):
+        dk, dk_weight = norm_rope_backward(grad_k, k, k_weight, *ctx.options)
+    return dq, dk, dq_weight, dk_weight
 
 
-qk_norm_rope.register_autograd(_qk_norm_rope_vjp, setup_context=_qk_norm_rope_setup)
+qk_norm_rope = operator(
+    f"qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, {_NORM_ROPE_OPTIONS})"
+    " -> (Tensor, Tensor)",
+    kernel=_qk_norm_rope,
+    fake=_qk_norm_rope_fake,
+    gradient=Gradient(lambda inputs: inputs[:4], _qk_norm_rope_save, _qk_norm_rope_vjp),
+    function="qk_norm_rope",
+)
 
 
-@torch.library.custom_op("genhoi_kernels::apply_rope", mutates_args=())
-def apply_rope(
+def _apply_rope(
     x: Tensor,
     rope: Sequence[int],
     rope_floats: Sequence[float],
@@ -308,54 +242,32 @@ def apply_rope(
     backend: str | None,
 ) -> Tensor:
     """Rotation of x ``[B, N, H, D]``, or its inverse (which is also its adjoint)."""
-    call = RopeCall(x.device, x.dtype, x.shape[-1])
-    turn = decode_rope(rope, rope_floats, x.shape[-1])
+    chosen = registry.pick(RopeCall(x.device, x.dtype, x.shape[-1], x.shape[-2]), backend)
     with _no_autocast(x.device):
-        return registry.pick(call, backend).apply_rope(x.contiguous(), turn, inverse).contiguous()
+        rotated = chosen.apply_rope(x.contiguous(), decode_rope(rope, rope_floats), inverse)
+    return rotated.contiguous()
 
 
-@apply_rope.register_fake
-def _(
-    x: Tensor,
-    rope: Sequence[int],
-    rope_floats: Sequence[float],
-    inverse: bool,
-    backend: str | None,
-) -> Tensor:
+def _apply_rope_fake(x: Tensor, *options: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _apply_rope_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _apply_rope_save(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     _, *ctx.options = inputs
 
 
-def _apply_rope_vjp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    rope, floats, inverse, backend = ctx.options
-    return apply_rope(grad, rope, floats, not inverse, backend), *_no_grads(ctx.options)
+def _apply_rope_vjp(ctx: Any, needed: Sequence[bool], grad: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,)
+    rope, rope_floats, inverse, backend = ctx.options
+    return (apply_rope(grad, rope, rope_floats, not inverse, backend),)
 
 
-apply_rope.register_autograd(_apply_rope_vjp, setup_context=_apply_rope_setup)
-
-
-def _refuse_vmap(name: str) -> Any:
-    def refuse(info: Any, in_dims: Any, *args: Any) -> Any:
-        raise NotImplementedError(_VMAP_REFUSAL.format(name))
-
-    return refuse
-
-
-def _refuse_second_derivatives(name: str) -> Any:
-    def refuse(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(f"{name}: second derivatives are not supported")
-
-    return refuse
-
-
-attention_backward.register_autograd(_refuse_second_derivatives("reference_attention"))
-norm_rope_backward.register_autograd(_refuse_second_derivatives("qk_norm_rope"))
-
-attention.register_vmap(_refuse_vmap("reference_attention"))
-attention_backward.register_vmap(_refuse_vmap("reference_attention"))
-qk_norm_rope.register_vmap(_refuse_vmap("qk_norm_rope"))
-norm_rope_backward.register_vmap(_refuse_vmap("qk_norm_rope"))
-apply_rope.register_vmap(_refuse_vmap("apply_rope"))
+apply_rope = operator(
+    "apply_rope(Tensor x, SymInt[] rope, float[] rope_floats, bool inverse, str? backend)"
+    " -> Tensor",
+    kernel=_apply_rope,
+    fake=_apply_rope_fake,
+    gradient=Gradient(lambda inputs: inputs[:1], _apply_rope_save, _apply_rope_vjp),
+    function="apply_rope",
+)

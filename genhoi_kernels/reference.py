@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.rope import Rope, VideoRope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, InputGrads
 
 GATE_NORM_EPS = 1e-5
 
@@ -102,17 +102,22 @@ def flow_gate_logits(o: Tensor, gate: GateWeights) -> Tensor:
 
 
 def flow_gate_logits_backward(
-    o: Tensor, gate: GateWeights, grad: Tensor
-) -> tuple[Tensor, GateWeights]:
-    """Gradients of o ``[..., D]`` and the six weights, for a gradient ``[...]`` of the logits."""
+    o: Tensor, gate: GateWeights, grad: Tensor, *, weights: bool = True
+) -> tuple[Tensor, GateWeights | None]:
+    """Gradients of o ``[..., D]`` and the six weights, for a gradient ``[...]`` of the logits.
+
+    weights: whether theirs are wanted; None comes in their place if not.
+    """
     w = GateWeights(*(weight.to(o.dtype) for weight in gate))
     dims = o.shape[-1:]
     normed, mean, rstd = torch.native_layer_norm(o, dims, w.norm_weight, w.norm_bias, GATE_NORM_EPS)
     u = F.linear(normed, w.fc1_weight, w.fc1_bias)
     du = torch.ops.aten.gelu_backward(grad[..., None] * w.fc2_weight[0], u)
     do, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
-        du @ w.fc1_weight, o, dims, mean, rstd, w.norm_weight, w.norm_bias, [True, True, True]
+        du @ w.fc1_weight, o, dims, mean, rstd, w.norm_weight, w.norm_bias, [True, weights, weights]
     )
+    if not weights:
+        return do, None
     rows = du.flatten(0, -2)
     grads = GateWeights(
         norm_weight=dnorm_weight,
@@ -223,13 +228,13 @@ def attention(call: AttentionCall, t: AttentionTensors) -> AttentionResult:
 
 def attention_backward(
     call: AttentionCall, t: AttentionTensors, o: Tensor, lse: Tensor, grads: AttentionGrads
-) -> AttentionTensors:
-    """Gradients of the op, written out (docs/op.md, "Backward"); bits' place is None.
+) -> InputGrads:
+    """Gradients of the op, written out (docs/op.md, "Backward"); those that are wanted.
 
     P = exp(S - L);  delta_i = dO_i . O_i - dL_i;  dP = dO V^T;  dS = P (dP - delta)
     dV = P^T dO;  dQ = scale dS K;  dK = scale dS^T Q;  dbias = sum dS
     """
-    dtype, wide = t.q.dtype, wide_dtype(t.q.dtype)
+    dtype, wide, wanted = t.q.dtype, wide_dtype(t.q.dtype), call.wanted
     dO, dgate = _through_gate(call, t, o.to(wide), grads)
     delta = (dO * o.to(wide)).sum(-1).transpose(1, 2)
     if grads.lse is not None:
@@ -238,34 +243,68 @@ def attention_backward(
 
     Q, sources = _rotated(call, t)
     dQ = torch.zeros_like(Q)
-    dK, dV, dbias = [], [], []
+    # Of the video, then of each reference.
+    dK: list[Tensor] = []
+    dV: list[Tensor] = []
+    dbias: list[Tensor] = []
     for source in sources:
         K, V, seen, _ = source
+        of_video = source is sources[0]
+        wants_k = wanted.k if of_video else wanted.k_ref
+        wants_v = wanted.v if of_video else wanted.v_ref
+        wants_bias = wanted.ref_bias and not of_video
+        batch = len(K)
+        if not (wanted.q or wants_k or wants_v or wants_bias):
+            continue
         S = _logits(Q, source, call.scale)
         P = torch.where(S == -torch.inf, 0.0, torch.exp(S - L))
+        if wants_v:
+            dV.append(_sum_to_batch(_rounded(P, dtype).mT @ _only(seen, dO), batch))
+        if not (wanted.q or wants_k or wants_bias):
+            continue
         dP = _only(seen, dO) @ V.mT
         dS = _only(seen, P * (dP - delta))
-        dbias.append(dS.sum())
-        P, dS = P.to(dtype).to(wide), dS.to(dtype).to(wide)
-        dQ = dQ + _only(seen, dS @ K) * call.scale
-        batch = len(K)
-        dK.append(_sum_to_batch(dS.mT @ _only(seen, Q), batch) * call.scale)
-        dV.append(_sum_to_batch(P.mT @ _only(seen, dO), batch))
+        if wants_bias:
+            dbias.append(dS.sum())
+        dS = _rounded(dS, dtype)
+        if wanted.q:
+            dQ = dQ + _only(seen, dS @ K) * call.scale
+        if wants_k:
+            dK.append(_sum_to_batch(dS.mT @ _only(seen, Q), batch) * call.scale)
 
     def tokens_first(x: Tensor, rope: Rope | None = None) -> Tensor:
         x = x.transpose(1, 2)
         return (x if rope is None else apply_rope(x, rope, inverse=True)).to(dtype)
 
-    references = t.k_ref is not None
-    return AttentionTensors(
-        q=tokens_first(dQ, call.rope),
-        k=tokens_first(dK[0], call.rope),
-        v=tokens_first(dV[0]),
-        k_ref=tokens_first(torch.cat(dK[1:], 2), call.ref_rope) if references else None,
-        v_ref=tokens_first(torch.cat(dV[1:], 2)) if references else None,
-        bits=None,
-        ref_bias=None if t.ref_bias is None else torch.stack(dbias[1:]).to(t.ref_bias.dtype),
+    dk, dk_ref = _video_and_references(dK, wanted.k, wanted.k_ref and t.k_ref is not None)
+    dv, dv_ref = _video_and_references(dV, wanted.v, wanted.v_ref and t.v_ref is not None)
+    return InputGrads(
+        q=tokens_first(dQ, call.rope) if wanted.q else None,
+        k=None if dk is None else tokens_first(dk, call.rope),
+        v=None if dv is None else tokens_first(dv),
+        k_ref=None if dk_ref is None else tokens_first(dk_ref, call.ref_rope),
+        v_ref=None if dv_ref is None else tokens_first(dv_ref),
+        ref_bias=_bias_grad(dbias, t.ref_bias) if wanted.ref_bias else None,
         gate=dgate,
+    )
+
+
+def _bias_grad(of_references: list[Tensor], bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else torch.stack(of_references).to(bias.dtype)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).to(x.dtype)
+
+
+def _video_and_references(
+    grads: list[Tensor], video: bool, references: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the video's keys or values, which come first, and of all references'."""
+    of_video, of_references = grads[:video], grads[video:]
+    return (
+        of_video[0] if video else None,
+        torch.cat(of_references, 2) if references else None,
     )
 
 
@@ -293,5 +332,5 @@ def _through_gate(
         g = torch.sigmoid(flow_gate_logits(O, t.gate))
         dlogits = (dout * O).sum(-1) * g * (1 - g)
         dO = dout * g[..., None]
-    dO_gate, dgate = flow_gate_logits_backward(O, t.gate, dlogits)
+    dO_gate, dgate = flow_gate_logits_backward(O, t.gate, dlogits, weights=call.wanted.gate)
     return dO + dO_gate, dgate

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,6 +157,9 @@ class HeadSlidingRope:
         theta: base of the angles.
         first_head: global index of the first head given, under head sharding.
 
+    Attributes:
+        frames: frame of every head from ``first_head`` on.
+
     Raises:
         ValueError: grids, head_dim, theta, schedule or first_head out of range.
     """
@@ -168,6 +171,7 @@ class HeadSlidingRope:
     schedule: Schedule = "paper"
     theta: float = 10000.0
     first_head: int = 0
+    frames: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "video_grid", _check_grid("video_grid", self.video_grid, 3))
@@ -186,13 +190,8 @@ class HeadSlidingRope:
                 f"first_head: got {self.first_head}, wanted 0 to {self.num_heads - 1} (num_heads "
                 f"is the global count)"
             )
-        head_frames(self.schedule, self.video_grid[0], self.num_heads)
-
-    @property
-    def frames(self) -> tuple[float, ...]:
-        """Frame of every head from ``first_head`` on."""
         every_head = head_frames(self.schedule, self.video_grid[0], self.num_heads)
-        return every_head[self.first_head :]
+        object.__setattr__(self, "frames", every_head[self.first_head :])
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -254,46 +253,46 @@ def _angle_table(positions: tuple[float, ...], part: int, theta: float) -> Tenso
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
+# An operator's schema carries a rotation as integers (its kind follows from their number) and
+# floats: numbers, so that an exported program runs in another process.
+_VIDEO_NUMBERS = 5
+
+
 def encode_rope(rope: Rope | None) -> tuple[list[int], list[float]]:
-    """Turn a rotation into the plain integers and floats that an operator's schema can carry."""
+    """The plain numbers that an operator's schema carries; none for None."""
     if rope is None:
         return [], []
     if isinstance(rope, VideoRope):
-        return [*rope.grid, rope.token_offset], [rope.theta]
+        return [*rope.grid, rope.head_dim, rope.token_offset], [rope.theta]
     sizes = [n for grid in rope.ref_grids for n in grid]
-    return [*rope.video_grid, *sizes], [rope.theta, *rope.frames]
+    heads = [rope.head_dim, rope.num_heads, rope.first_head]
+    return [*rope.video_grid, *heads, *sizes], [rope.theta, *rope.frames]
 
 
-def decode_video_rope(
-    ints: Sequence[int], floats: Sequence[float], head_dim: int
-) -> VideoRope | None:
-    """Inverse of ``encode_rope`` for video tokens."""
+def decode_rope(ints: Sequence[int], floats: Sequence[float]) -> Any:
+    """Inverse of ``encode_rope``; a schedule comes back as its frames.
+
+    A rotation is built, and validated, once: the same numbers give the same object.
+    """
+    return _decoded(tuple(ints), tuple(floats))
+
+
+@functools.lru_cache(maxsize=256)
+def _decoded(ints: tuple[int, ...], floats: tuple[float, ...]) -> Rope | None:
     if not ints:
         return None
-    f, h, w, offset = ints
-    return VideoRope((f, h, w), head_dim=head_dim, theta=floats[0], token_offset=offset)
-
-
-def decode_ref_rope(
-    ints: Sequence[int], floats: Sequence[float], head_dim: int
-) -> HeadSlidingRope | None:
-    """Inverse of ``encode_rope`` for reference tokens; first_head has become 0."""
-    if not ints:
-        return None
-    sizes = list(ints[3:])
+    theta, *frames = floats
+    if len(ints) == _VIDEO_NUMBERS:
+        f, h, w, head_dim, token_offset = ints
+        return VideoRope((f, h, w), head_dim, theta, token_offset)
+    f, h, w, head_dim, num_heads, first_head, *sizes = ints
     return HeadSlidingRope(
-        (ints[0], ints[1], ints[2]),
+        (f, h, w),
         tuple(zip(sizes[::2], sizes[1::2], strict=True)),
         head_dim=head_dim,
-        num_heads=len(floats) - 1,
-        schedule=tuple(floats[1:]),
-        theta=floats[0],
+        num_heads=num_heads,
+        # Of heads before the first nobody asks.
+        schedule=(*frames[:1] * first_head, *frames),
+        theta=theta,
+        first_head=first_head,
     )
-
-
-def decode_rope(ints: Sequence[int], floats: Sequence[float], head_dim: int) -> Rope:
-    """Inverse of ``encode_rope`` where either kind may come: only the reference has head frames."""
-    decode = decode_video_rope if len(floats) == 1 else decode_ref_rope
-    rope = decode(ints, floats, head_dim)
-    assert rope is not None
-    return rope

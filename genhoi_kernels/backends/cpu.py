@@ -11,7 +11,8 @@ from genhoi_kernels.backends import native
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import HeadSlidingRope, Rope, token_places
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
+from genhoi_kernels.schema import pick_wanted
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
 
 DESCRIPTION = "C++ kernels for CPU tensors; float32, bfloat16, float16"
 MAX_HEAD_DIM = 256
@@ -61,7 +62,7 @@ def attention_backward(
     found = torch.ops.genhoi_kernels.cpu_attention_backward(
         grads.out, grads.lse, grads.gate_sum, o, lse, *_inputs(call, tensors)
     )
-    pairs = zip(found, present(tensors), strict=True)
+    pairs = zip(found, pick_wanted(tensors, (True,) * 7), strict=True)
     rest = iter([grad.to(x.dtype) for grad, x in pairs])
     return AttentionTensors(
         q=next(rest),

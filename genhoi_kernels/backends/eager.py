@@ -7,7 +7,13 @@ from torch import Tensor
 from genhoi_kernels import reference
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import Rope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from genhoi_kernels.spec import (
+    AttentionCall,
+    AttentionGrads,
+    AttentionTensors,
+    InputGrads,
+    RopeCall,
+)
 
 DESCRIPTION = "plain PyTorch, the oracle; any device and dtype, N x (Nk + M) memory"
 
@@ -33,7 +39,7 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-) -> AttentionTensors:
+) -> InputGrads:
     """See ``reference.attention_backward``."""
     return reference.attention_backward(call, tensors, o, lse, grads)
 

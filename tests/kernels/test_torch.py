@@ -69,10 +69,8 @@ def op_arguments(dtype: torch.dtype, backend: str, *, gate_mode: str, grad: bool
     bias = torch.randn(2, generator=torch.Generator().manual_seed(3)).requires_grad_(grad)
     rope = (*encode_rope(ROPE), *encode_rope(REF_ROPE))
     built = gk.MaskGate.build(a_mask())
-    mask_gate = [built.tile_bits, built.rows, built.row_counts]
-    return (
-        *tensors, built.bits, bias, gate, mask_gate, [4, 3], *rope, gate_mode, 0.25, True, backend
-    )  # fmt: skip
+    options = [[4, 3], *rope, gate_mode, 0.25, True, [True] * 7, backend]
+    return (*tensors, built.bits, bias, gate, built.tensors(), *options)
 
 
 @IN_EACH_DTYPE
@@ -85,7 +83,8 @@ def test_opcheck_attention(backend: str, dtype: torch.dtype, gate_mode: str) -> 
 def test_opcheck_attention_with_nothing_optional(backend: str) -> None:
     q, k, v, _, _ = inputs(grad=True)
     arguments = (
-        q, k, v, None, None, None, None, [], [], [], [], [], [], [], "none", 0.25, True, backend
+        q, k, v, None, None, None, None, [], [], [], [], [], [], [], "none", 0.25, True,
+        [True] * 7, backend,
     )  # fmt: skip
     torch.library.opcheck(ops.attention, arguments)
 
