@@ -4,24 +4,13 @@
 #define GENHOI_VECTOR_FLOATS 16
 #define GENHOI_TILE_ROWS 12
 #define GENHOI_BFLOAT16 GENHOI_BFLOAT16_TILES
-#define GENHOI_BFLOAT16_UNIT "bfloat16_tiles.h"
+#define GENHOI_BFLOAT16_UNIT "cpu/gemm/amx.h"
 
-#include "attention_backward.h"
-#include "attention_forward.h"
-#include "norm_rope.h"
-#include "peak.h"
+#include "cpu/kernel_table.h"
 
 namespace genhoi::cpu {
 
-const Kernels kAmxKernels = {
-    "amx",
-    32 * GENHOI_VECTOR_FLOATS,
-    attention_forward,
-    attention_backward,
-    norm_rope_forward,
-    norm_rope_backward,
-    repeat_products,
-};
+constexpr Kernels kAmxKernels = kernel_table("amx");
 
 }  // namespace genhoi::cpu
 #endif

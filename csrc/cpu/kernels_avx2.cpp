@@ -3,22 +3,11 @@
 #define GENHOI_VECTOR_FLOATS 8
 #define GENHOI_TILE_ROWS 6
 
-#include "attention_backward.h"
-#include "attention_forward.h"
-#include "norm_rope.h"
-#include "peak.h"
+#include "cpu/kernel_table.h"
 
 namespace genhoi::cpu {
 
-const Kernels kAvx2Kernels = {
-    "avx2",
-    32 * GENHOI_VECTOR_FLOATS,
-    attention_forward,
-    attention_backward,
-    norm_rope_forward,
-    norm_rope_backward,
-    repeat_products,
-};
+constexpr Kernels kAvx2Kernels = kernel_table("avx2");
 
 }  // namespace genhoi::cpu
 #endif

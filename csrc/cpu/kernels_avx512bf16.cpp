@@ -3,19 +3,13 @@
 #define GENHOI_VECTOR_FLOATS 16
 #define GENHOI_TILE_ROWS 12
 #define GENHOI_BFLOAT16 GENHOI_BFLOAT16_PAIRS
-#define GENHOI_BFLOAT16_UNIT "bfloat16_pairs.h"
+#define GENHOI_BFLOAT16_UNIT "cpu/gemm/avx512bf16.h"
 
-#include "attention_backward.h"
-#include "attention_forward.h"
-#include "norm_rope.h"
-#include "peak.h"
+#include "cpu/kernel_table.h"
 
 namespace genhoi::cpu {
 
-const Kernels kAvx512Bf16Kernels = {
-    "avx512bf16",      32 * GENHOI_VECTOR_FLOATS, attention_forward, attention_backward,
-    norm_rope_forward, norm_rope_backward,        repeat_products,
-};
+constexpr Kernels kAvx512Bf16Kernels = kernel_table("avx512bf16");
 
 }  // namespace genhoi::cpu
 #endif

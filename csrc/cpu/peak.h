@@ -1,7 +1,7 @@
 // How fast this CPU multiplies, nothing but multiplying: the limit that benchmarks refer to.
 #pragma once
 
-#include "gemm.h"
+#include "cpu/gemm/register_tile.h"
 
 namespace genhoi::cpu {
 namespace {

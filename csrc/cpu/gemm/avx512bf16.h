@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "simd.h"
+#include "cpu/convert.h"
 
 namespace genhoi::cpu {
 namespace {

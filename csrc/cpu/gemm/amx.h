@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "simd.h"
+#include <cstdint>
 
 #define TILE_ZERO(tile) _tile_zero(tile)
 #define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
