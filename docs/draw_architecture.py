@@ -29,20 +29,22 @@ FLOORS = (
     ("genhoi",),
     ("genhoi/editing", "genhoi/training", "genhoi/evaluation", "genhoi/inspection"),
     ("genhoi/data",),
-    ("genhoi/bases", "genhoi/models"),
+    ("genhoi/bases",),
+    ("genhoi/models",),
     ("genhoi/conditioning",),
     ("genhoi/media",),
     ("genhoi_kernels",),
-    ("genhoi_kernels/modules",),
+    ("genhoi_kernels/modules", "genhoi_kernels/tune"),
     ("genhoi_kernels/functional",),
-    ("genhoi_kernels/ops", "genhoi_kernels/checks"),
+    ("genhoi_kernels/ops",),
     ("genhoi_kernels/backends/registry",),
     ("genhoi_kernels/backends/preferences",),
     ("genhoi_kernels/backends/flash",),
     ("genhoi_kernels/backends/*",),
     ("genhoi_kernels/backends/native", "genhoi_kernels/backends/device_tables"),
-    ("genhoi_kernels/backends/protocol", "genhoi_kernels/reference"),
+    ("genhoi_kernels/backends/protocol", "genhoi_kernels/reference", "genhoi_kernels/schema"),
     ("genhoi_kernels/spec",),
+    ("genhoi_kernels/checks",),
     ("genhoi_kernels/*",),
     ("csrc",),
     ("csrc/cpu", "csrc/cuda"),
@@ -66,13 +68,15 @@ CPP_SUFFIXES = (".h", ".cuh", ".cpp", ".cu")
 class Import:
     """A line of one file that makes it depend on another file of the repository.
 
-    at_run_time: the line calls a function of a compiled library, which nothing includes.
+    at_run_time: the line calls a function of a compiled library, which nothing includes. for_types:
+    the line is for type checkers alone, and never runs.
     """
 
     source: Path
     line: int
     target: Path
     at_run_time: bool = False
+    for_types: bool = False
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line} imports {self.target}"
@@ -169,6 +173,7 @@ def _python_imports(paths: Sequence[Path], texts: dict[Path, str]) -> Iterator[I
     modules = {_module_name(path): path for path in paths}
     trees = {path: ast.parse(texts[path]) for path in paths}
     for path, tree in trees.items():
+        for_types = _lines_for_types(tree)
         for node in ast.walk(tree):
             names: list[str] = []
             if isinstance(node, ast.Import):
@@ -182,7 +187,20 @@ def _python_imports(paths: Sequence[Path], texts: dict[Path, str]) -> Iterator[I
                     names.append(submodule if is_module else node.module)
             for name in dict.fromkeys(names):
                 if name in modules and modules[name] != path:
-                    yield Import(path, node.lineno, modules[name])  # type: ignore[attr-defined]
+                    line = node.lineno  # type: ignore[attr-defined]
+                    yield Import(path, line, modules[name], for_types=line in for_types)
+
+
+def _lines_for_types(tree: ast.Module) -> set[int]:
+    """The lines of a module that stand under ``if TYPE_CHECKING``."""
+    blocks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    ]
+    return {inner.lineno for block in blocks for inner in block.body}
 
 
 def _module_name(path: Path) -> str:
@@ -287,7 +305,9 @@ def _room(path: Path, shared_headers: set[Path]) -> str:
         return f"{folder}/*.h" if path in shared_headers else folder
     if middle[:1] == ["backends"] and (middle[1:] or name != "__init__"):
         return f"genhoi_kernels/backends/{middle[1] if middle[1:] else name}"
-    return "genhoi_kernels" if name.startswith("_") else f"genhoi_kernels/{name}"
+    room = middle[0] if middle else name
+    is_package = room.startswith("_") or room == "backends"
+    return "genhoi_kernels" if is_package else f"genhoi_kernels/{room}"
 
 
 def _floor(room: str) -> int | None:
@@ -305,10 +325,14 @@ def _fits(room: str, pattern: str) -> bool:
 
 
 def _circles(imports: Sequence[Import]) -> list[list[Path]]:
-    """Find one circle through each group of files that import each other."""
+    """Find circles of files that import each other.
+
+    Imports for type checkers do not count, nor those within a tool, which is a project of its own.
+    """
     targets: dict[Path, set[Path]] = defaultdict(set)
     for found in imports:
-        if not found.at_run_time:
+        own_project = found.source.parts[0] == "tools"
+        if not (found.at_run_time or found.for_types or own_project):
             targets[found.source].add(found.target)
     circles: list[list[Path]] = []
     done: set[Path] = set()
@@ -391,7 +415,7 @@ class Layout:
         faults = [pair for pair in house.not_down() if pair[0] in level and pair[1] in level]
         arrows = [pair for pair in house.drawn() if pair[0] in level and pair[1] in level]
         self.width = {
-            room: 0.30 + 0.078 * len(_label(room)) + 0.055 * len(f"{house.lines[room]:,}")
+            room: 0.30 + 0.071 * len(_label(room)) + 0.055 * len(f"{house.lines[room]:,}")
             for room in house.lines
         }
         chains = {pair: self._chain(pair, level) for pair in arrows}
@@ -593,6 +617,8 @@ def _draw_areas(ax: object, layout: Layout) -> None:
             color=AREAS[area][0],
             ha="right",
             va="center",
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
+            zorder=3,
         )
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent.
+"""Files and folders that are whole or absent, and the folder of the user's own.
 
 What is written lies beside its target under a temporary name, `.NAME.01234567.tmp.SUFFIX`, until it
 is complete. The suffix stays last, because many writers choose a format by it.
@@ -11,10 +11,17 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove_folder", "remove_unfinished", "whole_file", "whole_folder"]
+__all__ = [
+    "cache_folder",
+    "remove_folder",
+    "remove_unfinished",
+    "whole_file",
+    "whole_folder",
+]
 
 _TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{8}\.tmp(?P<suffix>\.[^.]*)?")
 
@@ -94,3 +101,16 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def cache_folder() -> Path:
+    """Give the user's folder: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
+    if os.environ.get("GENHOI_CACHE"):
+        return Path(os.environ["GENHOI_CACHE"])
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "genhoi"

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from genhoi_kernels.backends.flash.adapter import Generation
-from genhoi_kernels.files import whole_file
+from genhoi_kernels.files import cache_folder, whole_file
 
 FORMAT = 1
 """Of the user's table; another number is not read."""
@@ -176,19 +174,6 @@ def first_tried(question: Question) -> tuple[str, ...]:
 def find(question: Question) -> Choice | None:
     """Find the entry that decides, or None."""
     return next((c for c in (*user_table(), *TABLE) if c.fits(question)), None)
-
-
-def cache_folder() -> Path:
-    """Give the user's folder: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
-    if os.environ.get("GENHOI_CACHE"):
-        return Path(os.environ["GENHOI_CACHE"])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "genhoi"
 
 
 def table_path() -> Path:

@@ -23,12 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genhoi_kernels.backends import preferences
 from genhoi_kernels.backends.triton.launch import Launch
 from genhoi_kernels.backends.triton.tuning import configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
 from genhoi_kernels.backends.triton.tuning.configs import Config, Key
-from genhoi_kernels.files import whole_file
+from genhoi_kernels.files import cache_folder, whole_file
 
 FILE = "triton-configs.json"
 MINIMUM_ROWS = 1024
@@ -105,7 +104,7 @@ def table_path(device: torch.device) -> Path:
     import triton
 
     name = configs.device_name(device).replace(" ", "-")
-    return preferences.cache_folder() / f"{name}-triton-{triton.__version__}-{FILE}"
+    return cache_folder() / f"{name}-triton-{triton.__version__}-{FILE}"
 
 
 def read(path: Path) -> dict[Key, Config]:
