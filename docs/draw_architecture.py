@@ -357,6 +357,8 @@ def _circles(imports: Sequence[Import]) -> list[list[Path]]:
 WIDTH, PITCH, BOX_HEIGHT, MARGIN = 9.4, 0.5, 0.25, 0.15
 LANE = 0.16
 """The width that an arrow takes where it passes a floor."""
+NAME_SIZE, LINES_SIZE = 9, 7
+"""Of the text in a room, in points."""
 INK, QUIET, FAULT = "#222222", "#666666", "#d55e00"
 AREAS = {  # Okabe and Ito's colours, which colour-blind people tell apart, and tints of them
     "genhoi/": ("#0072b2", "#cfe5f3"),
@@ -401,6 +403,13 @@ def _label(room: str) -> str:
     return {**names, "csrc": "operators, extension module"}.get(room, room)
 
 
+def _room_width(room: str, lines: int) -> float:
+    from matplotlib.textpath import TextPath
+
+    texts = (_label(room), NAME_SIZE), (f"{lines:,}", LINES_SIZE)
+    return 0.32 + sum(TextPath((0, 0), t, size=s).get_extents().width for t, s in texts) / 72
+
+
 class Layout:
     """Where rooms stand and along which points arrows run.
 
@@ -414,10 +423,7 @@ class Layout:
         level = {r: used.index(f) for r, f in house.floor.items() if f is not None}
         faults = [pair for pair in house.not_down() if pair[0] in level and pair[1] in level]
         arrows = [pair for pair in house.drawn() if pair[0] in level and pair[1] in level]
-        self.width = {
-            room: 0.30 + 0.071 * len(_label(room)) + 0.055 * len(f"{house.lines[room]:,}")
-            for room in house.lines
-        }
+        self.width = {room: _room_width(room, house.lines[room]) for room in house.lines}
         chains = {pair: self._chain(pair, level) for pair in arrows}
         floors: list[list[object]] = [[] for _ in used]
         for room, i in level.items():
@@ -639,13 +645,19 @@ def _draw_room(ax: object, room: str, lines: int, x: float, y: float, width: flo
     ax.add_patch(patch)  # type: ignore[attr-defined]
     middle = y + BOX_HEIGHT / 2
     ax.text(  # type: ignore[attr-defined]
-        x - width / 2 + 0.08, middle, _label(room), fontsize=9, va="center", color=INK, zorder=4
+        x - width / 2 + 0.08,
+        middle,
+        _label(room),
+        fontsize=NAME_SIZE,
+        va="center",
+        color=INK,
+        zorder=4,
     )
     ax.text(  # type: ignore[attr-defined]
         x + width / 2 - 0.08,
         middle,
         f"{lines:,}",
-        fontsize=7,
+        fontsize=LINES_SIZE,
         va="center",
         ha="right",
         color=QUIET,

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import genhoi_kernels as gk
+from genhoi_kernels import files
 from genhoi_kernels.backends import native, registry
 from genhoi_kernels.backends import preferences as choices
 from genhoi_kernels.backends.flash import backend as flash
@@ -282,7 +283,7 @@ def test_a_table_is_written_whole_or_not_at_all(
     def full(*paths: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(choices.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
         choices.write_table([], cache)
     assert cache.read_text() == before and list(cache.parent.iterdir()) == [cache]
@@ -313,11 +314,11 @@ def test_cache_folder(
 ) -> None:
     for name in ("GENHOI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(choices.sys, "platform", platform)
-    monkeypatch.setattr(choices.Path, "home", classmethod(lambda cls: tmp_path))
+    monkeypatch.setattr(files.sys, "platform", platform)
+    monkeypatch.setattr(files.Path, "home", classmethod(lambda cls: tmp_path))
     if variable is not None:
         monkeypatch.setenv(variable, str(tmp_path))
-    assert choices.cache_folder() == tmp_path / wanted
+    assert files.cache_folder() == tmp_path / wanted
 
 
 def test_importing_the_ops_needs_nothing_but_torch() -> None:
