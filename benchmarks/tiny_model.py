@@ -23,9 +23,9 @@ from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
 from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
 from genhoi.evaluation.metrics import region_psnr, squared_error
-from genhoi.media import atomic_path
 from genhoi.models.adapter import WEIGHTS_NAME, GenHOIAdapter
 from genhoi.models.attach import attach
+from genhoi_kernels.files import whole_file
 
 _SIDE = 96
 _LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}
@@ -90,7 +90,7 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
         "clips": clips,
         "results": found,
     }
-    with atomic_path(out / "metrics.json", overwrite=True) as temporary:
+    with whole_file(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     click.echo(json.dumps(record, indent=2))
 
@@ -111,7 +111,7 @@ def _take(folder: Path) -> None:
     adapter.save_pretrained(SHIPPED_ADAPTER)
     SHIPPED_BASE.mkdir(parents=True, exist_ok=True)
     for path in (folder / "base").iterdir():
-        with atomic_path(SHIPPED_BASE / path.name, overwrite=True) as temporary:
+        with whole_file(SHIPPED_BASE / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
     weights = load_file(SHIPPED_ADAPTER / WEIGHTS_NAME)
     assert all(weight.isfinite().all() for weight in weights.values())

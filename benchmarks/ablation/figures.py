@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, thirds
-from genhoi.media import atomic_path
+from genhoi_kernels.files import whole_file
 
 __all__ = ["draw_figures"]
 
@@ -310,6 +310,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 def _save(path: Path, figure: Any) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    with atomic_path(path, overwrite=True) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return path

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.models.adapter import AdapterLayer, GenHOIAdapter
 from genhoi.models.wan.channels import complete_channels
 from genhoi_kernels import VideoRope, qk_norm_rope, reference_attention
@@ -48,7 +49,7 @@ class FirstFrame:
 
     def _prepend(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         x = kwargs["hidden_states"]
-        f, h, w = x.shape[2], x.shape[3] // 2, x.shape[4] // 2
+        f, h, w = STRIDES.latent_grid(*x.shape[2:])
         given = self.reference is not None
         for processor in self.processors:
             processor.grid, processor.given = (f + given, h, w), given

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.training.config import TrainConfig
 
 __all__ = [
@@ -26,7 +27,8 @@ Regime = Literal["near", "mixed"]
 REGIMES: tuple[Regime, ...] = ("near", "mixed")
 SIDE = 80
 FRAMES, LONG_FRAMES = 61, 121
-LATENT_FRAMES, LONG_LATENT_FRAMES = 16, 31
+LATENT_FRAMES = STRIDES.latent_frames(FRAMES)
+LONG_LATENT_FRAMES = STRIDES.latent_frames(LONG_FRAMES)
 RANK = 32
 
 

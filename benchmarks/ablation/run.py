@@ -47,9 +47,9 @@ from genhoi.bases.load import load_base
 from genhoi.bases.tiny import UNTRAINED
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.trainer import Trainer, TrainProgress
+from genhoi_kernels.files import whole_file
 
 __all__ = ["Study", "VariantTrainer"]
 
@@ -246,7 +246,7 @@ def _same_scale(path: Path, scale: Scale) -> None:
         if came != wanted:
             raise ValueError(f"out: {path} says {came}, wanted {wanted}; name another folder")
         return
-    with atomic_path(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, mean_error, read_measured, thirds
-from genhoi.media import atomic_path
+from genhoi_kernels.files import whole_file
 
 __all__ = ["collect_tables", "write_table"]
 
@@ -216,7 +216,7 @@ def write_table(path: Path, rows: Iterable[Row]) -> Path | None:
     if not rows:
         return None
     with (
-        atomic_path(path, overwrite=True) as temporary,
+        whole_file(path) as temporary,
         temporary.open("w", newline="") as file,
     ):
         writer = csv.DictWriter(file, list(rows[0]))

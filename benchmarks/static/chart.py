@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.static.performance import AIMS
 from benchmarks.static.table import Row
-from genhoi.media import atomic_path
+from genhoi_kernels.files import whole_file
 
 __all__ = ["draw_chart"]
 
@@ -44,7 +44,7 @@ def draw_chart(path: Path, rows: Sequence[Row], note: str) -> Path | None:
     figure.suptitle(note, fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
-    with atomic_path(path, overwrite=True) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return path
 

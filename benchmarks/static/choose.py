@@ -21,10 +21,10 @@ from benchmarks.static import shipped
 from benchmarks.static.compile import Compiled, compile_variant
 from benchmarks.static.performance import our_row
 from benchmarks.static.violations import violations
-from genhoi.media import atomic_path
 from genhoi_kernels.backends.triton.tuning import compiler, configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
 from genhoi_kernels.backends.triton.tuning.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
+from genhoi_kernels.files import whole_file
 
 __all__ = ["main"]
 
@@ -106,7 +106,7 @@ def _keep(key: Key, found: Config) -> None:
     configs.table.cache_clear()
     entries = dict(configs.table()) | {key: found}
     note = "python -m benchmarks.static.choose, and measurements where an entry says so"
-    with atomic_path(configs.TABLE, overwrite=True) as part:
+    with whole_file(configs.TABLE) as part:
         part.write_text(configs.text_of(note, entries))
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.static.compile import Compiled
 from benchmarks.static.violations import violations
-from genhoi.media import atomic_path
+from genhoi_kernels.files import whole_file
 
 __all__ = ["DASH", "Row", "compiled_row", "print_compiled", "write_rows"]
 
@@ -114,7 +114,7 @@ def _cell(value: Any) -> str:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV file of all the rows' columns, which replaces an earlier one as a whole."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path, overwrite=True) as temporary:
+    with whole_file(path) as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
