@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path("docs/draw_architecture.py")
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+TO_BE_MADE = ("NAME", "csrc/cuda/sm90")
+"""In paths of files that a reader of the page would make."""
 
 
 def check(root: Path) -> subprocess.CompletedProcess[str]:
@@ -43,3 +47,21 @@ def test_the_check_finds_what_is_wrong(tmp_path: Path) -> None:
         "files that import each other: "
         "genhoi/cli/edit.py -> genhoi/media/clip.py -> genhoi/cli/edit.py",
     ]
+
+
+def test_the_page_names_files_that_exist() -> None:
+    paths = set(re.findall(r"`([\w.-]+/[\w./-]+)`", PAGE))
+    assert len(paths) > 60
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert {path for path in missing if not any(part in path for part in TO_BE_MADE)} == set()
+
+
+def test_the_page_names_functions_that_exist() -> None:
+    """A row with a file in its second cell names what is in the file in its third."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines()]
+    steps = [row for row in rows if len(row) == 3 and (ROOT / row[1].strip("`")).is_file()]
+    assert len(steps) > 15
+    for _, file, names in steps:
+        text = (ROOT / file.strip("`")).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b", text), f"{name} is not in {file}"
