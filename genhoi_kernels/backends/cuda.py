@@ -29,6 +29,9 @@ MAX_HEAD_DIM = 128
 BACKWARD_SHARED = 164864
 """Bytes of shared memory of a block of gradient_of_keys at head dim 128."""
 
+MAX_TOKEN_VALUES = 12288
+"""H * D that the rotating kernels take, those of attention with a rotation among them."""
+
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -65,9 +68,18 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes {', '.join(str(d) for d in dtypes)}, not {call.dtype}"
     if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
         return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
+    values = call.heads * call.head_dim
+    if values > MAX_TOKEN_VALUES and _rotates(call):
+        return (
+            f"{call.heads} heads of {call.head_dim} are {values} values, above {MAX_TOKEN_VALUES}"
+        )
     if isinstance(call, AttentionCall) and call.needs_grad and call.head_dim > 64:
         return _too_small(call.device)
     return None
+
+
+def _rotates(call: AttentionCall | RopeCall) -> bool:
+    return isinstance(call, RopeCall) or call.rope is not None or call.ref_rope is not None
 
 
 def _too_small(device: torch.device) -> str | None:
