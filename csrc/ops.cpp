@@ -2,37 +2,28 @@
 // genhoi_kernels/ops.py, one level up; these are called from genhoi_kernels/backends only.
 #include <torch/csrc/stable/library.h>
 
+#include "attention_arguments.h"
 #include "cpu/binding.h"
 #include "cuda/binding.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
-  m.def(
-      "cpu_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, "
-      "Tensor? bits, Tensor? ref_bias, Tensor[] gate, int[] ref_lengths, Tensor[] rope, "
-      "Tensor[] ref_rope, int gate_mode, float scale, bool keep_ungated) -> Tensor[]");
-  m.def(
-      "cpu_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, Tensor o, "
-      "Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, "
-      "Tensor? ref_bias, Tensor[] gate, int[] ref_lengths, Tensor[] rope, Tensor[] ref_rope, "
-      "int gate_mode, float scale) -> Tensor[]");
+  m.def("cpu_attention_forward(" GENHOI_ATTENTION_SCHEMA "bool keep_ungated) -> Tensor[]");
+  m.def("cpu_attention_backward(" GENHOI_ATTENTION_SCHEMA
+        "Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, Tensor o, Tensor lse, "
+        "int wanted) -> Tensor[]");
   m.def(
       "cpu_norm_rope_forward(Tensor x, Tensor? weight, Tensor[] rope, bool frame_is_head, "
       "float eps, bool inverse) -> Tensor");
   m.def(
       "cpu_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor[] rope, "
       "bool frame_is_head, float eps) -> Tensor[]");
-  m.def(
-      "cuda_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, "
-      "Tensor? bits, Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, Tensor[] gate, "
-      "int gate_mode, float scale, bool keep_ungated) -> Tensor[]");
+  m.def("cuda_attention_forward(" GENHOI_ATTENTION_SCHEMA "bool keep_ungated) -> Tensor[]");
   m.def("cuda_attention_delta(Tensor grad_out, Tensor out, Tensor? grad_lse) -> Tensor");
   m.def(
       "cuda_gate_backward(Tensor grad_out, Tensor out, Tensor? grad_lse, Tensor? grad_gate_sum, "
       "Tensor[] gate, int gate_mode) -> Tensor[]");
-  m.def(
-      "cuda_attention_backward(Tensor grad, Tensor lse, Tensor delta, "
-      "Tensor q, Tensor k, Tensor v, Tensor? k_ref, Tensor? v_ref, Tensor? bits, "
-      "Tensor? tile_bits, Tensor? segments, Tensor? ref_bias, float scale) -> Tensor[]");
+  m.def("cuda_attention_backward(" GENHOI_ATTENTION_SCHEMA
+        "Tensor grad, Tensor lse, Tensor delta, int wanted) -> Tensor[]");
   m.def(
       "cuda_norm_rope_forward(Tensor x, Tensor? weight, Tensor cosines, Tensor sines, "
       "Tensor places, int row_table, int col_table, bool frame_is_head, float eps, "
@@ -44,17 +35,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {
-  m.impl("cpu_attention_forward", TORCH_BOX(&genhoi::cpu::attention_forward_op));
-  m.impl("cpu_attention_backward", TORCH_BOX(&genhoi::cpu::attention_backward_op));
+  m.impl("cpu_attention_forward", GENHOI_BOX_ATTENTION(genhoi::cpu::attention_forward_op));
+  m.impl("cpu_attention_backward", GENHOI_BOX_ATTENTION(genhoi::cpu::attention_backward_op));
   m.impl("cpu_norm_rope_forward", TORCH_BOX(&genhoi::cpu::norm_rope_forward_op));
   m.impl("cpu_norm_rope_backward", TORCH_BOX(&genhoi::cpu::norm_rope_backward_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CUDA, m) {
-  m.impl("cuda_attention_forward", TORCH_BOX(&genhoi::cuda::attention_forward_op));
+  m.impl("cuda_attention_forward", GENHOI_BOX_ATTENTION(genhoi::cuda::attention_forward_op));
   m.impl("cuda_attention_delta", TORCH_BOX(&genhoi::cuda::attention_delta_op));
   m.impl("cuda_gate_backward", TORCH_BOX(&genhoi::cuda::gate_backward_op));
-  m.impl("cuda_attention_backward", TORCH_BOX(&genhoi::cuda::attention_backward_op));
+  m.impl("cuda_attention_backward", GENHOI_BOX_ATTENTION(genhoi::cuda::attention_backward_op));
   m.impl("cuda_norm_rope_forward", TORCH_BOX(&genhoi::cuda::norm_rope_forward_op));
   m.impl("cuda_norm_rope_backward", TORCH_BOX(&genhoi::cuda::norm_rope_backward_op));
 }

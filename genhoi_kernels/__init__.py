@@ -6,7 +6,12 @@ from genhoi_kernels.backends.registry import BackendStatus, backends, supports
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.functional import apply_rope, explain, qk_norm_rope, reference_attention
 from genhoi_kernels.mask_gate import MaskGate
-from genhoi_kernels.modules import FlowGate, HeadSlidingRoPE, ReferenceAttention
+from genhoi_kernels.modules import (
+    FlowGate,
+    HeadSlidingRoPE,
+    ReferenceAttention,
+    ReferenceRotation,
+)
 from genhoi_kernels.rope import HeadSlidingRope, VideoRope, head_frames
 from genhoi_kernels.spec import AttentionCall, RopeCall
 
@@ -19,6 +24,7 @@ __all__ = [
     "HeadSlidingRope",
     "MaskGate",
     "ReferenceAttention",
+    "ReferenceRotation",
     "RopeCall",
     "VideoRope",
     "__version__",

@@ -67,7 +67,7 @@ class FlowGate(nn.Module):
         return f"head_dim={self.head_dim}, reduction={self.reduction!r}, init={self.init!r}"
 
 
-class HeadSlidingRoPE(nn.Module):
+class ReferenceRotation(nn.Module):
     """Rotates reference keys ``[B, M, H, D]`` to another frame in every head; no parameters.
 
     Args: as ``HeadSlidingRope``, which it holds as ``rope``.
@@ -104,6 +104,10 @@ class HeadSlidingRoPE(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(module)."""
         return repr(self.rope)
+
+
+HeadSlidingRoPE = ReferenceRotation
+"""The former name of ``ReferenceRotation``, but for upper case that of the rotation it holds."""
 
 
 class ReferenceAttention(nn.Module):
@@ -182,9 +186,18 @@ class ReferenceAttention(nn.Module):
                 first_head=self.first_head,
             )
         out = reference_attention(
-            q, k, v, k_ref, v_ref, mask=mask, ref_bias=ref_bias, rope=rope, ref_rope=ref_rope,
-            gate=self.gate, backend=self.backend,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            k_ref,
+            v_ref,
+            mask=mask,
+            ref_bias=ref_bias,
+            rope=rope,
+            ref_rope=ref_rope,
+            gate=self.gate,
+            backend=self.backend,
+        )
         assert isinstance(out, Tensor)
         return out
 

@@ -12,7 +12,14 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from genhoi_kernels.spec import Argument, AttentionCall, AttentionTensors, WantedGrads
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.spec import (
+    Argument,
+    AttentionCall,
+    AttentionTensors,
+    InputGrads,
+    WantedGrads,
+)
 
 
 def _arguments(of: type) -> dict[str, Argument]:
@@ -141,14 +148,31 @@ def pick_wanted(of: Any, wanted: Iterable[bool]) -> list[Tensor]:
     return [x for x in every if x is not None]
 
 
-def spread_wanted(inputs: Any, wanted: WantedGrads, grads: Iterable[Tensor]) -> list[Tensor | None]:
+def spread_wanted(of: Any, wanted: Iterable[bool], grads: Iterable[Tensor]) -> list[Tensor | None]:
     """The gradients of ``pick_wanted``, each in its place among ``leaves``."""
     rest = iter(grads)
     return [
         next(rest) if flag and x is not None else None
         for name, flag in zip(WantedGrads._fields, wanted, strict=True)
-        for x in _several(getattr(inputs, name))
+        for x in _several(getattr(of, name))
     ]
+
+
+def grads_by_field(
+    of: AttentionTensors, wanted: Iterable[bool], grads: Iterable[Tensor]
+) -> InputGrads:
+    """The gradients of ``pick_wanted`` as a backend hands them back."""
+    rest = iter(grads)
+    values: dict[str, Any] = {}
+    for name, flag in zip(WantedGrads._fields, wanted, strict=True):
+        value = getattr(of, name)
+        if not flag or value is None:
+            values[name] = None
+        elif isinstance(value, GateWeights):
+            values[name] = GateWeights(*(next(rest) for _ in value))
+        else:
+            values[name] = next(rest)
+    return InputGrads(**values)
 
 
 def pull_tensors(inputs: Any) -> tuple[list[Tensor | None], Any]:

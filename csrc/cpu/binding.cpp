@@ -62,62 +62,55 @@ std::optional<Rotation> rotation_of(const RotationTensors& tensors, bool frame_i
   return rope;
 }
 
-// What both passes are given; owns what Attention only points to.
+// An argument as the field of Attention that has its name. Rotations are set by their owner.
+struct ToField {
+  void operator()(Rows& to, const Tensor& from) const { to = rows_of(from); }
+  void operator()(Rows& to, const std::optional<Tensor>& from) const {
+    if (from) to = rows_of(*from);
+  }
+  void operator()(const int32_t*& to, const std::optional<Tensor>& from) const {
+    if (from) to = static_cast<const int32_t*>(from->data_ptr());
+  }
+  void operator()(Gate& to, const std::vector<Tensor>& from) const {
+    if (from.empty()) return;
+    to = {floats(from[0]), floats(from[1]), floats(from[2]),
+          floats(from[3]), floats(from[4]), floats(from[5])};
+  }
+  void operator()(GateMode& to, int64_t from) const { to = static_cast<GateMode>(from); }
+  void operator()(float& to, double from) const { to = static_cast<float>(from); }
+  void operator()(const Rotation*&, const RotationTensors&) const {}
+};
+
+// What both passes are given; owns what Attention only points to. `from` has to outlive it.
 struct AttentionInputs {
   Attention in{};
-  std::vector<int64_t> lengths;
   std::optional<Rotation> rope, ref_rope;
 
-  AttentionInputs(const Tensor& q, const Tensor& k, const Tensor& v,
-                  const std::optional<Tensor>& k_ref, const std::optional<Tensor>& v_ref,
-                  const std::optional<Tensor>& bits, const std::optional<Tensor>& bias,
-                  const std::vector<Tensor>& gate, std::vector<int64_t> segment_lengths,
-                  const RotationTensors& rope_tensors, const RotationTensors& ref_rope_tensors,
-                  int64_t gate_mode, double scale)
-      : lengths(std::move(segment_lengths)),
-        rope(rotation_of(rope_tensors, false)),
-        ref_rope(rotation_of(ref_rope_tensors, true)) {
-    in.batch = q.size(0);
-    in.rows = q.size(1);
-    in.heads = q.size(2);
-    in.dim = q.size(3);
-    in.keys = k.size(1);
-    in.dtype = dtype_of(q);
-    in.q = rows_of(q);
-    in.k = rows_of(k);
-    in.v = rows_of(v);
-    in.refs = k_ref ? k_ref->size(1) : 0;
-    in.ref_batch = k_ref ? k_ref->size(0) : 1;
-    if (k_ref) in.k_ref = rows_of(*k_ref);
-    if (v_ref) in.v_ref = rows_of(*v_ref);
-    if (bits) {
-      in.bits = static_cast<const int32_t*>(bits->data_ptr());
-      in.bits_batch = bits->size(0) == 1 ? 0 : bits->stride(0);
-    }
-    in.segments = static_cast<int64_t>(lengths.size());
-    in.lengths = lengths.data();
-    if (bias) in.bias = floats(*bias);
+  explicit AttentionInputs(const AttentionArguments& from)
+      : rope(rotation_of(from.rope, false)), ref_rope(rotation_of(from.ref_rope, true)) {
+    set_fields(in, from, ToField{});
+    in.batch = from.q.size(0);
+    in.rows = from.q.size(1);
+    in.heads = from.q.size(2);
+    in.dim = from.q.size(3);
+    in.keys = from.k.size(1);
+    in.dtype = dtype_of(from.q);
+    in.refs = from.k_ref ? from.k_ref->size(1) : 0;
+    in.ref_batch = from.k_ref ? from.k_ref->size(0) : 1;
+    if (from.bits) in.bits_batch = from.bits->size(0) == 1 ? 0 : from.bits->stride(0);
+    in.segments = static_cast<int64_t>(from.ref_lengths.size());
+    in.lengths = from.ref_lengths.data();
+    if (from.ref_bias) in.bias = floats(*from.ref_bias);
     in.rope = rope ? &*rope : nullptr;
     in.ref_rope = ref_rope ? &*ref_rope : nullptr;
-    in.gate_mode = static_cast<GateMode>(gate_mode);
-    if (!gate.empty()) {
-      in.gate = {floats(gate[0]), floats(gate[1]), floats(gate[2]),
-                 floats(gate[3]), floats(gate[4]), floats(gate[5])};
-    }
-    in.scale = static_cast<float>(scale);
   }
 };
 
 }  // namespace
 
-std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::optional<Tensor> k_ref,
-                                         std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-                                         std::optional<Tensor> bias, std::vector<Tensor> gate,
-                                         std::vector<int64_t> lengths, RotationTensors rope,
-                                         RotationTensors ref_rope, int64_t gate_mode, double scale,
-                                         bool keep_ungated) {
-  const AttentionInputs inputs(q, k, v, k_ref, v_ref, bits, bias, gate, std::move(lengths), rope,
-                               ref_rope, gate_mode, scale);
+std::vector<Tensor> attention_forward_op(const AttentionArguments& arguments, bool keep_ungated) {
+  const Tensor& q = arguments.q;
+  const AttentionInputs inputs(arguments);
   const Attention& in = inputs.in;
   Tensor out = new_rows(q);
   Tensor lse = new_output(q, {in.batch, in.heads, in.rows}, ScalarType::Float);
@@ -131,14 +124,14 @@ std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::opti
   return {out, lse, gate_sum, ungated};
 }
 
-std::vector<Tensor> attention_backward_op(
-    std::optional<Tensor> grad_out, std::optional<Tensor> grad_lse,
-    std::optional<Tensor> grad_gate_sum, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v,
-    std::optional<Tensor> k_ref, std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-    std::optional<Tensor> bias, std::vector<Tensor> gate, std::vector<int64_t> lengths,
-    RotationTensors rope, RotationTensors ref_rope, int64_t gate_mode, double scale) {
-  const AttentionInputs inputs(q, k, v, k_ref, v_ref, bits, bias, gate, std::move(lengths), rope,
-                               ref_rope, gate_mode, scale);
+std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments,
+                                          std::optional<Tensor> grad_out,
+                                          std::optional<Tensor> grad_lse,
+                                          std::optional<Tensor> grad_gate_sum, Tensor o, Tensor lse,
+                                          int64_t wanted_bits) {
+  const Tensor& q = arguments.q;
+  const WantedGrads wanted(wanted_bits);
+  const AttentionInputs inputs(arguments);
   AttentionBackward call{};
   call.in = inputs.in;
   call.o = rows_of(o);
@@ -146,26 +139,32 @@ std::vector<Tensor> attention_backward_op(
   if (grad_out) call.grad_out = rows_of(*grad_out);
   if (grad_lse) call.grad_lse = floats(*grad_lse);
   if (grad_gate_sum) call.grad_gate_sum = floats(*grad_gate_sum);
+  // What nobody wants is left out where a sweep over keys gives nothing else. lse has them all.
+  if (!wanted.of_video()) call.in.keys = 0;
+  if (!wanted.of_references()) call.in.segments = call.in.refs = 0;
 
-  std::vector<Tensor> grads = {new_rows(q), new_rows(k), new_rows(v)};
-  call.dq = rows_of(grads[0]);
-  call.dk = rows_of(grads[1]);
-  call.dv = rows_of(grads[2]);
-  if (k_ref) {
-    grads.push_back(new_rows(*k_ref));
-    call.dk_ref = rows_of(grads.back());
-    grads.push_back(new_rows(*v_ref));
-    call.dv_ref = rows_of(grads.back());
+  // The kernels write to all of these, of which only the wanted ones are handed out.
+  std::vector<Tensor> written, grads;
+  const auto new_grad = [&](bool is_wanted, Tensor x) {
+    written.push_back(x);
+    if (is_wanted) grads.push_back(x);
+    return x;
+  };
+  call.dq = rows_of(new_grad(wanted.q, new_rows(q)));
+  call.dk = rows_of(new_grad(wanted.k, new_rows(arguments.k)));
+  call.dv = rows_of(new_grad(wanted.v, new_rows(arguments.v)));
+  if (arguments.k_ref) {
+    call.dk_ref = rows_of(new_grad(wanted.k_ref, new_rows(*arguments.k_ref)));
+    call.dv_ref = rows_of(new_grad(wanted.v_ref, new_rows(*arguments.v_ref)));
   }
-  if (bias) {
-    grads.push_back(new_output(q, {call.in.segments}, ScalarType::Float));
-    call.dbias = mutable_floats(grads.back());
+  if (arguments.ref_bias && wanted.ref_bias) {
+    const Tensor dbias = new_output(q, {call.in.segments}, ScalarType::Float);
+    call.dbias = mutable_floats(new_grad(true, dbias));
   }
-  if (!gate.empty()) {
+  if (!arguments.gate.empty()) {
     float* to[6];
     for (int i = 0; i < 6; i++) {
-      grads.push_back(torch::stable::empty_like(gate[i]));
-      to[i] = mutable_floats(grads.back());
+      to[i] = mutable_floats(new_grad(wanted.gate, torch::stable::empty_like(arguments.gate[i])));
     }
     call.dgate = {to[0], to[1], to[2], to[3], to[4], to[5]};
   }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "attention_arguments.h"
 #include "kernels.h"
 
 namespace genhoi::cpu {
@@ -19,19 +20,15 @@ Pool torch_pool();
 // A rotation: [frame, row, col] tables and the tokens' rows in them, or nothing.
 using RotationTensors = std::vector<Tensor>;
 
-std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::optional<Tensor> k_ref,
-                                         std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-                                         std::optional<Tensor> bias, std::vector<Tensor> gate,
-                                         std::vector<int64_t> lengths, RotationTensors rope,
-                                         RotationTensors ref_rope, int64_t gate_mode, double scale,
-                                         bool keep_ungated);
+// out, lse, gate_sum, ungated (empty unless kept).
+std::vector<Tensor> attention_forward_op(const AttentionArguments& arguments, bool keep_ungated);
 
-std::vector<Tensor> attention_backward_op(
-    std::optional<Tensor> grad_out, std::optional<Tensor> grad_lse,
-    std::optional<Tensor> grad_gate_sum, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v,
-    std::optional<Tensor> k_ref, std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-    std::optional<Tensor> bias, std::vector<Tensor> gate, std::vector<int64_t> lengths,
-    RotationTensors rope, RotationTensors ref_rope, int64_t gate_mode, double scale);
+// The wanted ones of the gradients of q, k, v, k_ref, v_ref, ref_bias and the gate's six weights.
+std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments,
+                                          std::optional<Tensor> grad_out,
+                                          std::optional<Tensor> grad_lse,
+                                          std::optional<Tensor> grad_gate_sum, Tensor o, Tensor lse,
+                                          int64_t wanted);
 
 Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, RotationTensors rope,
                             bool frame_is_head, double eps, bool inverse);

@@ -60,40 +60,52 @@ int64_t batch_stride(const std::optional<Tensor>& x) {
   return !x || x->size(0) == 1 ? 0 : x->size(1);
 }
 
-GenhoiAttention attention_of(const Tensor& q, const Tensor& k, const Tensor& v,
-                             const std::optional<Tensor>& k_ref, const std::optional<Tensor>& v_ref,
-                             const std::optional<Tensor>& bits,
-                             const std::optional<Tensor>& tile_bits,
-                             const std::optional<Tensor>& segments,
-                             const std::optional<Tensor>& ref_bias, const std::vector<Tensor>& gate,
-                             int64_t gate_mode, double scale) {
+// An argument as the field of GenhoiAttention that has its name.
+struct ToField {
+  void operator()(GenhoiTokens& to, const Tensor& from) const { to = tokens_of(from); }
+  void operator()(GenhoiTokens& to, const std::optional<Tensor>& from) const {
+    if (from) to = tokens_of(*from);
+  }
+  template <class Value>
+  void operator()(const Value*& to, const std::optional<Tensor>& from) const {
+    to = data<const Value>(from);
+  }
+  void operator()(GenhoiGate& to, const std::vector<Tensor>& from) const {
+    if (from.empty()) return;
+    const auto floats = [&](int i) { return static_cast<const float*>(from[i].data_ptr()); };
+    to = {floats(0), floats(1), from[2].data_ptr(), floats(3), floats(4), floats(5)};
+  }
+  void operator()(int32_t& to, int64_t from) const { to = static_cast<int32_t>(from); }
+  void operator()(float& to, double from) const { to = static_cast<float>(from); }
+};
+
+GenhoiAttention attention_of(const AttentionArguments& from) {
   GenhoiAttention in{};
+  set_fields(in, from, ToField{});
+  const Tensor& q = from.q;
   in.dtype = q.scalar_type() == ScalarType::Half ? GENHOI_FLOAT16 : GENHOI_BFLOAT16;
   in.batch = static_cast<int32_t>(q.size(0));
   in.rows = static_cast<int32_t>(q.size(1));
   in.heads = static_cast<int32_t>(q.size(2));
   in.head_dim = static_cast<int32_t>(q.size(3));
-  in.keys = static_cast<int32_t>(k.size(1));
-  in.ref_tokens = k_ref ? static_cast<int32_t>(k_ref->size(1)) : 0;
-  in.references = segments ? static_cast<int32_t>(segments->size(0)) - 1 : 0;
-  in.scale = static_cast<float>(scale);
-  in.q = tokens_of(q);
-  in.k = tokens_of(k);
-  in.v = tokens_of(v);
-  if (k_ref) in.k_ref = tokens_of(*k_ref);
-  if (v_ref) in.v_ref = tokens_of(*v_ref);
-  in.segments = data<const int32_t>(segments);
-  in.ref_bias = data<const float>(ref_bias);
-  in.bits = data<const int32_t>(bits);
-  in.bits_batch = batch_stride(bits);
-  in.tile_bits = data<const int32_t>(tile_bits);
-  in.tile_bits_batch = batch_stride(tile_bits);
-  in.gate_mode = static_cast<int32_t>(gate_mode);
-  if (!gate.empty()) {
-    const auto floats = [&](int i) { return static_cast<const float*>(gate[i].data_ptr()); };
-    in.gate = {floats(0), floats(1), gate[2].data_ptr(), floats(3), floats(4), floats(5)};
-  }
+  in.keys = static_cast<int32_t>(from.k.size(1));
+  in.ref_tokens = from.k_ref ? static_cast<int32_t>(from.k_ref->size(1)) : 0;
+  in.references = from.ref_starts ? static_cast<int32_t>(from.ref_starts->size(0)) - 1 : 0;
+  in.segments = data<const int32_t>(from.ref_starts);
+  in.bits_batch = batch_stride(from.bits);
+  in.tile_bits_batch = batch_stride(from.tile_bits);
   return in;
+}
+
+// What is read of the attention where only its result is needed.
+GenhoiAttention attention_of_result(const Tensor& out, const std::vector<Tensor>& gate,
+                                    int64_t gate_mode) {
+  AttentionArguments from{};
+  from.q = from.k = from.v = out;
+  from.gate = gate;
+  from.gate_mode = gate_mode;
+  from.scale = 1.0;
+  return attention_of(from);
 }
 
 Tensor empty(const Tensor& x, std::vector<int64_t> shape, ScalarType dtype) {
@@ -140,16 +152,12 @@ void open_library(const std::string& path) {
   if (library == nullptr) throw std::runtime_error(dlerror());
 }
 
-std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::optional<Tensor> k_ref,
-                                         std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-                                         std::optional<Tensor> tile_bits,
-                                         std::optional<Tensor> segments,
-                                         std::optional<Tensor> ref_bias, std::vector<Tensor> gate,
-                                         int64_t gate_mode, double scale, bool keep_ungated) {
+std::vector<Tensor> attention_forward_op(const AttentionArguments& arguments, bool keep_ungated) {
+  const Tensor& q = arguments.q;
+  const int64_t gate_mode = arguments.gate_mode;
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   GenhoiForward call{};
-  call.in = attention_of(q, k, v, k_ref, v_ref, bits, tile_bits, segments, ref_bias, gate,
-                         gate_mode, scale);
+  call.in = attention_of(arguments);
   const int64_t batch = q.size(0), rows = q.size(1), heads = q.size(2), dim = q.size(3);
   const bool sum = gate_mode == GENHOI_GATE_SUM;
   const int64_t tiles = sum ? (rows + GENHOI_FORWARD_ROWS - 1) / GENHOI_FORWARD_ROWS : 0;
@@ -171,7 +179,7 @@ std::vector<Tensor> attention_forward_op(Tensor q, Tensor k, Tensor v, std::opti
 Tensor attention_delta_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse) {
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
   GenhoiBackward call{};
-  call.in = attention_of(out, out, out, {}, {}, {}, {}, {}, {}, {}, GENHOI_GATE_NONE, 1.0);
+  call.in = attention_of_result(out, {}, GENHOI_GATE_NONE);
   call.out = tokens_of(out);
   call.dout = tokens_of(grad_out);
   call.dlse = data<const float>(grad_lse);
@@ -187,7 +195,7 @@ std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<
                                      int64_t gate_mode) {
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
   GenhoiGateBackward call{};
-  call.in = attention_of(out, out, out, {}, {}, {}, {}, {}, {}, gate, gate_mode, 1.0);
+  call.in = attention_of_result(out, gate, gate_mode);
   call.out = tokens_of(out);
   call.dout = tokens_of(grad_out);
   call.dlse = data<const float>(grad_lse);
@@ -216,31 +224,37 @@ std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<
   return found;
 }
 
-std::vector<Tensor> attention_backward_op(Tensor grad, Tensor lse, Tensor delta, Tensor q, Tensor k,
-                                          Tensor v, std::optional<Tensor> k_ref,
-                                          std::optional<Tensor> v_ref, std::optional<Tensor> bits,
-                                          std::optional<Tensor> tile_bits,
-                                          std::optional<Tensor> segments,
-                                          std::optional<Tensor> ref_bias, double scale) {
+std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, Tensor grad,
+                                          Tensor lse, Tensor delta, int64_t wanted_bits) {
+  const Tensor& q = arguments.q;
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const WantedGrads wanted(wanted_bits);
   GenhoiBackward call{};
-  call.in = attention_of(q, k, v, k_ref, v_ref, bits, tile_bits, segments, ref_bias, {},
-                         GENHOI_GATE_NONE, scale);
+  call.in = attention_of(arguments);
   call.dout = tokens_of(grad);
   call.lse = floats(lse);
   call.delta = floats(delta);
-  std::vector<Tensor> grads = {empty_as(q), empty_as(k), empty_as(v)};
-  call.dq = grads[0].data_ptr();
-  call.dk = grads[1].data_ptr();
-  call.dv = grads[2].data_ptr();
-  std::optional<Tensor> parts;
-  if (k_ref) {
-    call.ref_batch = static_cast<int32_t>(k_ref->size(0));
-    grads.insert(grads.end(), {empty_as(*k_ref), empty_as(*v_ref)});
-    call.dk_ref = grads[3].data_ptr();
-    call.dv_ref = grads[4].data_ptr();
+  // A kernel writes all of its results, of which only the wanted ones are handed out.
+  std::vector<Tensor> written, grads;
+  const auto new_grad = [&](bool is_wanted, const Tensor& of) {
+    written.push_back(empty_as(of));
+    if (is_wanted) grads.push_back(written.back());
+    return written.back().data_ptr();
+  };
+  if (wanted.q) call.dq = new_grad(true, q);
+  if (wanted.k || wanted.v) {
+    call.dk = new_grad(wanted.k, arguments.k);
+    call.dv = new_grad(wanted.v, arguments.v);
   }
-  if (ref_bias) {
+  std::optional<Tensor> parts;
+  const auto& k_ref = arguments.k_ref;
+  const auto& ref_bias = arguments.ref_bias;
+  if (k_ref) call.ref_batch = static_cast<int32_t>(k_ref->size(0));
+  if (k_ref && (wanted.k_ref || wanted.v_ref || wanted.ref_bias)) {
+    call.dk_ref = new_grad(wanted.k_ref, *k_ref);
+    call.dv_ref = new_grad(wanted.v_ref, *arguments.v_ref);
+  }
+  if (ref_bias && wanted.ref_bias) {
     const int64_t blocks = GENHOI_BIAS_PARTS(call.in.ref_tokens, call.in.references);
     parts = empty(q, {call.ref_batch, q.size(2), blocks}, ScalarType::Float);
     grads.push_back(empty_as(*ref_bias));

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genhoi_kernels.backends import native
-from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import HeadSlidingRope, Rope, token_places
-from genhoi_kernels.schema import pick_wanted
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from genhoi_kernels.schema import grads_by_field, pick_wanted
+from genhoi_kernels.spec import (
+    AttentionCall,
+    AttentionGrads,
+    AttentionTensors,
+    InputGrads,
+    RopeCall,
+)
 
 DESCRIPTION = "C++ kernels for CPU tensors; float32, bfloat16, float16"
 MAX_HEAD_DIM = 256
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_GATE_MODES = {"none": 0, "token": 1, "sum": 2}  # GateMode in csrc/cpu/kernels.h
 
 
 def unavailable() -> str | None:
@@ -44,9 +49,10 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See csrc/cpu/attention_forward.h."""
-    inputs = _inputs(call, tensors)
-    result = torch.ops.genhoi_kernels.cpu_attention_forward(*inputs, call.needs_grad)
+    """The pass of csrc/cpu/attention_forward.h."""
+    result = torch.ops.genhoi_kernels.cpu_attention_forward(
+        **_arguments(call, tensors), keep_ungated=call.needs_grad
+    )
     return AttentionResult(*result)
 
 
@@ -56,37 +62,27 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-) -> AttentionTensors:
-    """See csrc/cpu/attention_backward.h."""
-    t = tensors
-    found = torch.ops.genhoi_kernels.cpu_attention_backward(
-        grads.out, grads.lse, grads.gate_sum, o, lse, *_inputs(call, tensors)
+) -> InputGrads:
+    """The pass of csrc/cpu/attention_backward.h."""
+    computed = torch.ops.genhoi_kernels.cpu_attention_backward(
+        **_arguments(call, tensors),
+        grad_out=grads.out,
+        grad_lse=grads.lse,
+        grad_gate_sum=grads.gate_sum,
+        o=o,
+        lse=lse,
+        wanted=native.wanted_bits(call.wanted),
     )
-    pairs = zip(found, pick_wanted(tensors, (True,) * 7), strict=True)
-    rest = iter([grad.to(x.dtype) for grad, x in pairs])
-    return AttentionTensors(
-        q=next(rest),
-        k=next(rest),
-        v=next(rest),
-        k_ref=None if t.k_ref is None else next(rest),
-        v_ref=None if t.v_ref is None else next(rest),
-        bits=None,
-        ref_bias=None if t.ref_bias is None else next(rest),
-        gate=None if t.gate is None else GateWeights(*rest),
-    )
+    pairs = zip(computed, pick_wanted(tensors, call.wanted), strict=True)
+    return grads_by_field(tensors, call.wanted, [grad.to(x.dtype) for grad, x in pairs])
 
 
-def _inputs(call: AttentionCall, tensors: AttentionTensors) -> tuple[object, ...]:
+def _arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[str, Any]:
     t = tensors
-    gate = [] if t.gate is None else [weight.float().contiguous() for weight in t.gate]
-    bits = None if t.bits is None else t.bits.contiguous()
-    ref_bias = None if t.ref_bias is None else t.ref_bias.contiguous()
-    return (
-        t.q, t.k, t.v, t.k_ref, t.v_ref, bits, ref_bias, gate, call.ref_lengths,
-        _rotation(call.rope, t.q.shape[1]),
-        _rotation(call.ref_rope, 0 if t.k_ref is None else t.k_ref.shape[1]),
-        _GATE_MODES[call.gate_mode], call.scale,
-    )  # fmt: skip
+    return native.attention_arguments(call, t) | {
+        "rope": _rotation(call.rope, t.q.shape[1]),
+        "ref_rope": _rotation(call.ref_rope, 0 if t.k_ref is None else t.k_ref.shape[1]),
+    }
 
 
 @functools.lru_cache(maxsize=16)
@@ -101,14 +97,14 @@ def _rotation(rope: Rope | None, tokens: int) -> list[Tensor]:
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-    """See csrc/cpu/norm_rope.h."""
+    """The pass of csrc/cpu/norm_rope.h."""
     return _norm_rope(x.unflatten(-1, (-1, rope.head_dim)), weight, rope, eps, False)
 
 
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight; see csrc/cpu/norm_rope.h."""
+    """Gradients of x and weight, by csrc/cpu/norm_rope.h."""
     dx, dweight = torch.ops.genhoi_kernels.cpu_norm_rope_backward(
         grad,
         x.unflatten(-1, (-1, rope.head_dim)),

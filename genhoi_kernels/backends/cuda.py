@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,25 @@ from genhoi_kernels.flow_gate import GateSums, GateWeights
 from genhoi_kernels.mask_gate import tile_bits
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import HeadSlidingRope, Rope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from genhoi_kernels.schema import grads_by_field, pick_wanted
+from genhoi_kernels.spec import (
+    GATE_MODES,
+    AttentionCall,
+    AttentionGrads,
+    AttentionTensors,
+    InputGrads,
+    RopeCall,
+)
 
 DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128
 BACKWARD_SHARED = 164864
 """Bytes of shared memory of a block of gradient_of_keys at head dim 128."""
 
+MAX_TOKEN_VALUES = 12288
+"""H * D that the rotating kernels take, those of attention with a rotation among them."""
+
 _HALVES = (torch.bfloat16, torch.float16)
-_GATE_MODES = {"none": 0, "token": 1, "sum": 2}  # GenhoiGateMode in csrc/cuda/launch.h
 
 
 def unavailable() -> str | None:
@@ -57,9 +68,18 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes {', '.join(str(d) for d in dtypes)}, not {call.dtype}"
     if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
         return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
+    values = call.heads * call.head_dim
+    if values > MAX_TOKEN_VALUES and _rotates(call):
+        return (
+            f"{call.heads} heads of {call.head_dim} are {values} values, above {MAX_TOKEN_VALUES}"
+        )
     if isinstance(call, AttentionCall) and call.needs_grad and call.head_dim > 64:
         return _too_small(call.device)
     return None
+
+
+def _rotates(call: AttentionCall | RopeCall) -> bool:
+    return isinstance(call, RopeCall) or call.rope is not None or call.ref_rope is not None
 
 
 def _too_small(device: torch.device) -> str | None:
@@ -74,12 +94,10 @@ def _too_small(device: torch.device) -> str | None:
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See csrc/cuda/attention_forward.cuh."""
-    t = tensors
+    """The kernel of csrc/cuda/attention_forward.cuh."""
     out, lse, sums, ungated = torch.ops.genhoi_kernels.cuda_attention_forward(
-        *_inputs(call, t), _gate(t.gate, t.q.dtype), _GATE_MODES[call.gate_mode],
-        abs(call.scale), call.needs_grad,
-    )  # fmt: skip
+        **_arguments(call, tensors), keep_ungated=call.needs_grad
+    )
     return AttentionResult(out, lse, sums.sum(-1), ungated)
 
 
@@ -89,25 +107,42 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-) -> AttentionTensors:
-    """See csrc/cuda/gate_backward.cuh, gradient_of_queries.cuh and gradient_of_keys.cuh."""
-    t = tensors
-    dO, delta, dgate = _through_gate(call, t.gate, aligned(o), grads)
-    found = torch.ops.genhoi_kernels.cuda_attention_backward(
-        dO, lse, delta, *_inputs(call, t), abs(call.scale)
-    )
-    dq, dk, dv = found[:3]
-    dk_ref, dv_ref, dbias = _reference_gradients(t, found[3:])
-    return AttentionTensors(
-        q=apply(-dq if call.scale < 0 else dq, call.rope, inverse=True),
-        k=apply(dk, call.rope, inverse=True),
+) -> InputGrads:
+    """The kernels of csrc/cuda/gate_backward.cuh and attention_backward.cuh, where wanted."""
+    dO, delta, dgate = _through_gate(call, tensors, aligned(o), grads)
+    dq, dk, dv, dk_ref, dv_ref, dbias, _ = _of_attention(call, tensors, dO, lse, delta)
+    if dq is not None:
+        dq = apply(-dq if call.scale < 0 else dq, call.rope, inverse=True)
+    return InputGrads(
+        q=dq,
+        k=None if dk is None else apply(dk, call.rope, inverse=True),
         v=dv,
         k_ref=None if dk_ref is None else apply(dk_ref, call.ref_rope, inverse=True),
         v_ref=dv_ref,
-        bits=None,
         ref_bias=dbias,
         gate=dgate,
     )
+
+
+def _of_attention(
+    call: AttentionCall, t: AttentionTensors, dO: Tensor, lse: Tensor, delta: Tensor
+) -> InputGrads:
+    """Gradients of all but the gate, of q, k and k_ref as rotated."""
+    wanted = call.wanted._replace(gate=False)
+    if not _has_references(t):
+        wanted = wanted._replace(k_ref=False, v_ref=False, ref_bias=False)
+    computed: list[Tensor] = []
+    if any(wanted):
+        computed = torch.ops.genhoi_kernels.cuda_attention_backward(
+            **_arguments(call, t),
+            grad=dO,
+            lse=lse,
+            delta=delta,
+            wanted=native.wanted_bits(wanted),
+        )
+    pairs = zip(computed, pick_wanted(t, wanted), strict=True)
+    found = grads_by_field(t, wanted, [grad.to(x.dtype) for grad, x in pairs])
+    return found if _has_references(t) else found._replace(**_zeros_of_references(call, t))
 
 
 def _has_references(t: AttentionTensors) -> bool:
@@ -115,32 +150,31 @@ def _has_references(t: AttentionTensors) -> bool:
     return t.k_ref is not None and t.k_ref.shape[1] > 0
 
 
-def _reference_gradients(
-    t: AttentionTensors, found: list[Tensor]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of k_ref, v_ref and ref_bias; zeros where there is no token that could have one."""
-    if not _has_references(t):
-        absent = (t.k_ref, t.v_ref, t.ref_bias)
-        dk_ref, dv_ref, dbias = (None if x is None else torch.zeros_like(x) for x in absent)
-        return dk_ref, dv_ref, dbias
-    return found[0], found[1], None if t.ref_bias is None else found[2].to(t.ref_bias.dtype)
+def _zeros_of_references(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
+    """Gradients where there is no token that could have one."""
+    given = {"k_ref": t.k_ref, "v_ref": t.v_ref, "ref_bias": t.ref_bias}
+    return {
+        name: torch.zeros_like(x)
+        for name, x in given.items()
+        if x is not None and getattr(call.wanted, name)
+    }
 
 
 def _through_gate(
-    call: AttentionCall, gate: GateWeights | None, o: Tensor, grads: AttentionGrads
+    call: AttentionCall, t: AttentionTensors, o: Tensor, grads: AttentionGrads
 ) -> tuple[Tensor, Tensor, GateWeights | None]:
     """dO, delta ``[B, H, N]`` and the gradients of the gate's weights."""
     dout = torch.zeros_like(o) if grads.out is None else aligned(grads.out)
     dlse = None if grads.lse is None else grads.lse.contiguous()
-    if gate is None:
+    if t.gate is None:
         return dout, torch.ops.genhoi_kernels.cuda_attention_delta(dout, o, dlse), None
     sums = o.new_zeros((o.shape[0], o.shape[2]), dtype=torch.float32)
     if grads.gate_sum is not None:
         sums = grads.gate_sum.float().contiguous()
     dO, delta, *parts = torch.ops.genhoi_kernels.cuda_gate_backward(
-        dout, o, dlse, sums, _gate(gate, o.dtype), _GATE_MODES[call.gate_mode]
+        dout, o, dlse, sums, _gate(t.gate, o.dtype), GATE_MODES.index(call.gate_mode)
     )
-    return dO, delta, GateSums(*parts).gradients(gate)
+    return dO, delta, GateSums(*parts).gradients(t.gate) if call.wanted.gate else None
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -157,22 +191,23 @@ def _rotated(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor, Tensor, 
     return -q if call.scale < 0 else q, apply(t.k, call.rope), k_ref
 
 
-def _inputs(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor | None, ...]:
-    """Up to ref_bias, as csrc/ops.cpp has them."""
+def _arguments(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
+    """What the kernels take: rotated, aligned, and without references where there is no token."""
     q, k, k_ref = _rotated(call, t)
-    there = _has_references(t)
-    flags = None
-    if t.bits is not None:
-        flags = tile_bits(t.bits) if t.mask_gate is None else t.mask_gate.tile_bits
-    return (
-        aligned(q), aligned(k), aligned(t.v),
-        aligned(k_ref) if there and k_ref is not None else None,
-        aligned(t.v_ref) if there and t.v_ref is not None else None,
-        t.bits.contiguous() if there and t.bits is not None else None,
-        flags.contiguous() if there and flags is not None else None,
-        segments(call.ref_lengths, q.device) if there else None,
-        t.ref_bias.float().contiguous() if there and t.ref_bias is not None else None,
-    )  # fmt: skip
+    changed = {"q": aligned(q), "k": aligned(k), "v": aligned(t.v), "scale": abs(call.scale)}
+    changed |= {"gate": _gate(t.gate, t.q.dtype), "ref_lengths": ()}
+    if _has_references(t) and k_ref is not None and t.v_ref is not None:
+        changed |= {"k_ref": aligned(k_ref), "v_ref": aligned(t.v_ref)}
+        changed |= {"ref_starts": segments(call.ref_lengths, q.device), "tile_bits": _tile_bits(t)}
+    else:
+        changed |= dict.fromkeys(("k_ref", "v_ref", "bits", "ref_bias"))
+    return native.attention_arguments(call, t) | changed
+
+
+def _tile_bits(t: AttentionTensors) -> Tensor | None:
+    if t.bits is None:
+        return None
+    return (tile_bits(t.bits) if t.mask_gate is None else t.mask_gate.tile_bits).contiguous()
 
 
 def _gate(gate: GateWeights | None, dtype: torch.dtype) -> list[Tensor]:

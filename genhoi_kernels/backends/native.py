@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from genhoi_kernels.spec import GATE_MODES, AttentionCall, AttentionTensors, WantedGrads
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 MIN_TORCH = (2, 10)
@@ -50,6 +52,36 @@ def _find_cuda() -> tuple[Path | None, str]:
 
 
 cuda_library, cuda_missing_reason = _find_cuda()
+
+
+def attention_arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[str, Any]:
+    """The arguments that csrc/attention_arguments.h lists, where there is no more to do for them.
+
+    A backend replaces those that its kernels take in another form.
+    """
+    t = tensors
+    return {
+        "q": t.q,
+        "k": t.k,
+        "v": t.v,
+        "k_ref": t.k_ref,
+        "v_ref": t.v_ref,
+        "bits": None if t.bits is None else t.bits.contiguous(),
+        "tile_bits": None,
+        "ref_bias": None if t.ref_bias is None else t.ref_bias.float().contiguous(),
+        "gate": [] if t.gate is None else [weight.float().contiguous() for weight in t.gate],
+        "ref_lengths": call.ref_lengths,
+        "ref_starts": None,
+        "rope": [],
+        "ref_rope": [],
+        "gate_mode": GATE_MODES.index(call.gate_mode),
+        "scale": call.scale,
+    }
+
+
+def wanted_bits(wanted: WantedGrads) -> int:
+    """The bits of csrc/attention_arguments.h's WantedGrads."""
+    return sum(flag << bit for bit, flag in enumerate(wanted))
 
 
 def _cpu_name() -> str:

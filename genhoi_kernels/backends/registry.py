@@ -1,9 +1,6 @@
 """Chooses a backend for a call, and says why each one can or cannot take it.
 
-A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION`` (or ``description()``, if
-it depends on the installation), ``unavailable()`` (None, or why it cannot run in this
-installation), ``supports(call)`` (None, or why it refuses this call) and the functions of
-``backends.eager``. In which order several able ones are tried on a GPU is in ``choices``.
+In which order several able ones are tried on a GPU is in ``preferences``.
 """
 
 from __future__ import annotations
@@ -11,18 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from genhoi_kernels.backends import cpu, cuda, eager
 from genhoi_kernels.backends import preferences as choices
 from genhoi_kernels.backends.flash import backend as flash
+from genhoi_kernels.backends.protocol import Backend
 from genhoi_kernels.backends.triton import backend as triton
 from genhoi_kernels.spec import AttentionCall, RopeCall
 
 # In the order in which backend=None tries them, unless an entry of ``choices`` fits the call.
-_BACKENDS: dict[str, Any] = {
+_BACKENDS: dict[str, Backend] = {
     "cpu": cpu,
     "triton": triton,
     "flash": flash,
@@ -49,8 +46,10 @@ def backends() -> tuple[BackendStatus, ...]:
     return tuple(statuses)
 
 
-def _description(backend: Any) -> str:
-    return backend.description() if hasattr(backend, "description") else backend.DESCRIPTION
+def _description(backend: Backend) -> str:
+    """In one sentence; ``description()`` where it depends on the installation."""
+    describe = getattr(backend, "description", None)
+    return backend.DESCRIPTION if describe is None else describe()
 
 
 def backend_names() -> tuple[str, ...]:
@@ -101,12 +100,27 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def pick(call: AttentionCall | RopeCall, name: str | None) -> Any:
-    """The backend module for a call: the named one, or the first in ``order`` that supports it.
+def pick(call: AttentionCall | RopeCall, name: str | None) -> Backend:
+    """The backend for a call: the named one, or the first in ``order`` that supports it.
+
+    What was picked is kept for calls that are equal; see ``forget``.
 
     Raises:
         ValueError: the named backend does not exist or refuses the call; the message says why.
     """
+    return _picked(call, name, choices.user_table())
+
+
+def forget() -> None:
+    """Ask the backends anew: after a backend, or an environment variable it reads, has changed."""
+    _picked.cache_clear()
+
+
+@functools.lru_cache(maxsize=1024)
+def _picked(
+    call: AttentionCall | RopeCall, name: str | None, user_table: tuple[choices.Choice, ...]
+) -> Backend:
+    """``pick``; the user's table, on which ``order`` depends, is there as a key only."""
     if name is not None:
         reason = supports(name, call)
         if reason is not None:

@@ -1,4 +1,4 @@
-"""FlowGate, HeadSlidingRoPE and ReferenceAttention."""
+"""FlowGate, ReferenceRotation and ReferenceAttention."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_state_dicts_are_stable() -> None:
     module = gk.ReferenceAttention(HEADS, DIM)
     assert list(module.state_dict()) == [f"gate.{name}" for name in names]
     assert list(gk.ReferenceAttention(HEADS, DIM, gate=None).state_dict()) == []
-    rope = gk.HeadSlidingRoPE(GRID, REFS, head_dim=DIM, num_heads=HEADS)
+    rope = gk.ReferenceRotation(GRID, REFS, head_dim=DIM, num_heads=HEADS)
     assert list(rope.state_dict()) == []
     other = gk.ReferenceAttention(HEADS, DIM)
     torch.nn.init.normal_(module.gate.fc2.weight)
@@ -70,17 +70,16 @@ def test_reference_attention_is_the_op(gate: str | None, schedule: str | float) 
     k_ref, v_ref = (rows(4, batch=1, seed=s) for s in (3, 4))
     mask = torch.rand(2, 12, generator=torch.Generator().manual_seed(5)) < 0.5
     ref_rope = gk.HeadSlidingRope(GRID, REFS, head_dim=DIM, num_heads=HEADS, schedule=schedule)
+    rope = gk.VideoRope(GRID, head_dim=DIM)
     wanted = gk.reference_attention(
-        q, k, v, k_ref, v_ref, mask=mask, rope=gk.VideoRope(GRID, head_dim=DIM),
-        ref_rope=ref_rope, gate=module.gate,
-    )  # fmt: skip
+        q, k, v, k_ref, v_ref, mask=mask, rope=rope, ref_rope=ref_rope, gate=module.gate
+    )
     got = module(q, k, v, k_ref, v_ref, video_grid=GRID, ref_grids=REFS, mask=mask)
     assert torch.equal(got, wanted)
-    sliding = gk.HeadSlidingRoPE(GRID, REFS, head_dim=DIM, num_heads=HEADS, schedule=schedule)
+    sliding = gk.ReferenceRotation(GRID, REFS, head_dim=DIM, num_heads=HEADS, schedule=schedule)
     rotated = gk.reference_attention(
-        q, k, v, sliding(k_ref), v_ref, mask=mask, rope=gk.VideoRope(GRID, head_dim=DIM),
-        gate=module.gate,
-    )  # fmt: skip
+        q, k, v, sliding(k_ref), v_ref, mask=mask, rope=rope, gate=module.gate
+    )
     torch.testing.assert_close(rotated, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -111,8 +110,8 @@ def test_every_gate_parameter_learns() -> None:
         (lambda: gk.FlowGate(DIM, init="shut"), "init: got 'shut'"),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, HEADS, 8)), "gate.norm_weight: got"),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, DIM)), "o: got shape"),
-        (lambda: gk.HeadSlidingRoPE((1, 2), REFS), "video_grid: got"),
-        (lambda: gk.HeadSlidingRoPE(GRID, ((2, 2, 2),)), "ref_grids: got"),
+        (lambda: gk.ReferenceRotation((1, 2), REFS), "video_grid: got"),
+        (lambda: gk.ReferenceRotation(GRID, ((2, 2, 2),)), "ref_grids: got"),
     ],
 )
 def test_errors_name_the_argument(make: object, words: str) -> None:
@@ -120,7 +119,11 @@ def test_errors_name_the_argument(make: object, words: str) -> None:
         make()
 
 
+def test_the_former_name_is_the_same_class() -> None:
+    assert gk.HeadSlidingRoPE is gk.ReferenceRotation
+
+
 def test_modules_print_what_they_are() -> None:
     assert "reduction='token'" in repr(gk.FlowGate(DIM))
     assert "schedule='paper'" in repr(gk.ReferenceAttention(HEADS, DIM))
-    assert "video_grid=(2, 2, 3)" in repr(gk.HeadSlidingRoPE(GRID, REFS))
+    assert "video_grid=(2, 2, 3)" in repr(gk.ReferenceRotation(GRID, REFS))

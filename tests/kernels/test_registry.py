@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 
 import genhoi_kernels as gk
 from genhoi_kernels import files
-from genhoi_kernels.backends import native, registry
+from genhoi_kernels.backends import cpu, eager, native, registry
 from genhoi_kernels.backends import preferences as choices
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.flash.adapter import Generation
@@ -27,9 +28,16 @@ USABLE = [status.name for status in gk.backends() if status.usable]
 
 def attention_call(**changes: object) -> gk.AttentionCall:
     fields = dict(
-        device=torch.device("cpu"), dtype=torch.float32, head_dim=16, ref_lengths=(), rope=None,
-        ref_rope=None, gate_mode="none", scale=0.25, needs_grad=False,
-    )  # fmt: skip
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        head_dim=16,
+        ref_lengths=(),
+        rope=None,
+        ref_rope=None,
+        gate_mode="none",
+        scale=0.25,
+        needs_grad=False,
+    )
     return gk.AttentionCall(**(fields | changes))
 
 
@@ -77,6 +85,18 @@ def test_cpu_comes_first() -> None:
     assert registry.pick(attention_call(), None) is registry.pick(attention_call(), "cpu")
 
 
+def test_what_was_picked_is_kept_until_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = attention_call(device=torch.device("meta"))
+    registry.forget()
+    assert registry.pick(call, None) is eager
+    monkeypatch.setattr(cpu, "unavailable", lambda: None)
+    monkeypatch.setattr(cpu, "supports", lambda call: None)
+    assert registry.pick(call, None) is eager
+    registry.forget()
+    assert registry.pick(call, None) is cpu
+    registry.forget()
+
+
 def test_explain_takes_the_arguments_of_the_op() -> None:
     q = torch.zeros(1, 4, 2, 12)
     answers = gk.explain(q, q, q)
@@ -85,6 +105,15 @@ def test_explain_takes_the_arguments_of_the_op() -> None:
     assert answers["cpu"] is not None
     with pytest.raises(ValueError, match="k: got shape"):
         gk.explain(q, q[..., :1, :], q)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'backend'"):
+        gk.explain(q, q, q, backend="cpu")
+
+
+def test_explain_shows_its_arguments() -> None:
+    shown = inspect.signature(gk.explain).parameters
+    taken = inspect.signature(gk.reference_attention).parameters
+    assert set(taken) - set(shown) == {"return_lse", "return_gate_sum", "backend"}
+    assert all(taken[name] == parameter for name, parameter in shown.items())
 
 
 def test_an_unknown_backend_lists_the_known() -> None:
@@ -108,6 +137,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     choices.user_table.cache_clear()
     yield choices.table_path()
     choices.user_table.cache_clear()
+    registry.forget()
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, question: Question, refusing: str = "") -> None:
@@ -117,6 +147,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, question: Question, refusing: str 
         monkeypatch.setattr(backend, "unavailable", lambda: None)
         reason = "not today" if name == refusing else None
         monkeypatch.setattr(backend, "supports", lambda call, reason=reason: reason)
+    registry.forget()
 
 
 def gpu_call() -> gk.AttentionCall:
@@ -210,9 +241,17 @@ def test_a_cpu_call_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MEASURED = Choice(
-    "sm_90", ("bfloat16",), (128,), (5000, 40000), True, ("triton", "flash"), "measured",
-    "on a clock", (Generation.FLASH_3,), "H100",
-)  # fmt: skip
+    arch="sm_90",
+    dtypes=("bfloat16",),
+    head_dims=(128,),
+    rows=(5000, 40000),
+    training=True,
+    order=("triton", "flash"),
+    basis="measured",
+    how="on a clock",
+    flash=(Generation.FLASH_3,),
+    device="H100",
+)
 
 
 def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from genhoi import media
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
 
 
@@ -66,14 +67,12 @@ def test_the_edit() -> None:
     assert media.read_clip("edited.mp4").frames.shape == (9, 32, 48, 3)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / page if (ROOT / page).exists() else ROOT / "docs" / page
-    for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
+            assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_make_targets_exist() -> None:
