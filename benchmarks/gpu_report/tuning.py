@@ -142,9 +142,11 @@ def calls(shape: Shape) -> tuple[Any, Any]:
 
 def words(config: Config) -> str:
     """A configuration in one line."""
-    blocks = f"{config.block_m}x{config.block_n}x{config.block_r} {config.num_warps} warps {config.num_stages} stages"
+    blocks = f"{config.block_m}x{config.block_n}x{config.block_r}"
+    options = f"{config.num_warps} warps {config.num_stages} stages"
     descriptors = " descriptors" if config.descriptors else ""
-    return f"{blocks}{descriptors}" + (f" gate {config.block_f}" if config.block_f else "")
+    gate = f" gate {config.block_f}" if config.block_f else ""
+    return f"{blocks} {options}{descriptors}{gate}"
 
 
 if __name__ == "__main__":
