@@ -1,8 +1,10 @@
-"""`genhoi bench --tune`: which backend to try first, by times."""
+"""`genhoi tune`: which backend to try first, by times."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,38 +12,53 @@ from typing import Any
 
 import pytest
 import torch
-from support.bench_cases import CPU, CUDA, bench
+from click.testing import CliRunner
 
 import genhoi_kernels as gk
-from benchmarks import checks, machine, tune
-from genhoi_kernels.backends import preferences as choices
-from genhoi_kernels.backends import registry
-from genhoi_kernels.tune import timing
-from genhoi_kernels.tune.shapes import SHAPES
+from genhoi.cli.tune import tune as genhoi_tune
+from genhoi_kernels.backends import preferences, registry
+from genhoi_kernels.tune import __main__ as module_command
+from genhoi_kernels.tune import accuracy, command, measure, table, timing
+from genhoi_kernels.tune.measure import Answer, Question
+from genhoi_kernels.tune.shapes import SHAPES, find_shape
 
-pytest_plugins = ["support.bench_cases"]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def found(name: str, training: bool, **seconds: float) -> tune.Found:
-    question = tune.Question(SHAPES[name], torch.bfloat16, training, torch.device("cuda"))
-    return tune.Found(question, seconds, {})
+def question(name: str, training: bool) -> Question:
+    """A question about a GPU."""
+    return Question(SHAPES[name], torch.bfloat16, training, CUDA)
+
+
+def answer(name: str, training: bool, **seconds: float) -> Answer:
+    """What was measured of it."""
+    return Answer(question(name, training), seconds, {})
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A GPU with flash-attn 3, as far as choices are concerned; where the user's table will be."""
 
-    def question(call: Any) -> choices.Question:
+    def about(call: Any) -> preferences.Question:
         dtype = str(call.dtype).removeprefix("torch.")
-        return choices.Question(
+        return preferences.Question(
             "sm_90", "H100", dtype, call.head_dim, call.rows, call.needs_grad, 3
         )
 
-    monkeypatch.setattr(registry, "question", question)
+    monkeypatch.setattr(registry, "question", about)
     monkeypatch.setenv("GENHOI_CACHE", str(tmp_path / "cache"))
-    choices.user_table.cache_clear()
-    yield choices.table_path()
-    choices.user_table.cache_clear()
+    preferences.user_table.cache_clear()
+    yield preferences.table_path()
+    preferences.user_table.cache_clear()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short sample of each, on a CPU that others use too."""
+    monkeypatch.setattr(timing, "is_contended", lambda *_: False)
+    monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    monkeypatch.setattr(measure, "SECONDS", 0.1)
 
 
 def test_tuning_writes_what_was_measured(a_gpu: Path) -> None:
@@ -52,20 +69,16 @@ def test_tuning_writes_what_was_measured(a_gpu: Path) -> None:
         ("wan14b-480p", True): {"flash": 2.0},
     }
 
-    def measure(question: tune.Question, names: Sequence[str]) -> tune.Found:
+    def measured(asked: Question, names: Sequence[str]) -> Answer:
         assert list(names) == ["triton", "flash"]
-        return found(question.shape.name, question.training, **answers[
-            question.shape.name, question.training
-        ])  # fmt: skip
+        about = asked.shape.name, asked.training
+        return answer(*about, **answers[about])
 
-    questions = [
-        tune.Question(SHAPES[name], torch.bfloat16, training, torch.device("cuda"))
-        for name, training in answers
-    ]
+    questions = [question(*about) for about in answers]
     said: list[str] = []
-    new = tune.tune(questions, ["triton", "flash"], measure=measure, say=said.append)
+    new = table.tune(questions, ["triton", "flash"], measure=measured, say=said.append)
     assert said[1] == "wan1.3b-480p, bfloat16, inference: flash 2e+03 ms, triton 3e+03 ms"
-    assert choices.read_table(a_gpu.read_text()) == tuple(new) == choices.user_table()
+    assert preferences.read_table(a_gpu.read_text()) == tuple(new) == preferences.user_table()
 
     # Shapes of one length count alike: 1 x 3 < 2 x 2. Between two lengths: the geometric mean.
     short, long, trained = new
@@ -78,103 +91,167 @@ def test_tuning_writes_what_was_measured(a_gpu: Path) -> None:
 
     # Measured again: replaced where it is about the same, kept where not.
     answers["wan14b-480p", True] = {"triton": 1.0, "flash": 2.0}
-    again = tune.tune(questions[3:], ["triton", "flash"], measure=measure)
-    assert choices.user_table() == (*again, short, long) and again[0].order[0] == "triton"
+    again = table.tune(questions[3:], ["triton", "flash"], measure=measured)
+    assert preferences.user_table() == (*again, short, long) and again[0].order[0] == "triton"
 
 
 def test_nothing_measured_is_nothing_written_about(a_gpu: Path) -> None:
-    assert tune.choose([found("tiny", False)]) == []
+    assert table.choose([answer("tiny", False)]) == []
 
 
-def test_what_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_not_chosen(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real measurement, on the CPU: one backend refuses, one is wrong."""
-    monkeypatch.setattr(timing, "is_contended", lambda *_: False)
-    monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
-    monkeypatch.setattr(tune, "ROUNDS", 1)
-    monkeypatch.setattr(tune, "SECONDS", 0.1)
-    monkeypatch.setattr(gk, "supports", lambda name, call: "no" if name == "flash" else None)
+    monkeypatch.setattr(registry, "supports", lambda name, call: "no" if name == "flash" else None)
     names = [b.name for b in gk.backends() if b.usable and b.name in ("cpu", "eager")]
-    question = tune.Question(SHAPES["tiny"], torch.float32, True, CPU)
     for good in (True, False):
-        monkeypatch.setattr(checks, "compare", lambda c, good=good: SimpleNamespace(good=good))
-        answer = tune.measure(question, [*names[:1], "flash"])
-        assert answer.refusals.pop("flash") == "no"
-        assert (len(answer.seconds), len(answer.refusals)) == ((1, 0) if good else (0, 1))
+        monkeypatch.setattr(accuracy, "compare", lambda *_, good=good: SimpleNamespace(good=good))
+        given = measure.measure(tiny_question(training=True), [*names[:1], "flash"])
+        assert given.refusals.pop("flash") == "no"
+        assert (len(given.seconds), len(given.refusals)) == ((1, 0) if good else (0, 1))
 
 
-def tiny_question(*, training: bool) -> tune.Question:
-    return tune.Question(SHAPES["tiny"], torch.float32, training, CPU)
+def tiny_question(*, training: bool) -> Question:
+    return Question(SHAPES["tiny"], torch.float32, training, CPU)
+
+
+def test_results_are_held_to_the_budget(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that is right is timed; made a little wrong, it is not."""
+    names = [b.name for b in gk.backends() if b.usable and b.name in ("cpu", "eager")]
+    right = measure.measure(tiny_question(training=True), names)
+    assert set(right.seconds) == set(names) and not right.refusals
+    results = measure._results
+    monkeypatch.setattr(
+        measure,
+        "_results",
+        lambda *given: {name: 1.001 * x for name, x in results(*given).items()},
+    )
+    wrong = measure.measure(tiny_question(training=True), names)
+    assert wrong.seconds == {}
+    assert set(wrong.refusals.values()) == {"its forward pass keeps no error budget"}
 
 
 def test_a_backend_that_raises_is_not_chosen(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gk, "supports", lambda name, call: None)
-    monkeypatch.setattr(tune, "ROUNDS", 1)
-    answer = tune.measure(tiny_question(training=True), ["eager", "triton-of-another-world"])
-    assert answer.seconds["eager"] > 0 and len(answer.seconds) == 1
-    assert "triton-of-another-world" in answer.refusals["triton-of-another-world"]
+    monkeypatch.setattr(registry, "supports", lambda name, call: None)
+    given = measure.measure(tiny_question(training=True), ["eager", "triton-of-another-world"])
+    assert given.seconds["eager"] > 0 and len(given.seconds) == 1
+    assert "triton-of-another-world" in given.refusals["triton-of-another-world"]
 
 
 def test_a_question_has_a_time_limit(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gk, "supports", lambda name, call: None)
-    answer = tune.measure(tiny_question(training=False), ["eager"], seconds=-1.0)
-    assert answer.seconds == {} and answer.refusals == {"eager": "there was no time"}
+    monkeypatch.setattr(registry, "supports", lambda name, call: None)
+    given = measure.measure(tiny_question(training=False), ["eager"], seconds=-1.0)
+    assert given.seconds == {} and given.refusals == {"eager": "there was no time"}
 
 
 def test_a_question_in_a_process_of_its_own() -> None:
-    answer = tune.measure_apart(tiny_question(training=False), ["eager"], seconds=0.01)
-    assert answer.seconds == {} and "DiedError: ended after 0.02 s" in answer.refusals["eager"]
+    given = measure.measure_apart(tiny_question(training=False), ["eager"], seconds=0.01)
+    assert given.seconds == {} and "DiedError: ended after 0.02 s" in given.refusals["eager"]
 
 
 def test_tuning_keeps_what_it_has(a_gpu: Path) -> None:
-    def measure(question: tune.Question, names: Sequence[str]) -> tune.Found:
-        if question.training:
+    def measured(asked: Question, names: Sequence[str]) -> Answer:
+        if asked.training:
             raise KeyboardInterrupt
-        return found(question.shape.name, False, triton=1.0)
+        return answer(asked.shape.name, False, triton=1.0)
 
-    questions = [
-        tune.Question(SHAPES["tiny"], torch.bfloat16, training, CUDA) for training in (False, True)
-    ]
+    questions = [question("tiny", training) for training in (False, True)]
     with pytest.raises(KeyboardInterrupt):
-        tune.tune(questions, ["triton"], measure=measure)
-    (kept,) = choices.read_table(a_gpu.read_text())
+        table.tune(questions, ["triton"], measure=measured)
+    (kept,) = preferences.read_table(a_gpu.read_text())
     assert kept.order == ("triton",) and not kept.training
 
 
 def test_the_longest_shape_is_tuned_for_only_if_named() -> None:
-    assert set(SHAPES) - set(tune.DEFAULT_SHAPES) == {"wan14b-480p-401f"}
+    assert set(SHAPES) - set(command.DEFAULT_SHAPES) == {"wan14b-480p-401f"}
+
+
+def test_shapes_are_named_or_grids() -> None:
+    assert find_shape("tiny") is SHAPES["tiny"]
+    shape = find_shape("2x30x52")
+    assert (shape.name, shape.n, shape.m, shape.head_dim) == ("2x30x52", 3120, 1024, 128)
+    for name in ("2x30", "0x3x3", "wan"):
+        with pytest.raises(
+            ValueError, match=rf"--shapes: got '{name}', wanted one of tiny, .*FxHxW"
+        ):
+            find_shape(name)
+
+
+# ----------------------------------------------------------------------------------- the commands
+
+
+def run_genhoi_tune(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+    result = CliRunner().invoke(genhoi_tune, words)
+    return result.exit_code, result.output
+
+
+def run_module(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+    monkeypatch.setattr(sys, "argv", ["tune", *words])
+    code = module_command.main()
+    return code, "".join(capsys.readouterr())
+
+
+RUNS = pytest.mark.parametrize("run", [run_genhoi_tune, run_module])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_tuning_needs_a_gpu(tmp_path: Path, a_gpu: Path) -> None:
-    result = bench(tmp_path, "--tune")
-    assert result.exit_code == 1 and "--tune: on a CPU there is nothing to choose" in result.output
+@RUNS
+def test_tuning_needs_a_gpu(
+    run: Any, a_gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for words, device in (([], "cuda"), (["--device", "cpu"], "cpu")):
+        code, output = run(words, monkeypatch, capsys)
+        assert code == 1 and f"--device: got '{device}', wanted a GPU" in output
     assert not a_gpu.exists()
 
 
-def test_the_tuning_command(tmp_path: Path, a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "find_device", lambda name, option: torch.device("cuda"))
-    monkeypatch.setattr(timing, "is_hardware", lambda device: True)
-    monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton"])
-    result = bench(tmp_path, "--tune")
-    assert result.exit_code == 0 and "backends triton is usable" in result.output
+@RUNS
+def test_the_tuning_command(
+    run: Any, a_gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "is_hardware", lambda device: True)
+    monkeypatch.setattr(command, "gpu_backends", lambda: ["triton"])
+    code, output = run([], monkeypatch, capsys)
+    assert code == 0 and "backends triton is usable" in output
     assert not a_gpu.exists()
 
-    monkeypatch.setattr(tune, "gpu_backends", lambda: ["triton", "flash"])
-    asked: list[tune.Question] = []
+    monkeypatch.setattr(command, "gpu_backends", lambda: ["triton", "flash"])
+    asked: list[Question] = []
+    limits: list[dict[str, float]] = []
 
-    def stand_in(
-        questions: Sequence[tune.Question], names: Any, *, measure: Any, say: Any
-    ) -> list[Any]:
+    def stand_in(questions: Sequence[Question], names: Any, *, measure: Any, say: Any) -> list[Any]:
         asked.extend(questions)
-        assert measure.func is tune.measure_apart and measure.keywords == {"seconds": 600.0}
+        limits.append(measure.keywords)
+        assert measure.func is command.measure_apart
         say("measured")
         return []
 
-    monkeypatch.setattr(tune, "tune", stand_in)
-    result = bench(tmp_path, "--tune", "--shapes", "tiny", "--dtype", "float16")
-    assert result.exit_code == 0 and f"Choices: {a_gpu} (0 measured)" in result.output
-    assert [(q.shape.name, q.dtype, q.training) for q in asked] == [
-        ("tiny", torch.float16, False), ("tiny", torch.float16, True)
-    ]  # fmt: skip
-    result = bench(tmp_path, "--tune", "--dtype", "int8")
-    assert result.exit_code == 1 and "--dtype: got 'int8'" in result.output
+    monkeypatch.setattr(table, "tune", stand_in)
+    words = ["--shapes", "tiny", "--shapes", "2x8x8", "--dtype", "float16", "--device", "cuda:1"]
+    code, output = run(words, monkeypatch, capsys)
+    assert code == 0 and f"Choices: {a_gpu} (0 measured)" in output
+    assert [(q.shape.name, q.dtype, q.training, str(q.device)) for q in asked] == [
+        (name, torch.float16, training, "cuda:1")
+        for name in ("tiny", "2x8x8")
+        for training in (False, True)
+    ]
+    run(["--case-seconds", "7"], monkeypatch, capsys)
+    assert limits == [{"seconds": 600.0}, {"seconds": 7.0}]
+    for words, sentence in (
+        (["--dtype", "int8"], "--dtype: got 'int8', wanted one of bfloat16, float16, float32"),
+        (["--shapes", "huge"], "--shapes: got 'huge', wanted one of tiny"),
+        (["--device", "gpu"], "--device: got 'gpu', wanted a GPU"),
+    ):
+        code, output = run(words, monkeypatch, capsys)
+        assert code == 1 and sentence in output
+
+
+def test_tuning_needs_torch_alone(tmp_path: Path) -> None:
+    """An installation of the op alone has no click, rich or model layer, and no benchmarks."""
+    code = """
+import sys
+for name in ("click", "rich", "genhoi", "benchmarks", "diffusers"):
+    sys.modules[name] = None
+import genhoi_kernels.tune.__main__
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
