@@ -125,25 +125,55 @@ def test_copies_ahead_make_a_pipeline(arch: str) -> None:
         (
             "sm_80",
             {
-                "loop_ins": 212, "HMMA": 32, "LDSM": 20, "LDGSTS": 4, "FP32": 72, "MUFU": 18,
-                "cyc_tensor": 256.0, "cyc_fma": 148.0, "cyc_alu": 76.0, "cyc_mufu": 144.0,
-                "cyc_lsu": 424.0, "cyc_issue": 212.0, "bound": "lsu", "cyc_phase": 584.0,
-                "eff_max": 0.604, "eff_phase": 0.438, "eff_sum": 0.244, "ctas_per_sm": 3,
-                "softmax_ins_per_elem": 10.0, "loop": "0/1@73",
+                "loop_ins": 212,
+                "HMMA": 32,
+                "LDSM": 20,
+                "LDGSTS": 4,
+                "FP32": 72,
+                "MUFU": 18,
+                "cyc_tensor": 256.0,
+                "cyc_fma": 148.0,
+                "cyc_alu": 76.0,
+                "cyc_mufu": 144.0,
+                "cyc_lsu": 424.0,
+                "cyc_issue": 212.0,
+                "bound": "lsu",
+                "cyc_phase": 584.0,
+                "eff_max": 0.604,
+                "eff_phase": 0.438,
+                "eff_sum": 0.244,
+                "ctas_per_sm": 3,
+                "softmax_ins_per_elem": 10.0,
+                "loop": "0/1@73",
             },
         ),
         (
             "sm_90",
             {
-                "loop_ins": 208, "HGMMA": 6, "LDSM": 4, "LDGSTS": 4, "FP32": 72, "UNIF": 35,
-                "cyc_tensor": 128.0, "cyc_fma": 76.0, "cyc_alu": 78.0, "cyc_mufu": 144.0,
-                "cyc_lsu": 252.0, "cyc_issue": 208.0, "bound": "lsu", "cyc_phase": 450.0,
-                "eff_max": 0.508, "eff_phase": 0.284, "eff_sum": 0.189, "ctas_per_sm": 4,
-                "softmax_ins_per_elem": 12.38, "loop": "0/1@76",
+                "loop_ins": 208,
+                "HGMMA": 6,
+                "LDSM": 4,
+                "LDGSTS": 4,
+                "FP32": 72,
+                "UNIF": 35,
+                "cyc_tensor": 128.0,
+                "cyc_fma": 76.0,
+                "cyc_alu": 78.0,
+                "cyc_mufu": 144.0,
+                "cyc_lsu": 252.0,
+                "cyc_issue": 208.0,
+                "bound": "lsu",
+                "cyc_phase": 450.0,
+                "eff_max": 0.508,
+                "eff_phase": 0.284,
+                "eff_sum": 0.189,
+                "ctas_per_sm": 4,
+                "softmax_ins_per_elem": 12.38,
+                "loop": "0/1@76",
             },
         ),
     ],
-)  # fmt: skip
+)
 def test_figures_of_a_stored_loop(arch: str, wanted: dict[str, Any]) -> None:
     (row,) = model_sass(sass(arch), Kernel(arch, TILE, products=2, warps=4, shared=16384), {})
     assert {name: row[name] for name in wanted} == wanted
@@ -176,8 +206,11 @@ def test_peers_are_stored_whole() -> None:
     rows = {row["kernel"]: performance.peer_row(row) for row in peers.read_peers()}
     fast = rows["FA2 fwd dew-flash-attn (fast-math) 128x64"]
     assert (fast["arch"], fast["loop_ins"], fast["issued"], fast["to_fa2"]) == (
-        "sm_80", 881, 3524, 1.0
-    )  # fmt: skip
+        "sm_80",
+        881,
+        3524,
+        1.0,
+    )
     back = rows["FA2 bwd dew-flash-attn (fast-math) 64x128"]
     assert (back["direction"], back["products"], back["to_fa2"]) == ("backward", 5, 1.0)
     assert rows["FA3 fwd fa3-fwd-0.0.3 128x176"]["eff_phase"] == 0.662
@@ -205,10 +238,15 @@ def test_what_is_wrong_is_said() -> None:
 @pytest.mark.parametrize(
     ("arch", "most"),
     [
-        ("sm_80", 166912), ("sm_86", 101376), ("sm_89", 101376), ("sm_90", 232448),
-        ("sm_100", 232448), ("sm_120", 101376), ("gfx942", 65536),
+        ("sm_80", 166912),
+        ("sm_86", 101376),
+        ("sm_89", 101376),
+        ("sm_90", 232448),
+        ("sm_100", 232448),
+        ("sm_120", 101376),
+        ("gfx942", 65536),
     ],
-)  # fmt: skip
+)
 def test_shared_memory_has_a_limit(arch: str, most: int) -> None:
     assert words(arch=arch, shared=most) == ""
     assert f"a CTA has at most {most}" in words(arch=arch, shared=most + 1)
@@ -331,11 +369,21 @@ def test_real_kernels_are_compiled_and_judged(tmp_path: Path) -> None:
     """By the command, though its process is told to interpret kernels."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.static.compile_table",
-         "--variants", "support.static_kernels:variants", "--out", str(tmp_path)],
-        capture_output=True, text=True, cwd=tmp_path, timeout=250,
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.static.compile_table",
+            "--variants",
+            "support.static_kernels:variants",
+            "--out",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=250,
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths},
-    )  # fmt: skip
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     with (tmp_path / "compiled.csv").open(newline="") as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
@@ -349,5 +397,7 @@ def test_real_kernels_are_compiled_and_judged(tmp_path: Path) -> None:
     assert "does not compile" in wrong.pop("wrong")
     assert not wrong
     assert [rows[name]["tensor"] for name in ("well", "well on Hopper", "well on AMD")] == [
-        "HMMA", "HGMMA", "MFMA"
-    ]  # fmt: skip
+        "HMMA",
+        "HGMMA",
+        "MFMA",
+    ]

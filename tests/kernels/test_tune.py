@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from support.bench_cases import bench
 
 import genhoi_kernels as gk
 from genhoi.cli.tune import tune as genhoi_tune
@@ -244,6 +245,23 @@ def test_the_tuning_command(
     ):
         code, output = run(words, monkeypatch, capsys)
         assert code == 1 and sentence in output
+
+
+def test_the_benchmarks_option_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`genhoi bench --tune`, which a checkout has."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(command, "tune", given.update)
+    result = bench(tmp_path, "--tune", "--shapes", "tiny", "--dtype", "float16")
+    assert result.exit_code == 0, result.output
+    assert given.pop("say") is not None
+    assert given == {
+        "shapes": ("tiny",),
+        "dtypes": ("float16",),
+        "device": "cpu",
+        "case_seconds": 600.0,
+    }
 
 
 def test_tuning_needs_torch_alone(tmp_path: Path) -> None:
