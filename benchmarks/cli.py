@@ -88,15 +88,7 @@ def bench(**options: Any) -> None:
             _bench_static(options["out"])
             return
         if options["tune"]:
-            from genhoi_kernels.tune import command
-
-            command.tune(
-                shapes=options["shapes"],
-                dtypes=options["dtypes"],
-                device=options["device"],
-                case_seconds=options["case_seconds"],
-                say=click.echo,
-            )
+            _tune(options)
             return
         from benchmarks.machine import find_device
         from benchmarks.runner import Budget
@@ -142,6 +134,19 @@ def _bench_static(out: Path) -> None:
         click.echo(f"{'Picture' if path.suffix == '.png' else 'Rows'}: {path}")
     if not report.is_complete:
         sys.exit(130)
+
+
+def _tune(options: dict[str, Any]) -> None:
+    """Do what `genhoi tune` does."""
+    from genhoi_kernels.tune import command
+
+    command.tune(
+        shapes=options["shapes"],
+        dtypes=options["dtypes"],
+        device=options["device"],
+        case_seconds=options["case_seconds"],
+        say=click.echo,
+    )
 
 
 def _run(cases: Any, selection: Any, budget: Any, out: Path, apart: bool) -> bool:

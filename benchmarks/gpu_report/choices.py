@@ -28,12 +28,12 @@ def main(out: Path, work: Path, tiny: bool) -> None:
     """Write the table that `genhoi tune` would write."""
     answers = questions(fastest(read_rows(out / RESULTS)))
     for answer in answers:
-        say(f"{answer.question.title}: {answer.words}")
+        say(f"{answer.question.title}: {answer.summary}")
     preferences.write_table(choose(answers), out / CHOICES)
 
 
 def fastest(rows: list[dict[str, str]]) -> Times:
-    """Seconds by shape and direction, of each backend at its best setting."""
+    """Give the seconds of each backend at its best setting, by shape and direction."""
     times: Times = defaultdict(dict)
     for row in rows:
         name = backend_of(row["contender"])

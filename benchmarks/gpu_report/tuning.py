@@ -68,7 +68,7 @@ def _compile(shape: Shape, *, tiny: bool) -> None:
             failed = list(pool.map(_compile_one, shapes, keys, tried))
     for (key, config), error in zip(every, failed, strict=True):
         if error:
-            say(f"{key.kernel} {words(config)}: {error}")
+            say(f"{key.kernel} {describe(config)}: {error}")
     say(f"{failed.count('')} of {len(every)} candidates compile")
 
 
@@ -94,12 +94,12 @@ def _keys(shape: Shape) -> Iterator[Key]:
 
 
 def _time(out: Path, shape: Shape, *, tiny: bool) -> None:
-    """The project's own autotuning, with every candidate's time kept."""
+    """Run the project's own autotuning, with every candidate's time kept."""
 
     def keep(key: Key, config: Config, ms: float | None) -> None:
         about = {"kernel": key.kernel, "head_dim": key.head_dim, "triton": key.triton}
         sizes = {"n": shape.n, "m": shape.m, "heads": shape.heads}
-        row = about | sizes | {"config": words(config), "ms": "" if ms is None else ms}
+        row = about | sizes | {"config": describe(config), "ms": "" if ms is None else ms}
         add_rows(out / TUNING, [row])
         say(row)
 
@@ -140,11 +140,13 @@ def calls(shape: Shape) -> tuple[Any, Any]:
     return torch.no_grad()(call), backward
 
 
-def words(config: Config) -> str:
-    """A configuration in one line."""
-    blocks = f"{config.block_m}x{config.block_n}x{config.block_r} {config.num_warps} warps {config.num_stages} stages"
+def describe(config: Config) -> str:
+    """Describe a configuration in one line."""
+    blocks = f"{config.block_m}x{config.block_n}x{config.block_r}"
+    options = f"{config.num_warps} warps {config.num_stages} stages"
     descriptors = " descriptors" if config.descriptors else ""
-    return f"{blocks}{descriptors}" + (f" gate {config.block_f}" if config.block_f else "")
+    gate = f" gate {config.block_f}" if config.block_f else ""
+    return f"{blocks} {options}{descriptors}{gate}"
 
 
 if __name__ == "__main__":

@@ -34,16 +34,16 @@ DTYPES = {2: torch.bfloat16}
 
 
 def choose(key: Key) -> tuple[Config | None, list[str]]:
-    """The first candidate without a violation, and what was wrong with those before it."""
+    """Find the first candidate without a violation, and what was wrong with those before it."""
     arch, kernel = key.arch, key.kernel
     rejected = []
     for candidate in candidates(kernel, arch):
         compiled = list(_compiled(key, candidate))
         wrong = [w for c in compiled for w in violations(c)]
         if not wrong:
-            words = " / ".join(_words(c) for c in compiled)
+            resources = " / ".join(_resources(c) for c in compiled)
             before = f"; {len(rejected)} larger candidates rejected" if rejected else ""
-            how = f"compiled with triton {triton.__version__}, not timed: {words}{before}"
+            how = f"compiled with triton {triton.__version__}, not timed: {resources}{before}"
             return Config(**{**candidate.__dict__, "how": how}), rejected
         rejected.append(f"{candidate}: {wrong[0]}")
     return None, rejected
@@ -62,12 +62,12 @@ def _compiled(key: Key, candidate: Config) -> Iterator[Compiled]:
                     return
 
 
-def _words(compiled: Compiled) -> str:
-    words = f"{compiled.registers} registers, {compiled.shared} bytes shared"
+def _resources(compiled: Compiled) -> str:
+    resources = f"{compiled.registers} registers, {compiled.shared} bytes shared"
     if compiled.arch in ("sm_80", "sm_90") and compiled.main_loop:
         phase = our_row(compiled).get("eff_phase")
-        words += f", model's phase {phase}"
-    return words
+        resources += f", model's phase {phase}"
+    return resources
 
 
 @click.command()
@@ -87,24 +87,24 @@ def main(
             for itemsize in itemsizes:
                 for kernel in kernels:
                     key = Key(arch, kernel, itemsize, head_dim, compiler.version())
-                    found, rejected = choose(key)
-                    click.echo(f"{key}: {found or 'NONE'}")
+                    chosen, rejected = choose(key)
+                    click.echo(f"{key}: {chosen or 'NONE'}")
                     for line in rejected:
                         click.echo(f"    rejected {line}")
-                    if found is not None and not is_measured(key):
-                        _keep(key, found)
+                    if chosen is not None and not is_measured(key):
+                        _keep(key, chosen)
 
 
 def is_measured(key: Key) -> bool:
-    """Whether the table has a measured entry, which what merely compiles does not replace."""
+    """Say whether the table has a measured entry, which what merely compiles does not replace."""
     entry = configs.table().get(key)
     return entry is not None and entry.how.startswith("measured")
 
 
-def _keep(key: Key, found: Config) -> None:
+def _keep(key: Key, chosen: Config) -> None:
     """Read, extend and replace the table, which another process may have extended meanwhile."""
     configs.table.cache_clear()
-    entries = dict(configs.table()) | {key: found}
+    entries = dict(configs.table()) | {key: chosen}
     note = "python -m benchmarks.static.choose, and measurements where an entry says so"
     with whole_file(configs.TABLE) as part:
         part.write_text(configs.text_of(note, entries))

@@ -166,7 +166,7 @@ def _variant(
     main_loop: bool = False,
     products: bool = False,
 ) -> Variant:
-    """As triton would specialise the launch's arguments."""
+    """Describe a launch with its arguments specialised as Triton would."""
     constants = dict(launch.constants)
     kept = launch.kernel.params
     signature: dict[str, str] = {}

@@ -21,7 +21,7 @@ from genhoi_kernels.backends.flash.adapter import Generation
 from genhoi_kernels.files import cache_folder, whole_file
 
 FORMAT = 1
-"""Of the user's table; another number is not read."""
+"""The version of the user's table; another one is not read."""
 
 _FILE = "choices.json"
 

@@ -12,9 +12,11 @@ def main() -> int:
     """Read the options and measure; what is wrong with them is said in one sentence."""
     parser = argparse.ArgumentParser(prog="python -m genhoi_kernels.tune", description=command.HELP)
     for option, about in command.OPTIONS.items():
-        several = option in command.REPEATED
         parser.add_argument(
-            f"--{option}", action="append" if several else "store", default=None, help=about
+            f"--{option}",
+            action="append" if option in command.REPEATED else "store",
+            type=float if option == "case-seconds" else str,
+            help=about,
         )
     given = parser.parse_args()
     try:
@@ -22,7 +24,7 @@ def main() -> int:
             shapes=given.shapes or (),
             dtypes=given.dtype or (),
             device=given.device,
-            case_seconds=float(given.case_seconds or command.CASE_SECONDS),
+            case_seconds=given.case_seconds or command.CASE_SECONDS,
         )
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

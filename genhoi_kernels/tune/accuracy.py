@@ -2,7 +2,7 @@
 
 The bound is the error budget of CONTRIBUTING.md: with e the plain PyTorch result in the same dtype
 and t the one in float64, max|x - t| <= 2 max|e - t| + 2 eps(dtype) max|t|. Large shapes are checked
-on a part of their rows and heads, which `Truth.words` names.
+on a part of their rows and heads, which ``Truth.words`` names.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Part:
 
     rows: Tensor
     heads: Tensor
-    words: str
+    description: str
 
     def of(self, x: Tensor) -> Tensor:
-        """Rows and heads of x ``[1, N, H, D]``."""
+        """Select rows and heads of x ``[1, N, H, D]``."""
         return x.index_select(1, self.rows).index_select(2, self.heads)
 
 
@@ -67,7 +67,7 @@ class Accuracy:
 
     @property
     def good(self) -> bool:
-        """Within the bound; False for NaN too."""
+        """Say whether the error is within the bound; NaN is not."""
         return self.error <= self.allowed
 
 
@@ -82,8 +82,8 @@ def choose_part(problem: Problem) -> Part:
     chosen = torch.arange(heads)
     if problem.k.numel() > _MANY:
         chosen = _spaced(chosen, _SOME_HEADS)
-    words = f"{len(rows)} of {n} rows, {len(chosen)} of {heads} heads"
-    return Part(rows.to(problem.device), chosen.to(problem.device), words)
+    description = f"{len(rows)} of {n} rows, {len(chosen)} of {heads} heads"
+    return Part(rows.to(problem.device), chosen.to(problem.device), description)
 
 
 def _spaced(indices: Tensor, count: int) -> Tensor:
@@ -142,7 +142,7 @@ def attention_truth(
         grads = torch.autograd.grad(out, leaves, part.of(problem.upstream).to(dtype))
         return joined_gradients(grads)
 
-    return Truth(run(torch.float64), run(problem.dtype), part.words)
+    return Truth(run(torch.float64), run(problem.dtype), part.description)
 
 
 def joined_gradients(grads: Sequence[Tensor]) -> Results:

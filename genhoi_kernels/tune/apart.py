@@ -71,7 +71,7 @@ def _ending(code: int | None) -> str:
 def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills this one
     try:
-        result = function(*arguments, lambda words: pipe.send(("progress", words)))
+        result = function(*arguments, lambda doing: pipe.send(("progress", doing)))
     except Exception as error:
         pipe.send(("error", _plain(error)))
     else:

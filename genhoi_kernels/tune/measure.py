@@ -62,14 +62,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds of each backend that can take the call and was right; why not, of the others."""
+    """The seconds of each backend that takes the call and is right, and why others are not timed."""
 
     question: Question
     seconds: dict[str, float]
     refusals: dict[str, str]
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """List the times in one line, the fastest first, then the refusals."""
         times = [f"{name} {s * 1e3:.3g} ms" for name, s in ranked(self.seconds)]
         return ", ".join(times + [f"{name}: {why}" for name, why in self.refusals.items()])
@@ -119,7 +119,7 @@ def measure_apart(
     """Measure in a process of its own, killed after twice the time: then nothing is known."""
     try:
         answer: Answer = call_apart(
-            _measure, question, names, seconds, seconds=2 * seconds, progress=lambda words: None
+            _measure, question, names, seconds, seconds=2 * seconds, progress=lambda title: None
         )
         return answer
     except (DiedError, ValueError, RuntimeError) as error:
@@ -153,11 +153,11 @@ def _time(
             continue
         contestant = Contestant(problem, name)
         try:
-            right = accuracy.compare(_results(contestant, problem, part), truth()).good
+            good = accuracy.compare(_results(contestant, problem, part), truth()).good
         except Exception as error:  # whatever it raises is why it can't be chosen
             refusals[name] = first_line(error)
             continue
-        if right:
+        if good:
             running[name] = contestant
         else:
             refusals[name] = f"its {direction} pass keeps no error budget"

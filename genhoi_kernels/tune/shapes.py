@@ -14,7 +14,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one attention call.
+    """The sizes of one attention call.
 
     Args:
         name: as `--shapes` takes it.
@@ -67,7 +67,7 @@ class Shape:
         return self.n * self.n + int(self.mask().sum()) * self.m
 
     def describe(self) -> str:
-        """Sizes in one line."""
+        """Give the sizes in one line."""
         reduced = f" ({self.reduced})" if self.reduced else ""
         return (
             f"{self.name}: N={self.n:,} ({'x'.join(map(str, self.grid))}) M={self.m:,} "

@@ -28,7 +28,7 @@ def tune(
     names: Sequence[str],
     *,
     measure: Measure,
-    say: Callable[[str], None] = lambda words: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Choice]:
     """Measure everything, and give what was added to the user's table.
 
@@ -38,7 +38,7 @@ def tune(
     old, new = preferences.user_table(), list[Choice]()
     for question in questions:
         answers.append(measure(question, names))
-        say(f"{question.title}: {answers[-1].words}")
+        say(f"{question.title}: {answers[-1].summary}")
         new = choose(answers)
         preferences.write_table(preferences.updated(old, new), preferences.table_path())
     return new
@@ -76,7 +76,7 @@ def _choice(answers: Sequence[Answer], rows: tuple[int, int | None]) -> Choice:
     ]
     # Of several shapes each counts alike, however long it takes.
     products = {name: math.prod(x.seconds[name] for x in answers) for name in everywhere}
-    measured = "; ".join(f"{x.question.shape.name}: {x.words}" for x in answers)
+    measured = "; ".join(f"{x.question.shape.name}: {x.summary}" for x in answers)
     return Choice(
         arch=asked.arch,
         dtypes=(asked.dtype,),

@@ -47,12 +47,12 @@ class Timings:
 
     @property
     def clean(self) -> list[float]:
-        """Seconds of the samples that count."""
+        """Give the seconds of the samples that count."""
         return [s.seconds for s in self.samples if not s.contended]
 
     @property
     def dropped(self) -> int:
-        """How many samples do not."""
+        """Count the samples that do not."""
         return len(self.samples) - len(self.clean)
 
     def median(self) -> float:
@@ -90,12 +90,12 @@ def queued_seconds() -> float:
 
 
 def is_contended(queued: float, wall: float, threads: int) -> bool:
-    """Whether so much of the threads' time went into the run queue that a sample cannot count."""
+    """Say whether so much of the threads' time went into the run queue that a sample cannot count."""
     return queued > MAX_QUEUED * wall * threads
 
 
 def is_hardware(device: torch.device) -> bool:
-    """Whether a CUDA device is one: an emulated GPU has no clock."""
+    """Say whether a CUDA device is hardware: an emulated GPU has no clock."""
     return device.type == "cuda" and "emulated" not in torch.cuda.get_device_name(device).lower()
 
 

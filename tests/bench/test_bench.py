@@ -203,7 +203,7 @@ def test_without_the_model_layer() -> None:
 import sys
 sys.modules.update(dict.fromkeys(("diffusers", "av", "expecttest", "transformers", "peft")))
 sys.path[:0] = {tests!r}
-import benchmarks.cli, benchmarks.conftest, benchmarks.plots, benchmarks.report, benchmarks.tune
+import benchmarks.cli, benchmarks.conftest, benchmarks.plots, benchmarks.report
 import benchmarks.test_cases, conftest, test_bench, test_gpu
 assert "genhoi" not in sys.modules
 sys.argv = ["benchmarks", "--help"]

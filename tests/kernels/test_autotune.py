@@ -3,15 +3,16 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support.cases import Case, check_budget, skip_unless_supported
+from support.cases import Case, check_budget, device_of, make_case, run, skip_unless_supported
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from genhoi_kernels.backends.triton import attention
+from genhoi_kernels.backends.triton import backend
 from genhoi_kernels.backends.triton.tuning import autotune, compiler, configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
 from genhoi_kernels.backends.triton.tuning.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
@@ -38,9 +39,9 @@ def test_entries_are_of_one_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running one's, else the nearest older one's, else the nearest newer one's."""
 
     def entry(*versions: str, running: str) -> int | None:
-        cuts = {KEY._replace(triton=v): Config(64, i, 16, 4, 1) for i, v in enumerate(versions)}
-        found = configs.nearest(cuts, KEY._replace(triton=running))
-        return None if found is None else found.block_n
+        entries = {KEY._replace(triton=v): Config(64, i, 16, 4, 1) for i, v in enumerate(versions)}
+        nearest = configs.nearest(entries, KEY._replace(triton=running))
+        return None if nearest is None else nearest.block_n
 
     assert entry("3.6", "3.7", "3.9", running="3.7") == 1
     assert entry("3.6", "3.7", "3.9", running="3.8") == 1
@@ -56,8 +57,43 @@ def test_entries_are_of_one_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entries_are_written_as_they_are_read() -> None:
-    data = json.loads(configs.TABLE.read_text())
-    assert configs.entries_of(configs.parse_entries(data)) == data["entries"]
+    """And one a line, so that a change is one line's."""
+    text = configs.TABLE.read_text()
+    data = json.loads(text)
+    assert configs.text_of(data["made_by"], configs.parse_entries(data)) == text
+    assert len(text.splitlines()) == len(data["entries"]) + 5
+    assert json.loads(configs.text_of("nobody", {})) == {"made_by": "nobody", "entries": []}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("block_m", [16, 32, 96, 0])
+def test_row_blocks_are_whole_tiles_of_the_mask_gate(
+    kernel: str, block_m: int, tmp_path: Path
+) -> None:
+    """Smaller ones would read no tile's flags, and a masked call would ignore all references."""
+    path, key = tmp_path / "x.json", KEY._replace(kernel=kernel)
+    path.write_text(configs.text_of("hand", {key: Config(block_m, 32, 16, 4, 1)}))
+    if kernel in ("gate_backward", "delta"):  # they look at no mask
+        assert autotune.read(path)[key].block_m == block_m
+        return
+    sentence = rf"block_m of {kernel} on sm_80, head dim 64: got {block_m}, wanted a multiple of 64"
+    with pytest.raises(ValueError, match=sentence):
+        configs.parse_entries(json.loads(path.read_text()))
+    with pytest.warns(UserWarning, match=rf"x\.json is malformed and ignored: {sentence}"):
+        assert autotune.read(path) == {}
+
+
+def test_the_kernel_refuses_row_blocks_below_a_tile() -> None:
+    """Whatever gave it the configuration."""
+    case = Case(rows=70, dim=32, heads=1, lengths=(9,), mask="random")
+    skip_unless_supported("triton", case.call("triton"))
+    arch = backend.architecture(device_of("triton"))
+    key = configs.key_of(arch, "forward", 4, 32)
+    with (
+        configs.trying(key, Config(32, 64, 32, 4, 1)),
+        pytest.raises(Exception, match="BLOCK must be a multiple"),
+    ):
+        run(case, "triton", torch.float32, make_case(case))
 
 
 def test_like_architectures_share_and_unknown_ones_are_cautious() -> None:
@@ -70,10 +106,19 @@ def test_like_architectures_share_and_unknown_ones_are_cautious() -> None:
 def on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder, a device's name, and nothing measured yet."""
     monkeypatch.setenv("GENHOI_CACHE", str(tmp_path))
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+    names = {0: "Some GPU", 1: "Another GPU"}
+    monkeypatch.setattr(configs, "device_name", lambda device: names[device.index])
     monkeypatch.setattr(autotune, "_tuned", set())
     monkeypatch.setattr(configs, "_measured", {})
     return tmp_path
+
+
+GPU = torch.device("cuda", 0)
+
+
+def block_n(device: str = "Some GPU") -> int:
+    """The block of KEY's configuration on a GPU."""
+    return configs.config(*KEY[:4], device).block_n
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, times: dict[int, float]) -> list[int]:
@@ -92,21 +137,20 @@ def test_the_fastest_is_kept_and_read_again(
     on_a_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make() -> Any:
-        return configs.config(*KEY[:4]).block_n
+        return block_n()
 
     timed = clock(monkeypatch, {64: 2.0, 32: 1.0})  # blocks of 16 keys raise KeyError
     heard: list[tuple[Key, int, float | None]] = []
 
-    def listen(key: Key, cut: Config, ms: float | None) -> None:
-        heard.append((key, cut.block_n, ms))
+    def listen(key: Key, config: Config, ms: float | None) -> None:
+        heard.append((key, config.block_n, ms))
 
     with autotune.told(listen), pytest.warns(UserWarning, match="left out"):
-        autotune.tune(KEY, make)
+        autotune.tune(KEY, GPU, make)
     assert len(timed) == len(heard) == len(candidates("forward", "sm_80"))
     assert set(heard) == {(KEY, 64, 2.0), (KEY, 32, 1.0), (KEY, 16, None)}
-    assert configs.config(*KEY[:4]).block_n == 32 and configs.config(*KEY[:4]).how.startswith(
-        "measured"
-    )
+    assert configs.config(*KEY[:4], "Some GPU").how.startswith("measured")
+    assert block_n() == 32
     (file,) = on_a_gpu.iterdir()
     assert json.loads(file.read_text())["entries"][0]["config"]["block_n"] == 32
 
@@ -114,8 +158,52 @@ def test_the_fastest_is_kept_and_read_again(
     monkeypatch.setattr(autotune, "_tuned", set())
     monkeypatch.setattr(configs, "_measured", {})
     timed.clear()
-    autotune.tune(KEY, make)
-    assert not timed and configs.config(*KEY[:4]).block_n == 32
+    autotune.tune(KEY, GPU, make)
+    assert not timed and block_n() == 32
+
+
+def test_two_gpus_of_one_architecture_share_nothing(
+    on_a_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is measured, by the name of the GPU that the tensors are on, not of the current one."""
+    table = configs.config(*KEY[:4]).block_n
+    for device, times, best in (
+        (GPU, {64: 1.0, 32: 2.0}, 64),
+        (torch.device("cuda", 1), {64: 2.0, 32: 1.0}, 32),
+    ):
+        timed = clock(monkeypatch, times)
+        name = configs.device_name(device)
+        assert block_n(name) == table, "nothing was measured on it yet"
+        with pytest.warns(UserWarning, match="left out"):
+            autotune.tune(KEY, device, lambda name=name: block_n(name))  # type: ignore[misc]
+        assert timed and block_n(name) == best
+    assert (block_n("Some GPU"), block_n("Another GPU")) == (64, 32)
+    assert configs.config(*KEY[:4]).block_n == table, "no GPU, nothing measured"
+    files = {path.name.split("-triton-")[0] for path in on_a_gpu.iterdir()}
+    assert files == {"Some-GPU", "Another-GPU"}
+
+
+def test_another_triton_shares_nothing(on_a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best configuration of one release takes twice the time in the next."""
+    import triton
+
+    before = autotune.table_path(GPU)
+    autotune.write(before, {KEY: Config(64, 32, 16, 4, 2)})
+    monkeypatch.setattr(triton, "__version__", "3.99.1")
+    after = autotune.table_path(GPU)
+    assert after != before and "3.99.1" in after.name and autotune.read(after) == {}
+
+
+def test_a_call_is_tuned_on_its_own_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the current one."""
+    tuned: list[tuple[Key, torch.device]] = []
+    monkeypatch.setenv("GENHOI_AUTOTUNE", "1")
+    monkeypatch.setattr(autotune, "tune", lambda key, device, make: tuned.append((key, device)))
+    x = SimpleNamespace(
+        device=torch.device("cuda", 1), shape=(1, 4096, 2, 64), element_size=lambda: 2
+    )
+    autotune.tune_first_call("forward", x, lambda: None, arch="sm_80")  # type: ignore[arg-type, return-value]
+    assert tuned == [(KEY, torch.device("cuda", 1))]
 
 
 def test_nothing_runs(on_a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +211,7 @@ def test_nothing_runs(on_a_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, {})
     before = configs.config(*KEY[:4])
     with pytest.warns(UserWarning, match="left out"):
-        autotune.tune(KEY, lambda: 0)  # type: ignore[arg-type, return-value]
+        autotune.tune(KEY, GPU, lambda: 0)  # type: ignore[arg-type, return-value]
     assert configs.config(*KEY[:4]) == before and not list(on_a_gpu.iterdir())
 
 
@@ -144,19 +232,24 @@ def test_write_adds_to_what_is_there(tmp_path: Path) -> None:
 
 def test_every_candidate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its time, or None where it did not run; each is timed knowing the best so far."""
-    cuts = [Config(64, keys, 16, 4, 1) for keys in (64, 32, 16, 8)]
+    every = [Config(64, keys, 16, 4, 1) for keys in (64, 32, 16, 8)]
     times, bests, told = {64: 3.0, 32: 2.0, 8: 5.0}, [], []
 
     def time(launch: Any, best: float) -> float:
         bests.append(best)
         return times[launch]  # none for 16
 
-    def seen(cut: Config, taken: float | None) -> None:
-        told.append((cut.block_n, taken))
+    def seen(config: Config, taken: float | None) -> None:
+        told.append((config.block_n, taken))
 
     with pytest.warns(UserWarning, match="left out"):
-        found = autotune.fastest(cuts, lambda cut: cut.block_n, time=time, seen=seen)  # type: ignore[arg-type, return-value]
-    assert found is not None and found.block_n == 32
+        best = autotune.fastest(
+            every,
+            lambda config: config.block_n,  # type: ignore[arg-type, return-value]
+            time=time,
+            seen=seen,
+        )
+    assert best is not None and best.block_n == 32
     assert told == [(64, 3.0), (32, 2.0), (16, None), (8, 5.0)]
     assert bests == [math.inf, 3.0, 2.0, 2.0]
 
@@ -190,9 +283,9 @@ def test_every_kernel_is_tuned(gate: str | None, monkeypatch: pytest.MonkeyPatch
             ):
                 tuned.setdefault(kernel, set()).add(launch().config.num_warps)
 
-    monkeypatch.setattr(attention, "_tune", tune)
+    monkeypatch.setattr(autotune, "tune_first_call", tune)
     case = Case(rows=70, dim=32, heads=1, lengths=(9,), bias=(0.5,), gate=gate)
     skip_unless_supported("triton", case.call("triton"))
     check_budget(case, "triton")
-    wanted = {*KERNELS} - {"delta" if gate else "gate_backward"}
-    assert tuned == {kernel: {4, 8} for kernel in wanted}
+    kernels = {*KERNELS} - {"delta" if gate else "gate_backward"}
+    assert tuned == {kernel: {4, 8} for kernel in kernels}

@@ -1,6 +1,6 @@
 """Loops that copy by tensor descriptors: the same results, and only where a tensor has one.
 
-Also what is launched where Triton compiles the other form wrongly (triton_kernels/compiler.py).
+Also what is launched where Triton compiles the other form wrongly (tuning/compiler.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pytest
 import torch
 from support.cases import Case, check_budget, skip_unless_supported
 
-from genhoi_kernels.backends.triton import backend as backend
+from genhoi_kernels.backends.triton import backend
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from benchmarks.static import shipped
-from genhoi_kernels.backends.triton import attention
+from genhoi_kernels.backends.triton import arguments
 from genhoi_kernels.backends.triton.launch import descriptor, has_descriptor
 from genhoi_kernels.backends.triton.tuning import compiler, configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
@@ -74,10 +74,10 @@ def test_they_are_used_where_there_are_any() -> None:
     x = torch.zeros(2, 64, 3, 32, dtype=HALF)
     asked = Config(64, 64, 32, 4, 2, descriptors=True)
 
-    def used(k: torch.Tensor, cut: Config) -> bool:
-        made = attention._blocks_of(cut, cut.block_n, K=k, V=x)
-        assert (made["K_blocks"] is None) == (made["V_blocks"] is None)
-        return made["K_blocks"] is not None
+    def used(k: torch.Tensor, config: Config) -> bool:
+        made = arguments.descriptors(config, config.block_n, K=k, V=x)
+        assert (made["K_desc"] is None) == (made["V_desc"] is None)
+        return made["K_desc"] is not None
 
     assert used(x, asked)
     assert not used(x[:1].expand(2, -1, -1, -1), asked)
@@ -88,7 +88,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """Another Triton at hand, with configurations whose loops copy by pointers."""
     monkeypatch.setattr(compiler, "version", lambda: version)
     monkeypatch.setattr(configs, "config", lambda *_: Config(64, 64, 32, 4, 2))
-    monkeypatch.setattr(attention, "config", lambda *_: Config(64, 64, 32, 4, 2))
 
 
 @pytest.mark.parametrize("kernel", PIPELINED)
@@ -117,11 +116,11 @@ def test_float32_is_kept_from_tensor_cores_that_are_given_wrong_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend(monkeypatch, "3.6")
-    assert attention.precision("sm_90", torch.float32) == "ieee"
-    assert attention.precision("sm_90", HALF) == "tf32"
-    assert attention.precision("sm_80", torch.float32) == "tf32x3"
+    assert arguments.precision("sm_90", torch.float32) == "ieee"
+    assert arguments.precision("sm_90", HALF) == "tf32"
+    assert arguments.precision("sm_80", torch.float32) == "tf32x3"
     pretend(monkeypatch, "3.7")
-    assert attention.precision("sm_90", torch.float32) == "tf32x3"
+    assert arguments.precision("sm_90", torch.float32) == "tf32x3"
 
 
 @pytest.mark.parametrize("kernel", configs.KERNELS)
@@ -130,13 +129,15 @@ def test_candidates_are_forms_that_are_compiled_right(
 ) -> None:
     pretend(monkeypatch, "3.7")
     both = candidates(kernel, "sm_90")
-    assert {cut.descriptors for cut in both} == ({True, False} if kernel in PIPELINED else {False})
+    assert {config.descriptors for config in both} == (
+        {True, False} if kernel in PIPELINED else {False}
+    )
     pretend(monkeypatch, "3.6")
     safe = candidates(kernel, "sm_90")
-    assert safe and all(cut.descriptors or cut.num_stages == 1 for cut in safe)
+    assert safe and all(config.descriptors or config.num_stages == 1 for config in safe)
 
 
 def test_entries_are_forms_that_are_compiled_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, cut in configs.table().items():
+    for key, config in configs.table().items():
         monkeypatch.setattr(compiler, "version", lambda key=key: key.triton)
-        assert compiler.allows(cut, key.arch), key
+        assert compiler.allows(config, key.arch), key

@@ -49,9 +49,19 @@ def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 LARGE = Case(
-    rows=1500, keys=1300, heads=3, dim=128, lengths=(200, 77), bias=(0.5, -0.5), mask="random",
-    mask_dtype=torch.uint8, mask_gate=True, gate="token", batch=2, dtype=HALF,
-)  # fmt: skip
+    rows=1500,
+    keys=1300,
+    heads=3,
+    dim=128,
+    lengths=(200, 77),
+    bias=(0.5, -0.5),
+    mask="random",
+    mask_dtype=torch.uint8,
+    mask_gate=True,
+    gate="token",
+    batch=2,
+    dtype=HALF,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])

@@ -22,6 +22,7 @@ from support.flash_cases import HALF, UNAVAILABLE, WHOLE, for_sm_90, needs_trito
 from support.flash_standins import STANDINS, TORCH_OWN, Aten, Calls, install
 
 import genhoi_kernels as gk
+from genhoi_kernels.backends import registry
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.flash import torch_own, versions
 from genhoi_kernels.backends.flash.adapter import INTERPRETER, Generation
@@ -37,7 +38,7 @@ def refusal(**changes: Any) -> str:
     reason = gk.supports("flash", call)
     assert reason is not None
     with pytest.raises(ValueError, match="backend: 'flash' cannot take this call"):
-        gk.registry.pick(call, "flash")
+        registry.pick(call, "flash")
     return reason
 
 
@@ -94,8 +95,8 @@ def test_gpus_of_a_generation(
     monkeypatch: pytest.MonkeyPatch, name: str, arch: str, head_dim: int, words: str | None
 ) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = versions.installed()
-        reason = found.refuses(arch, HALF, head_dim, True)
+        (version,) = versions.installed()
+        reason = version.refuses(arch, HALF, head_dim, True)
         assert reason is None if words is None else words in (reason or "")
 
 

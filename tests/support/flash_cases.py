@@ -36,27 +36,54 @@ CASES = [
     Case(rows=1, lengths=(4, 1), heads=1, batch=2, ref_batch=2, mask="all", gate="sum"),
     Case(rows=67, keys=131, lengths=(97,), gate="token"),
     # Masks.
-    *(Case(rows=107, lengths=(11,), mask=mask, gate=gate, mask_gate=built)
-      for mask, gate, built in (
-          ("all", None, False), ("nothing", "token", True), ("random", None, True),
-          ("random", "token", False), ("tail", "sequence", True), ("random", "sum", False))),
+    *(
+        Case(rows=107, lengths=(11,), mask=mask, gate=gate, mask_gate=built)
+        for mask, gate, built in (
+            ("all", None, False),
+            ("nothing", "token", True),
+            ("random", None, True),
+            ("random", "token", False),
+            ("tail", "sequence", True),
+            ("random", "sum", False),
+        )
+    ),
     # Several references, some empty; biases.
-    Case(rows=103, lengths=(5, 0, 40, 1), mask="random", mask_dtype=torch.int64, gate="token",
-         bias=(0.3, 1.0, -2.0, 3.0)),
+    Case(
+        rows=103,
+        lengths=(5, 0, 40, 1),
+        mask="random",
+        mask_dtype=torch.int64,
+        gate="token",
+        bias=(0.3, 1.0, -2.0, 3.0),
+    ),
     Case(rows=103, lengths=(5, 7), bias=(-INF, 0.4), mask="random", mask_dtype=torch.uint8),
     Case(rows=103, lengths=(5, 7), bias=(0.1, 0.4), batch=2),
     Case(rows=20, lengths=(1,) * 32, mask="random", mask_dtype=torch.int32, mask_gate=True),
     # Batches, and references shared by them or not.
-    *(Case(rows=70, batch=3, lengths=(13, 30), bias=(0.5, -0.5), mask="random",
-           mask_batch=mask_batch, ref_batch=ref_batch, mask_dtype=torch.uint8, gate="token")
-      for mask_batch in (1, 3) for ref_batch in (1, 3)),
+    *(
+        Case(
+            rows=70,
+            batch=3,
+            lengths=(13, 30),
+            bias=(0.5, -0.5),
+            mask="random",
+            mask_batch=mask_batch,
+            ref_batch=ref_batch,
+            mask_dtype=torch.uint8,
+            gate="token",
+        )
+        for mask_batch in (1, 3)
+        for ref_batch in (1, 3)
+    ),
     # Rotation.
     Case(grid=(3, 4, 5), refs=((3, 3), (2, 4)), dim=64, mask="random", gate="token", batch=2),
     Case(grid=(2, 3, 3), refs=((2, 2),), dim=128, heads=1, gate="sequence"),
     Case(grid=(5, 4, 6), refs=((2, 3), (5, 1)), ref_rope=False, mask="random"),
     # Strides.
-    *(Case(grid=(2, 5, 6), batch=2, heads=3, refs=((2, 3),), mask="random", layout=layout)
-      for layout in ("fused", "heads", "expanded", "padded")),
+    *(
+        Case(grid=(2, 5, 6), batch=2, heads=3, refs=((2, 3),), mask="random", layout=layout)
+        for layout in ("fused", "heads", "expanded", "padded")
+    ),
     Case(rows=50, batch=2, lengths=(7,), layout="expanded"),
     # Nothing: no row, no video key, no reference token, no head, no sample.
     Case(rows=0, keys=5, lengths=(3,), bias=(0.5,), gate="token", mask="random"),
@@ -67,12 +94,19 @@ CASES = [
     Case(rows=50, lengths=(0, 0), bias=(0.5, 1.0), gate="sum", mask="all", batch=2),
     Case(rows=5, heads=0, lengths=(3,), bias=(0.5,), mask="random", gate="token"),
     Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), mask="random", gate="sum"),
-]  # fmt: skip
+]
 
 WHOLE = Case(
-    rows=70, batch=2, lengths=(13, 30), bias=(0.5, -0.5), mask="random", mask_batch=2,
-    mask_dtype=torch.uint8, gate="token", dtype=HALF,
-)  # fmt: skip
+    rows=70,
+    batch=2,
+    lengths=(13, 30),
+    bias=(0.5, -0.5),
+    mask="random",
+    mask_batch=2,
+    mask_dtype=torch.uint8,
+    gate="token",
+    dtype=HALF,
+)
 
 
 @pytest.fixture

@@ -28,14 +28,20 @@ JSON = Path(__file__).with_suffix(".json")
 
 # Archive's name up to the version, file in it, functions.
 WANTED = (
-    ("flash_attn", "flash_attn/flash_attn_interface.py", ("_flash_attn_forward",
-                                                          "_flash_attn_backward")),
-    ("flash_attn", "hopper/flash_attn_interface.py", ("_flash_attn_forward",
-                                                      "_flash_attn_backward")),
+    (
+        "flash_attn",
+        "flash_attn/flash_attn_interface.py",
+        ("_flash_attn_forward", "_flash_attn_backward"),
+    ),
+    (
+        "flash_attn",
+        "hopper/flash_attn_interface.py",
+        ("_flash_attn_forward", "_flash_attn_backward"),
+    ),
     ("flash_attn", "flash_attn/cute/interface.py", ("_flash_attn_fwd", "_flash_attn_bwd")),
     ("fa3_fwd", "fa3_fwd_interface.py", ("_flash_attn_forward", "_flash_attn_backward")),
     ("flash_attn_4", "flash_attn/cute/interface.py", ("_flash_attn_fwd", "_flash_attn_bwd")),
-)  # fmt: skip
+)
 
 
 def read(archive: Path, file: str) -> str:

@@ -96,9 +96,16 @@ def noted(calls: Calls, kind: str) -> Callable[[Callable[..., Any]], Callable[..
             given = bound.arguments
             q, k = given["q"], given["k"]
             calls.append(
-                Call(kind, q.shape[0], q.shape[1], k.shape[1], args, kwargs,
-                     bool(given.get("deterministic")))
-            )  # fmt: skip
+                Call(
+                    kind,
+                    q.shape[0],
+                    q.shape[1],
+                    k.shape[1],
+                    args,
+                    kwargs,
+                    bool(given.get("deterministic")),
+                )
+            )
             return function(*args, **kwargs)
 
         return noting
@@ -112,9 +119,18 @@ def flash_2(calls: Calls) -> dict[str, ModuleType]:
 
     @noted(calls, "forward")
     def _flash_attn_forward(
-        q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap,
-        alibi_slopes, return_softmax,
-    ):  # fmt: skip
+        q,
+        k,
+        v,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size_left,
+        window_size_right,
+        softcap,
+        alibi_slopes,
+        return_softmax,
+    ):
         assert (dropout_p, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
         assert softcap == 0.0 and alibi_slopes is None and return_softmax is False
         out, lse = forward(q, k, v, softmax_scale)
@@ -122,9 +138,25 @@ def flash_2(calls: Calls) -> dict[str, ModuleType]:
 
     @noted(calls, "backward")
     def _flash_attn_backward(
-        dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
-        window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None,
-    ):  # fmt: skip
+        dout,
+        q,
+        k,
+        v,
+        out,
+        softmax_lse,
+        dq,
+        dk,
+        dv,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size_left,
+        window_size_right,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        rng_state=None,
+    ):
         assert (dropout_p, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
         assert softcap == 0.0 and alibi_slopes is None and rng_state is None
         found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
@@ -144,21 +176,67 @@ def flash_3(calls: Calls, name: str = "flash_attn_interface") -> dict[str, Modul
 
     @noted(calls, "forward")
     def _flash_attn_forward(
-        q, k, v, k_new, v_new, qv, out, cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new, seqused_q,
-        seqused_k, max_seqlen_q, max_seqlen_k, page_table, kv_batch_idx, leftpad_k, rotary_cos,
-        rotary_sin, seqlens_rotary, q_descale, k_descale, v_descale, softmax_scale, causal,
-        window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
-        scheduler_metadata=None, num_splits=1, pack_gqa=None, sm_margin=0,
-    ):  # fmt: skip
+        q,
+        k,
+        v,
+        k_new,
+        v_new,
+        qv,
+        out,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        cu_seqlens_k_new,
+        seqused_q,
+        seqused_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        page_table,
+        kv_batch_idx,
+        leftpad_k,
+        rotary_cos,
+        rotary_sin,
+        seqlens_rotary,
+        q_descale,
+        k_descale,
+        v_descale,
+        softmax_scale,
+        causal,
+        window_size=(-1, -1),
+        attention_chunk=0,
+        softcap=0.0,
+        rotary_interleaved=True,
+        scheduler_metadata=None,
+        num_splits=1,
+        pack_gqa=None,
+        sm_margin=0,
+    ):
         assert causal is False
         return *forward(q, k, v, softmax_scale), None, None
 
     @noted(calls, "backward")
     def _flash_attn_backward(
-        dout, q, k, v, out, softmax_lse, cu_seqlens_q, cu_seqlens_k, sequed_q, sequed_k,
-        max_seqlen_q, max_seqlen_k, dq, dk, dv, softmax_scale, causal, window_size=(-1, -1),
-        softcap=0.0, deterministic=False, sm_margin=0,
-    ):  # fmt: skip
+        dout,
+        q,
+        k,
+        v,
+        out,
+        softmax_lse,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        sequed_q,
+        sequed_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dq,
+        dk,
+        dv,
+        softmax_scale,
+        causal,
+        window_size=(-1, -1),
+        softcap=0.0,
+        deterministic=False,
+        sm_margin=0,
+    ):
         assert causal is False
         found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
         for place, x in zip((dq, dk, dv), found, strict=True):
@@ -176,24 +254,69 @@ def flash_3_operator(calls: Calls, name: str = "flash_attn_interface") -> dict[s
 
     @noted(calls, "forward")
     def _flash_attn_forward(
-        q, k, v, k_new=None, v_new=None, qv=None, out_=None, cu_seqlens_q=None, cu_seqlens_k=None,
-        cu_seqlens_k_new=None, seqused_q=None, seqused_k=None, max_seqlen_q=None,
-        max_seqlen_k=None, page_table=None, kv_batch_idx=None, leftpad_k=None, rotary_cos=None,
-        rotary_sin=None, seqlens_rotary=None, q_descale=None, k_descale=None, v_descale=None,
-        softmax_scale=None, causal=False, window_size_left=-1, window_size_right=-1,
-        attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
-        num_splits=1, pack_gqa=None, sm_margin=0,
-    ):  # fmt: skip
+        q,
+        k,
+        v,
+        k_new=None,
+        v_new=None,
+        qv=None,
+        out_=None,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        cu_seqlens_k_new=None,
+        seqused_q=None,
+        seqused_k=None,
+        max_seqlen_q=None,
+        max_seqlen_k=None,
+        page_table=None,
+        kv_batch_idx=None,
+        leftpad_k=None,
+        rotary_cos=None,
+        rotary_sin=None,
+        seqlens_rotary=None,
+        q_descale=None,
+        k_descale=None,
+        v_descale=None,
+        softmax_scale=None,
+        causal=False,
+        window_size_left=-1,
+        window_size_right=-1,
+        attention_chunk=0,
+        softcap=0.0,
+        rotary_interleaved=True,
+        scheduler_metadata=None,
+        num_splits=1,
+        pack_gqa=None,
+        sm_margin=0,
+    ):
         assert causal is False
         return *forward(q, k, v, softmax_scale), q.new_empty(0), q.new_empty(0)
 
     @noted(calls, "backward")
     def _flash_attn_backward(
-        dout, q, k, v, out, softmax_lse, cu_seqlens_q=None, cu_seqlens_k=None, sequed_q=None,
-        sequed_k=None, max_seqlen_q=None, max_seqlen_k=None, dq=None, dk=None, dv=None,
-        softmax_scale=None, is_causal=False, window_size_left=-1, window_size_right=-1,
-        softcap=0.0, deterministic=False, sm_margin=0,
-    ):  # fmt: skip
+        dout,
+        q,
+        k,
+        v,
+        out,
+        softmax_lse,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        sequed_q=None,
+        sequed_k=None,
+        max_seqlen_q=None,
+        max_seqlen_k=None,
+        dq=None,
+        dk=None,
+        dv=None,
+        softmax_scale=None,
+        is_causal=False,
+        window_size_left=-1,
+        window_size_right=-1,
+        softcap=0.0,
+        deterministic=False,
+        sm_margin=0,
+    ):
         assert is_causal is False
         found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
         for place, x in zip((dq, dk, dv), found, strict=True):
@@ -224,38 +347,102 @@ def flash_4(calls: Calls) -> dict[str, ModuleType]:
 
     @noted(calls, "forward")
     def _flash_attn_fwd(
-        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, seqused_q=None, seqused_k=None,
-        max_seqlen_q=None, max_seqlen_k=None, min_seqlen_k=None, page_table=None,
-        softmax_scale=None, causal=False, softcap=None, window_size_left=None,
-        window_size_right=None, learnable_sink=None, tile_mn=None, mma_pv_is_rs=None,
-        intra_wg_overlap=None, num_threads=384, num_splits=1, pack_gqa=None, _arch=None,
-        score_mod=None, mask_mod=None, block_sparse_tensors=None, return_lse=False, out=None,
-        lse=None, aux_tensors=None, aux_scalars=None, q_descale=None, k_descale=None,
-        v_descale=None, gather_kv_indices=None, scheduler_metadata=None, seqlen_k_per_split=None,
-        disable_scheduler_metadata=False, gather_bwd_recompute_p=False,
-    ):  # fmt: skip
+        q,
+        k,
+        v,
+        qv=None,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        seqused_q=None,
+        seqused_k=None,
+        max_seqlen_q=None,
+        max_seqlen_k=None,
+        min_seqlen_k=None,
+        page_table=None,
+        softmax_scale=None,
+        causal=False,
+        softcap=None,
+        window_size_left=None,
+        window_size_right=None,
+        learnable_sink=None,
+        tile_mn=None,
+        mma_pv_is_rs=None,
+        intra_wg_overlap=None,
+        num_threads=384,
+        num_splits=1,
+        pack_gqa=None,
+        _arch=None,
+        score_mod=None,
+        mask_mod=None,
+        block_sparse_tensors=None,
+        return_lse=False,
+        out=None,
+        lse=None,
+        aux_tensors=None,
+        aux_scalars=None,
+        q_descale=None,
+        k_descale=None,
+        v_descale=None,
+        gather_kv_indices=None,
+        scheduler_metadata=None,
+        seqlen_k_per_split=None,
+        disable_scheduler_metadata=False,
+        gather_bwd_recompute_p=False,
+    ):
         assert causal is False
         out, lse = forward(q, k, v, softmax_scale)
         return out, lse if return_lse else None, None, None, None
 
     @noted(calls, "backward")
     def _flash_attn_bwd(
-        q, k, v, out, dout, lse, softmax_scale=None, causal=False, softcap=0.0,
-        window_size_left=None, window_size_right=None, m_block_size=64, n_block_size=128,
-        num_threads=256, pack_gqa=False, num_stages_Q=2, num_stages_dO=2, SdP_swapAB=False,
-        dKV_swapAB=False, dQ_swapAB=False, AtomLayoutMSdP=2, AtomLayoutNdKV=2, AtomLayoutMdQ=2,
-        V_in_regs=False, cu_seqlens_q=None, cu_seqlens_k=None, seqused_q=None, seqused_k=None,
-        max_seqlen_q=None, max_seqlen_k=None, deterministic=False, dq=None, dk=None, dv=None,
-        score_mod=None, score_mod_bwd=None, mask_mod=None, aux_tensors=None, aux_scalars=None,
-        block_sparse_tensors=None, dlse=None, learnable_sink=None,
-    ):  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        dout,
+        lse,
+        softmax_scale=None,
+        causal=False,
+        softcap=0.0,
+        window_size_left=None,
+        window_size_right=None,
+        m_block_size=64,
+        n_block_size=128,
+        num_threads=256,
+        pack_gqa=False,
+        num_stages_Q=2,
+        num_stages_dO=2,
+        SdP_swapAB=False,
+        dKV_swapAB=False,
+        dQ_swapAB=False,
+        AtomLayoutMSdP=2,
+        AtomLayoutNdKV=2,
+        AtomLayoutMdQ=2,
+        V_in_regs=False,
+        cu_seqlens_q=None,
+        cu_seqlens_k=None,
+        seqused_q=None,
+        seqused_k=None,
+        max_seqlen_q=None,
+        max_seqlen_k=None,
+        deterministic=False,
+        dq=None,
+        dk=None,
+        dv=None,
+        score_mod=None,
+        score_mod_bwd=None,
+        mask_mod=None,
+        aux_tensors=None,
+        aux_scalars=None,
+        block_sparse_tensors=None,
+        dlse=None,
+        learnable_sink=None,
+    ):
         assert causal is False
         return backward(dout, q, k, v, out, lse, softmax_scale)
 
     module._flash_attn_fwd, module._flash_attn_bwd = _flash_attn_fwd, _flash_attn_bwd
-    return {
-        "flash_attn": package, "flash_attn.cute": cute, "flash_attn.cute.interface": module
-    }  # fmt: skip
+    return {"flash_attn": package, "flash_attn.cute": cute, "flash_attn.cute.interface": module}
 
 
 STANDINS: dict[str, Callable[[Calls], dict[str, ModuleType]]] = {
@@ -293,10 +480,24 @@ class Aten:
         self._calls.append(Call(kind, *sizes, deterministic=deterministic))
 
     def _flash_attention_forward(
-        self, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
-        return_debug_mask, *, scale=None, window_size_left=None, window_size_right=None,
-        seqused_k=None, alibi_slopes=None,
-    ):  # fmt: skip
+        self,
+        query,
+        key,
+        value,
+        cum_seq_q,
+        cum_seq_k,
+        max_q,
+        max_k,
+        dropout_p,
+        is_causal,
+        return_debug_mask,
+        *,
+        scale=None,
+        window_size_left=None,
+        window_size_right=None,
+        seqused_k=None,
+        alibi_slopes=None,
+    ):
         args = query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal
         real = self._real("_flash_attention_forward", *args, return_debug_mask, scale=scale)
         assert (cum_seq_q, cum_seq_k, dropout_p) == (None, None, 0.0)
@@ -308,10 +509,26 @@ class Aten:
         return out, lse, *real[2:]
 
     def _flash_attention_backward(
-        self, grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k,
-        dropout_p, is_causal, rng_state, unused, *, scale=None, window_size_left=None,
+        self,
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        logsumexp,
+        cum_seq_q,
+        cum_seq_k,
+        max_q,
+        max_k,
+        dropout_p,
+        is_causal,
+        rng_state,
+        unused,
+        *,
+        scale=None,
+        window_size_left=None,
         window_size_right=None,
-    ):  # fmt: skip
+    ):
         tensors = grad_out, query, key, value, out, logsumexp
         sizes = cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, rng_state, unused
         self._real("_flash_attention_backward", *tensors, *sizes, scale=scale)
@@ -323,9 +540,18 @@ class Aten:
         return backward(*tensors, scale)
 
     def _scaled_dot_product_cudnn_attention(
-        self, query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False,
-        return_debug_mask=False, *, scale=None,
-    ):  # fmt: skip
+        self,
+        query,
+        key,
+        value,
+        attn_bias,
+        compute_log_sumexp,
+        dropout_p=0.0,
+        is_causal=False,
+        return_debug_mask=False,
+        *,
+        scale=None,
+    ):
         args = query, key, value, attn_bias, compute_log_sumexp
         real = self._real("_scaled_dot_product_cudnn_attention", *args, scale=scale)
         assert attn_bias is None and compute_log_sumexp is True and scale is not None
@@ -338,9 +564,25 @@ class Aten:
         return out, lse, *real[2:]
 
     def _scaled_dot_product_cudnn_attention_backward(
-        self, grad_out, query, key, value, out, logsumexp, philox_seed, philox_offset, attn_bias,
-        cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, *, scale=None,
-    ):  # fmt: skip
+        self,
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        logsumexp,
+        philox_seed,
+        philox_offset,
+        attn_bias,
+        cum_seq_q,
+        cum_seq_k,
+        max_q,
+        max_k,
+        dropout_p,
+        is_causal,
+        *,
+        scale=None,
+    ):
         tensors = grad_out, query, key, value, out, logsumexp
         random = philox_seed, philox_offset
         sizes = attn_bias, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal
@@ -371,10 +613,15 @@ def install(name: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls
     """Nothing but this stand-in can be found (None: not even one); its calls, as they come."""
     calls: Calls = []
     for module in (
-        "flash_attn", "flash_attn.flash_attn_interface", "flash_attn.cute",
-        "flash_attn.cute.interface", "flash_attn_interface", "flash_attn_config",
-        "fa3_fwd_interface", "fa3_fwd_config",
-    ):  # fmt: skip
+        "flash_attn",
+        "flash_attn.flash_attn_interface",
+        "flash_attn.cute",
+        "flash_attn.cute.interface",
+        "flash_attn_interface",
+        "flash_attn_config",
+        "fa3_fwd_interface",
+        "fa3_fwd_config",
+    ):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(torch_own, "torch_has_flash", lambda: name in TORCH_OWN)
     if name in STANDINS:

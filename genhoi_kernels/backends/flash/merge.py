@@ -157,7 +157,7 @@ def merge_launch(
 ) -> Launch:
     """Make the launch of ``merge_references``.
 
-    Tensors are contiguous; rows ``[G, C]`` (None: all), bits ``[B or 1, N]``, the rest as there.
+    Tensors are contiguous: rows ``[G, C]`` (None: all), bits ``[B or 1, N]``.
     """
     _, n, heads, head_dim = out.shape
     _, groups, slots = part_out.shape[:3]

@@ -69,7 +69,7 @@ class FlashAttention2:
 
 
 class _ForwardArguments3(NamedTuple):
-    """What FlashAttention 3's forward takes by place up to ``causal``; its names vary."""
+    """The arguments of FlashAttention 3's forward up to ``causal``, in every version's order."""
 
     q: Tensor
     k: Tensor
@@ -99,7 +99,7 @@ class _ForwardArguments3(NamedTuple):
 
 
 class _BackwardArguments3(NamedTuple):
-    """What FlashAttention 3's backward takes by place up to ``causal``; its names vary."""
+    """The arguments of FlashAttention 3's backward up to ``causal``, in every version's order."""
 
     dout: Tensor
     q: Tensor

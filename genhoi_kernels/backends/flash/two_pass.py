@@ -99,7 +99,7 @@ def gather(call: AttentionCall, t: AttentionTensors, multiple: int) -> Gathered 
 
 
 def low_bits(call: AttentionCall, bits: Tensor) -> Tensor:
-    """Keep the bits of the references that there are."""
+    """Drop the bits above those of the call's references."""
     references = len(call.ref_lengths)
     return bits if references >= 32 else bits & ((1 << references) - 1)
 

@@ -374,7 +374,7 @@ def attention_bwd_dq(
 
 
 class Upstream(NamedTuple):
-    """The gradient dO of the ungated attention; its rows' log-sum-exp and delta ``[B, H, N]``."""
+    """What every kernel reads: dO ``[B, N, H, D]``, and the rows' lse and delta ``[B, H, N]``."""
 
     do: Tensor
     lse: Tensor

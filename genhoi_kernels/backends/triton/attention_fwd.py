@@ -224,8 +224,8 @@ def attention_fwd(
 
     # Epilogue. A row without any key: O = 0, L = -inf.
     o = acc_o * tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)[:, None]
-    lse_row = (b.to(tl.int64) * H + h) * N + row
-    tl.store(lse + lse_row, (row_max + tl.log2(row_sum)) * LN2, mask=row < N)
+    lse_head = lse + (b.to(tl.int64) * H + h) * N
+    tl.store(lse_head + row, (row_max + tl.log2(row_sum)) * LN2, mask=row < N)
 
     if KEEP_UNGATED:
         U = head_pointer(ungated, b, h, N.to(tl.int64) * H * D, D)

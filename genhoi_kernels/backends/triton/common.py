@@ -85,7 +85,8 @@ def load_tile_flags(tile_bits, start, rows, BLOCK: tl.constexpr):
 
     A smaller BLOCK than the mask gate's tiles would read none of them, and see no reference.
     """
-    tl.static_assert(BLOCK % TILE_ROWS == 0, "BLOCK must be a multiple of the mask gate's tiles")
+    whole_tiles: tl.constexpr = BLOCK // TILE_ROWS * TILE_ROWS
+    tl.static_assert(whole_tiles == BLOCK, "BLOCK must be a multiple of the mask gate's tiles")
     flags = 0
     first = start // TILE_ROWS
     for t in tl.static_range(BLOCK // TILE_ROWS):

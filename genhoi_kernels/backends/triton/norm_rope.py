@@ -202,7 +202,7 @@ def rotate_inputs(
 def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> AttentionTensors:
     """Rotate q's, k's and k_ref's gradients back; those that are not wanted become None.
 
-    gradients: by the names of WantedGrads, or None for what there is none of.
+    gradients: by the names of WantedGrads; None where the call has no such tensor.
     """
     kept: dict[str, Any] = dict.fromkeys(gradients)
     ropes = {"q": call.rope, "k": call.rope, "k_ref": call.ref_rope}

@@ -40,7 +40,7 @@ Seen = Callable[[Config, float | None], None]
 """Told each candidate and its milliseconds, None where it did not run."""
 
 Listener = Callable[[Key, Config, float | None], None]
-"""As Seen, of any kernel."""
+"""Told as Seen is, and for which kernel."""
 
 _tuned: set[tuple[str, Key]] = set()
 _listeners: list[Listener] = []
