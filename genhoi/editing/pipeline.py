@@ -24,6 +24,7 @@ from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
+from genhoi.editing.settings import resolve
 from genhoi.media import Clip, fit_image
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
 from genhoi.models.sampling import denoise, noise, noise_levels, windows
@@ -211,12 +212,16 @@ class GenHOIPipeline:
         masks = [masks] if isinstance(masks, Tensor) else list(masks)
         objects = [objects] if isinstance(objects, Tensor) else list(objects)
         check_inputs(clip, masks, objects, first_frame, last_frame, strengths)
-        defaults = self.base.defaults
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
-        shift = defaults.shift if shift is None else shift
-        window = defaults.window if window is None else window
-        mask_rule = mask_rule or defaults.mask_rule
+        resolved = resolve(
+            self.base.defaults,
+            steps=steps,
+            guidance=guidance,
+            shift=shift,
+            window=window,
+            mask_rule=mask_rule,
+        )
+        steps, guidance, shift = resolved.steps, resolved.guidance, resolved.shift
+        window, mask_rule = resolved.window, resolved.mask_rule
         sigmas = noise_levels(steps, shift)
         spans = windows(clip.num_frames, window)
         if not math.isfinite(guidance):
