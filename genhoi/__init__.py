@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from genhoi.evaluation.evaluation import evaluate
     from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
     from genhoi.models.attach import attach
-    from genhoi.models.protocol import Attachment
+    from genhoi.models.attachment import Attachment
     from genhoi.models.wan.convert import from_official, to_official
     from genhoi.training.config import TrainConfig
     from genhoi.training.trainer import Trainer
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # Imported on first use: diffusers takes seconds, and most commands do without it.
 _LAZY = {
     "AdapterConfig": "genhoi.models.adapter",
-    "Attachment": "genhoi.models.protocol",
+    "Attachment": "genhoi.models.attachment",
     "GenHOIAdapter": "genhoi.models.adapter",
     "GenHOIPipeline": "genhoi.editing.pipeline",
     "TrainConfig": "genhoi.training.config",

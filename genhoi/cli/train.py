@@ -162,7 +162,7 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
     """Whatever can be found out before anything is loaded, encoded or started."""
     from genhoi.bases.load import base_config, base_kind
     from genhoi.training.config import TrainConfig
-    from genhoi.training.trainer import load_adapter
+    from genhoi.training.trained_weights import load_adapter
     from genhoi_kernels import backends
 
     base_config(config.base)
@@ -235,7 +235,8 @@ def _run(
 ) -> None:
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
-    from genhoi.training.trainer import Trainer, check_same_run
+    from genhoi.training.same_run import check_same_run
+    from genhoi.training.trainer import Trainer
 
     say = _Screen(accelerator)
     if fresh and accelerator.is_main_process:

@@ -11,7 +11,7 @@ from genhoi.bases.load import base_config
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
-from genhoi.training.trainer import freeze_unused, load_adapter
+from genhoi.training.trained_weights import freeze_unused, load_adapter
 
 __all__ = ["TrainEstimate", "estimate_training"]
 
