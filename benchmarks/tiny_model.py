@@ -25,7 +25,7 @@ from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
 from genhoi.evaluation.metrics import region_psnr, squared_error
 from genhoi.media import atomic_path
 from genhoi.models.adapter import WEIGHTS_NAME, GenHOIAdapter
-from genhoi.models.wan.attach import attach
+from genhoi.models.attach import attach
 
 _SIDE = 96
 _LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}

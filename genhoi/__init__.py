@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from genhoi.editing.pipeline import GenHOIPipeline
     from genhoi.evaluation.measure import evaluate
     from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
-    from genhoi.models.wan.attach import Attachment, attach
+    from genhoi.models.attach import attach
+    from genhoi.models.attachment import Attachment
     from genhoi.models.wan.convert import from_official, to_official
     from genhoi.training.config import TrainConfig
     from genhoi.training.trainer import Trainer
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 # Imported on first use: diffusers takes seconds, and most commands do without it.
 _LAZY = {
     "AdapterConfig": "genhoi.models.adapter",
-    "Attachment": "genhoi.models.wan.attach",
+    "Attachment": "genhoi.models.attachment",
     "GenHOIAdapter": "genhoi.models.adapter",
     "GenHOIPipeline": "genhoi.editing.pipeline",
     "TrainConfig": "genhoi.training.config",
     "Trainer": "genhoi.training.trainer",
-    "attach": "genhoi.models.wan.attach",
+    "attach": "genhoi.models.attach",
     "evaluate": "genhoi.evaluation.measure",
     "from_official": "genhoi.models.wan.convert",
     "to_official": "genhoi.models.wan.convert",

@@ -13,7 +13,8 @@ import torch
 from benchmarks.ablation.plan import VARIANTS, Run, Scale, adapt_config
 from benchmarks.ablation.run import VariantTrainer
 from benchmarks.timing import interleave, ratio
-from genhoi.bases.load import UNTRAINED, load_base
+from genhoi.bases.load import load_base
+from genhoi.bases.tiny import UNTRAINED
 from genhoi.data.encoded import EncodedClips
 from genhoi.training.objective import make_batch, reconstruction_loss
 
@@ -65,7 +66,9 @@ class _Contender:
         self.trainer = VariantTrainer(
             config, folder / name, clips, variant=VARIANTS[name], base=load_base(UNTRAINED)
         )
-        self.batch = make_batch(clips, list(range(_BATCH)), self.trainer.choices())
+        self.batch = make_batch(
+            self.trainer.base.model, clips, list(range(_BATCH)), self.trainer.choices()
+        )
         self.weights = list(self.trainer.weights().values())
 
     def give_reference(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.ablation.test_set import TestClip, TestSet
 from genhoi.bases.base import Base
+from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import Given
 from genhoi.evaluation.metrics import (
@@ -161,8 +162,9 @@ def attention_mass(
             processor.observer = None
     condition = test.encoded.take("condition_none", range(count))
     _, _, f, h, w = condition.shape
-    grid = (f, h // 2, w // 2)
-    hidden = token_mask(condition[:, :4], grid, rule="any").view(count, 1, f, -1).double()
+    mask = base.model.condition_mask(condition)
+    grid = STRIDES.latent_grid(f, h, w)
+    hidden = token_mask(mask, grid, rule="any").view(count, 1, f, -1).double()
     out = []
     for found in shares:
         last = found[-1].double().nan_to_num()

@@ -43,7 +43,8 @@ from benchmarks.ablation.plan import (
 from benchmarks.ablation.posed import PosedClips
 from benchmarks.ablation.test_set import TestSet
 from genhoi.bases.base import Base
-from genhoi.bases.load import UNTRAINED, load_base
+from genhoi.bases.load import load_base
+from genhoi.bases.tiny import UNTRAINED
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
 from genhoi.media import atomic_path

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.ablation.plan import SIDE
 from benchmarks.ablation.posed import PosedClips
 from genhoi.bases.base import Base
+from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
@@ -104,7 +105,7 @@ class TestSet:
 def _untouched(mask: Tensor) -> Tensor:
     """bool [F, H, W], pixels of the tokens in which no pixel is masked."""
     frames, height, width = mask.shape
-    grid = (1 + (frames - 1) // 4, height // 16, width // 16)
+    grid = STRIDES.grid(frames, height, width)
     touched = token_mask(mask, grid, rule="any", kind="pixel").view(grid)
-    by_frame = torch.cat([touched[:1], touched[1:].repeat_interleave(4, 0)])
-    return ~by_frame.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    by_frame = torch.cat([touched[:1], touched[1:].repeat_interleave(STRIDES.time, 0)])
+    return ~by_frame.repeat_interleave(STRIDES.token, 1).repeat_interleave(STRIDES.token, 2)

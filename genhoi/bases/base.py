@@ -1,23 +1,24 @@
-"""A base model as `GenHOIPipeline` needs it: a Wan transformer, a codec for frames, encoders.
-
-`genhoi.bases.tiny` has one without any download, `genhoi.bases.wan` those in diffusers' format.
-"""
+"""A base model as `GenHOIPipeline` needs it: a transformer, a codec for frames, encoders."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from genhoi.conditioning.masks import MaskRule
+from genhoi.models.protocol import VideoModel
+from genhoi.models.registry import model_of
 
-__all__ = ["TEXT_TOKENS", "Base", "EditDefaults"]
+__all__ = ["TEXT_TOKENS", "Base", "EditDefaults", "Offload"]
 
 TEXT_TOKENS = 512
+Offload = Literal["none", "model", "group"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,20 @@ class EditDefaults:
 class Base(ABC):
     """What every base offers. All results lie on `device`; latents are float32.
 
+    The attributes from `takes_text` on belong to the class: they are known before weights are
+    loaded.
+
     Attributes:
-        transformer: a diffusers `WanTransformer3DModel`.
+        transformer: of a family that `genhoi.models.registry` knows.
         device: where it computes.
         about: one sentence for people.
         trained: whether its weights come from training.
         takes_text: whether a prompt means anything to it.
         frames_apart: whether every latent frame is encoded by itself, from its own pixels alone.
+        can_offload: whether it is large enough to be kept off the GPU in parts.
+        merges_video_lora: whether low-rank weights that were trained on the video's own attention
+            are merged into a base that is written out; else they stay apart, for
+            `load_video_lora`.
         defaults: how it is best used.
     """
 
@@ -60,7 +68,52 @@ class Base(ABC):
     trained: bool
     takes_text: bool = True
     frames_apart: bool = False
+    can_offload: bool = True
+    merges_video_lora: bool = False
     defaults: EditDefaults = EditDefaults()
+
+    # ------------------------------------------------------- by name, before weights are loaded
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, name: str | os.PathLike[str]) -> bool:
+        """Whether a name, as given to `--base`, means a base of this kind.
+
+        The last kind in `genhoi.bases.load` gets every name that no other kind takes.
+        """
+
+    @classmethod
+    @abstractmethod
+    def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
+        """The transformer's configuration as diffusers saves it.
+
+        Raises:
+            FileNotFoundError, ValueError: no such base, or one of another kind.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> Base:
+        """Load it; see `genhoi.bases.load.load_base`."""
+
+    @classmethod
+    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
+        """The folder of the adapter that comes with it; None where none does."""
+        return None
+
+    # ---------------------------------------------------------------------------------- loaded
+
+    @property
+    def model(self) -> VideoModel:
+        """Its transformer, as a member of its family."""
+        return model_of(self.transformer)
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -98,9 +151,23 @@ class Base(ABC):
             f"weights in it"
         )
 
+    def save_trained(
+        self, folder: Path, transformer: Any, *, about: str, full_precision: bool
+    ) -> None:
+        """Write a trained transformer of this kind of base.
+
+        Args:
+            folder: made if it isn't there.
+            transformer: to be written.
+            about: one sentence for people on where the weights come from.
+            full_precision: whether its weights keep their own type: low-rank changes are small, and
+                bfloat16 would round them away.
+        """
+        transformer.save_pretrained(folder)
+
     # Bases that are made where they compute, in one piece, need neither of the following two.
 
-    def place(self, offload: Literal["none", "model", "group"]) -> None:  # noqa: B027
+    def place(self, offload: Offload) -> None:  # noqa: B027
         """Move what computes to the device, once the adapter is attached.
 
         Args:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,18 @@ import torch
 
 from genhoi.bases.base import Base, EditDefaults
 
-__all__ = [
-    "SHIPPED",
-    "UNTRAINED",
-    "base_config",
-    "base_defaults",
-    "is_tiny",
-    "load_base",
-    "shipped_adapter",
-]
+__all__ = ["base_config", "base_defaults", "base_kind", "load_base", "shipped_adapter"]
 
-SHIPPED = "tiny"
-UNTRAINED = "tiny-untrained"
+# Module and class of each kind. The first that takes a name has it, and the last takes them all.
+_KINDS = (
+    ("genhoi.bases.tiny", "TinyBase"),
+    ("genhoi.bases.wan", "WanBase"),
+)
 
 
-def is_tiny(name: str | os.PathLike[str]) -> bool:
-    """Whether it is a tiny base, which lives on pixels, trained or not."""
-    from genhoi.bases.tiny import is_tiny_base
-
-    return str(name) in (SHIPPED, UNTRAINED) or is_tiny_base(Path(name))
+def base_kind(name: str | os.PathLike[str]) -> type[Base]:
+    """The kind of base that a name means; nothing is loaded, and there may be no such base."""
+    return next(kind for kind in _kinds() if kind.takes(name))
 
 
 def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
@@ -37,22 +32,12 @@ def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: no such base, or one of another kind.
     """
-    if is_tiny(name):
-        from genhoi.bases.tiny import TINY_CONFIG
-
-        return dict(TINY_CONFIG)
-    from genhoi.bases.wan import locate_base, read_config
-
-    return read_config(locate_base(name))
+    return base_kind(name).read_config(name)
 
 
 def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
     """How a base is best used, without loading it."""
-    if is_tiny(name):
-        from genhoi.bases.tiny import TinyBase
-
-        return TinyBase.defaults
-    return Base.defaults
+    return base_kind(name).defaults
 
 
 def load_base(
@@ -76,18 +61,14 @@ def load_base(
         FileNotFoundError: no such base; the message says what to fetch.
         ValueError: one of another kind.
     """
-    if is_tiny(name):
-        from genhoi.bases.tiny import SHIPPED_BASE, TinyBase
-
-        folder = {SHIPPED: SHIPPED_BASE, UNTRAINED: None}.get(str(name), Path(name))
-        return TinyBase(folder, seed=seed, device=device, dtype=dtype)
-    from genhoi.bases.wan import WanBase, locate_base
-
-    return WanBase(locate_base(name), device=device, dtype=dtype)
+    return base_kind(name).load(name, device=device, dtype=dtype, seed=seed)
 
 
 def shipped_adapter(name: str | os.PathLike[str]) -> Path | None:
     """The folder of the adapter that comes with a base; None where none does."""
-    from genhoi.bases.tiny import SHIPPED_ADAPTER
+    return base_kind(name).shipped_adapter(name)
 
-    return SHIPPED_ADAPTER if str(name) == SHIPPED else None
+
+def _kinds() -> Iterator[type[Base]]:
+    for module, name in _KINDS:
+        yield getattr(import_module(module), name)

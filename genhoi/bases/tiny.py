@@ -9,7 +9,9 @@ counts four times. Decoding inverts this as far as it goes: encode(decode(z)) is
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,34 @@ from torch import Tensor
 from genhoi.bases.base import Base, EditDefaults
 from genhoi.media import atomic_path
 
-__all__ = ["SHIPPED_ADAPTER", "SHIPPED_BASE", "TINY_CONFIG", "TinyBase", "is_tiny_base"]
+__all__ = [
+    "SHIPPED",
+    "SHIPPED_ADAPTER",
+    "SHIPPED_BASE",
+    "TINY_CONFIG",
+    "UNTRAINED",
+    "TinyBase",
+]
+
+SHIPPED = "tiny"
+UNTRAINED = "tiny-untrained"
+
 
 # Head dim 64: 12 temporal frequencies, so that a fixed frame's voice fades instead of returning.
 TINY_CONFIG = {
-    "num_attention_heads": 4, "attention_head_dim": 64, "in_channels": 36, "out_channels": 16,
-    "text_dim": 8, "freq_dim": 64, "ffn_dim": 448, "num_layers": 4, "image_dim": None,
-    "added_kv_proj_dim": None, "rope_max_seq_len": 1024,
-}  # fmt: skip
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "in_channels": 36,
+    "out_channels": 16,
+    "text_dim": 8,
+    "freq_dim": 64,
+    "ffn_dim": 448,
+    "num_layers": 4,
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "rope_max_seq_len": 1024,
+}
 
 _WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "tiny"
 SHIPPED_BASE, SHIPPED_ADAPTER = _WEIGHTS / "base", _WEIGHTS / "adapter"
@@ -41,7 +63,7 @@ _SCALE = 2.0  # brings the latents near unit variance, which flow matching's noi
 
 
 class TinyBase(Base):
-    """See above.
+    """The codec that this module describes, around a small transformer.
 
     Args:
         folder: of trained weights, as `save_pretrained` writes them; `SHIPPED_BASE` has those that
@@ -56,6 +78,8 @@ class TinyBase(Base):
 
     takes_text = False
     frames_apart = True
+    can_offload = False
+    merges_video_lora = True
     defaults = EditDefaults(
         steps=25, guidance=1.0, shift=3.0, window=49, mask_rule="any", long_side=96
     )
@@ -74,7 +98,7 @@ class TinyBase(Base):
             self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                transformer = WanTransformer3DModel(**TINY_CONFIG)
+                transformer = WanTransformer3DModel.from_config(dict(TINY_CONFIG))
         else:
             self.about = f"tiny: {_read_mark(folder)['about']}"
             # Not `from_pretrained`, which wants accelerate for a model that keeps parts in float32.
@@ -89,6 +113,44 @@ class TinyBase(Base):
                 weight.data = weight.data.to(dtype)
         self.transformer = transformer.to(self.device).eval()
 
+    @classmethod
+    def takes(cls, name: str | os.PathLike[str]) -> bool:
+        """The two names, and folders that `save_pretrained` wrote."""
+        return str(name) in (SHIPPED, UNTRAINED) or (Path(name) / _MARK).is_file()
+
+    @classmethod
+    def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
+        """See `Base`; all tiny bases have one."""
+        return dict(TINY_CONFIG)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> TinyBase:
+        """See `Base`."""
+        folder = {SHIPPED: SHIPPED_BASE, UNTRAINED: None}.get(str(name), Path(name))
+        return cls(folder, seed=seed, device=device, dtype=dtype)
+
+    @classmethod
+    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
+        """See `Base`."""
+        return SHIPPED_ADAPTER if str(name) == SHIPPED else None
+
+    def save_trained(
+        self, folder: Path, transformer: Any, *, about: str, full_precision: bool
+    ) -> None:
+        """See `Base`; the result is a tiny base again."""
+        trained = copy.copy(self)
+        trained.transformer = transformer
+        trained.save_pretrained(folder, about=about)
+        if full_precision:
+            transformer.save_pretrained(folder)
+
     def save_pretrained(self, folder: Path, *, about: str) -> None:
         """Write the transformer, weights in bfloat16, and what marks the folder as a tiny base.
 
@@ -97,13 +159,13 @@ class TinyBase(Base):
             about: one sentence for people on where the weights come from.
         """
         self.transformer.save_config(folder)
-        half = {
+        weights = {
             name: x.detach().cpu().to(torch.bfloat16).contiguous()
             for name, x in self.transformer.state_dict().items()
         }
         with atomic_path(folder / SAFETENSORS_WEIGHTS_NAME, overwrite=True) as temporary:
             # Not `save_file`, whose files only their owner may read.
-            temporary.write_bytes(save(half, metadata={"format": "pt"}))
+            temporary.write_bytes(save(weights, metadata={"format": "pt"}))
         mark = {"format": _FORMAT, "version": _VERSION, "about": about}
         with atomic_path(folder / _MARK, overwrite=True) as temporary:
             temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
@@ -150,17 +212,12 @@ class TinyBase(Base):
         return None
 
 
-def is_tiny_base(folder: Path) -> bool:
-    """Whether `TinyBase.save_pretrained` wrote it."""
-    return (folder / _MARK).is_file()
-
-
 def _read_mark(folder: Path) -> dict[str, Any]:
     path = folder / _MARK
     if not path.is_file():
         raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a tiny base")
     mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    came = (mark.get("format"), mark.get("version"))
-    if came != (_FORMAT, _VERSION):
-        raise ValueError(f"base: {path} says {came}, wanted {(_FORMAT, _VERSION)}")
+    kind = (mark.get("format"), mark.get("version"))
+    if kind != (_FORMAT, _VERSION):
+        raise ValueError(f"base: {path} says {kind}, wanted {(_FORMAT, _VERSION)}")
     return mark

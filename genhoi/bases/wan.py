@@ -6,7 +6,7 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline
@@ -14,11 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.bases.base import TEXT_TOKENS, Base
+from genhoi.bases.base import TEXT_TOKENS, Base, Offload
 
-__all__ = ["Offload", "WanBase", "locate_base", "read_config"]
-
-Offload = Literal["none", "model", "group"]
+__all__ = ["WanBase", "locate_base", "read_config"]
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SUGGESTED = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
@@ -53,6 +51,28 @@ class WanBase(Base):
             dtype={"transformer": dtype, "text_encoder": dtype, "default": torch.float32},
         )
         self.transformer = self.pipe.transformer.eval()
+
+    @classmethod
+    def takes(cls, name: str | os.PathLike[str]) -> bool:
+        """Every name: what is missing, and what to fetch, is said when it is read."""
+        return True
+
+    @classmethod
+    def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
+        """See `Base`."""
+        return read_config(locate_base(name))
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> WanBase:
+        """See `Base`; no weight is random, so the seed has no say."""
+        return cls(locate_base(name), device=device, dtype=dtype)
 
     def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
         """See `Base`."""
@@ -112,14 +132,15 @@ class WanBase(Base):
     def encode_text(self, text: str) -> Tensor:
         """See `Base`."""
         # Not `pipe.encode_prompt`: it needs the package ftfy, and cuts long texts.
-        found = self.pipe.tokenizer(" ".join(text.split()), return_tensors="pt")
-        tokens = found.input_ids.shape[1]
+        tokenized = self.pipe.tokenizer(" ".join(text.split()), return_tensors="pt")
+        tokens = tokenized.input_ids.shape[1]
         if tokens > TEXT_TOKENS:
             raise ValueError(f"prompt: got {tokens} tokens, wanted at most {TEXT_TOKENS}")
         encoder = self.pipe.text_encoder
         # Padded as in training: the encoder's positions are relative, and padding is masked.
-        ids = F.pad(found.input_ids, (0, TEXT_TOKENS - tokens), value=encoder.config.pad_token_id)
-        seen = F.pad(found.attention_mask, (0, TEXT_TOKENS - tokens))
+        padding = (0, TEXT_TOKENS - tokens)
+        ids = F.pad(tokenized.input_ids, padding, value=encoder.config.pad_token_id)
+        seen = F.pad(tokenized.attention_mask, padding)
         states = encoder(ids.to(self.device), seen.to(self.device)).last_hidden_state
         states = states.to(self.device, self.transformer.dtype)
         return F.pad(states[:, :tokens], (0, 0, 0, TEXT_TOKENS - tokens))

@@ -29,7 +29,7 @@ def convert(weights: tuple[Path, ...], config: Path | None, out: Path, force: bo
     Nothing is cast. Weights are mapped into memory, not loaded.
     """
     with plain_errors():
-        from genhoi.models.wan.convert import from_official, load_weights
+        from genhoi.convert import from_official, load_weights
 
         folders = out / "transformer", out / "adapter"
         for folder in folders:

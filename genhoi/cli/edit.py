@@ -245,7 +245,7 @@ def _run(
         click.echo(note)
     settings = {name: options[name] for name in _CALL}
     settings["strengths"] = list(options["strengths"]) or None
-    layer = len(pipeline.base.transformer.blocks) // 2
+    layer = pipeline.base.model.sizes.num_layers // 2
     watched = _Watched()
     start = time.monotonic()
     with progress_bar(console, "left") as bar:
@@ -296,7 +296,7 @@ def _load(console: Console, options: dict[str, Any], schedule: str | float | Non
             dtype=DTYPES[options["dtype"]],
             offload=options["offload"],
             preset=options["preset"],
-            schedule=schedule,
+            **({} if schedule is None else {"schedule": schedule}),
         )
 
 

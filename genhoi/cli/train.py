@@ -98,13 +98,14 @@ def _read_settings(
 
 def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | None) -> None:
     """Refuse what can be known to fail before anything is loaded, encoded or started."""
-    from genhoi.bases.load import base_config, is_tiny
+    from genhoi.bases.load import base_config, base_kind
     from genhoi.training.config import TrainConfig
-    from genhoi.training.trainer import load_adapter
+    from genhoi.training.trained_weights import load_adapter
     from genhoi_kernels import backends
 
     base_config(config.base)
-    if not is_tiny(config.base) and (apart := sorted({"near", "mixed"} & set(config.given))):
+    apart = sorted({"near", "mixed"} & set(config.given))
+    if apart and not base_kind(config.base).frames_apart:
         raise ValueError(
             f"given: got {apart}, wanted none, first or first_last, for {config.base} does not "
             f"encode every latent frame by itself"
@@ -173,7 +174,8 @@ def _run(
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
     from genhoi.training.clips import open_clips
-    from genhoi.training.trainer import Trainer, check_same_run
+    from genhoi.training.same_run import check_same_run
+    from genhoi.training.trainer import Trainer
 
     screen = Screen(accelerator)
     if fresh and accelerator.is_main_process:
@@ -230,10 +232,10 @@ def _remove_run(out: Path) -> None:
 
 def _results(config: TrainConfig, out: Path) -> dict[str, Path] | None:
     """Name the folders of the result, if all of them exist."""
-    from genhoi.bases.load import is_tiny
+    from genhoi.bases.load import base_kind
     from genhoi.training.result import result_folders
 
-    folders = result_folders(out, config, tiny=is_tiny(config.base))
+    folders = result_folders(out, config, base_kind(config.base))
     return folders if all(path.is_dir() for path in folders.values()) else None
 
 

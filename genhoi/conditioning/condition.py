@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from genhoi.conditioning.masks import MaskRule, token_mask
+from genhoi.conditioning.grid import STRIDES, Grid, Strides
+from genhoi.conditioning.masks import MaskRule, fold_frames, token_mask
 
 __all__ = ["GREY", "Condition", "build_condition", "latent_mask", "paint_grey", "reference_tokens"]
 
-TIME, SPACE = 4, 8
 # The middle of 0..255, as for the background of reference pictures: near 0 for the VAE.
 GREY = 128
 
@@ -44,17 +43,15 @@ class Condition:
     @property
     def latent_mask(self) -> Tensor:
         """float32 [1, 4, f, H/8, W/8]."""
-        return self.channels[:, :TIME]
+        return self.channels[:, : STRIDES.time]
 
 
-def latent_mask(mask: Tensor) -> Tensor:
-    """Bring a pixel mask into the form of the latents.
-
-    Nearest resize by 8; frame 0 repeated 4 times; then every 4 frames become the 4 channels of one
-    latent frame.
+def latent_mask(mask: Tensor, strides: Strides = STRIDES) -> Tensor:
+    """Bring a hard pixel mask into the form of the latents; see `fold_frames`.
 
     Args:
         mask: bool [B, F, H, W] or [F, H, W], F = 1 + 4 (f - 1), H and W multiples of 16.
+        strides: of the model; all sizes here are those of Wan 2.1.
 
     Returns:
         float32 [B, 4, f, H/8, W/8] of exact zeros and ones.
@@ -67,15 +64,13 @@ def latent_mask(mask: Tensor) -> Tensor:
         raise TypeError(f"mask: got {mask.dtype}, wanted torch.bool; binarise it first")
     if mask.ndim == 3:
         mask = mask[None]
-    if mask.ndim != 4 or (mask.shape[1] - 1) % TIME or mask.shape[2] % 16 or mask.shape[3] % 16:
+    if mask.ndim != 4 or not strides.is_whole(mask.shape[1]) or not strides.fits(*mask.shape[2:]):
         raise ValueError(
-            f"mask: got shape {tuple(mask.shape)}, wanted [B, 1 + 4 n, H, W] with H and W "
-            f"multiples of 16"
+            f"mask: got shape {tuple(mask.shape)}, wanted [B, 1 + {strides.time} n, H, W] with H "
+            f"and W multiples of {strides.token}"
         )
-    height, width = mask.shape[2] // SPACE, mask.shape[3] // SPACE
-    small = F.interpolate(mask.float(), size=(height, width), mode="nearest")
-    frames = torch.cat([small[:, :1].expand(-1, TIME, -1, -1), small[:, 1:]], dim=1)
-    return frames.unflatten(1, (-1, TIME)).transpose(1, 2).contiguous()
+    size = (mask.shape[2] // strides.space, mask.shape[3] // strides.space)
+    return fold_frames(mask.float(), size).contiguous()
 
 
 def paint_grey(frames: Tensor, mask: Tensor) -> Tensor:
@@ -111,6 +106,7 @@ def build_condition(
     *,
     first_frame: Tensor | None = None,
     last_frame: Tensor | None = None,
+    strides: Strides = STRIDES,
 ) -> Condition:
     """Build the condition of one window.
 
@@ -122,6 +118,7 @@ def build_condition(
             nothing is masked there. None: frame 0 is masked like any other, which departs from the
             authors' release.
         last_frame: the same for the last frame.
+        strides: of the model; all sizes here are those of Wan 2.1.
 
     Raises:
         TypeError, ValueError: as `latent_mask` and `paint_grey`; a finished frame of another dtype
@@ -139,7 +136,7 @@ def build_condition(
                 f"the clip's frames"
             )
         frames[index], mask[index] = image, False
-    channels = latent_mask(mask)
+    channels = latent_mask(mask, strides)
     painted = paint_grey(frames, mask)
     latents = encode(painted).float()
     return Condition(
@@ -152,7 +149,7 @@ def build_condition(
 
 def reference_tokens(
     masks: Sequence[Tensor],
-    grid: tuple[int, int, int],
+    grid: Grid,
     *,
     rule: MaskRule = "release",
     first_frame_given: bool,

@@ -1,7 +1,6 @@
 """From a mask over pixels or latents to a mask over the model's tokens (docs/op.md, "Mask gate").
 
-A token covers 2 x 2 latent pixels of one latent frame, so 16 x 16 pixels; latent frame 0 is pixel
-frame 0, each later one is 4 pixel frames.
+`genhoi.conditioning.grid` says which pixels and latent pixels a token covers.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MaskRule", "clear_first_frame", "token_mask"]
+from genhoi.conditioning.grid import STRIDES, Grid
 
-Grid = tuple[int, int, int]
+__all__ = ["MaskRule", "clear_first_frame", "fold_frames", "token_mask"]
+
 MaskRule = Literal["release", "any"]
-
-_TIME, _SPACE = 4, 8
 
 
 def token_mask(
@@ -103,6 +101,25 @@ def clear_first_frame(tokens: Tensor, grid: Grid) -> Tensor:
     return cleared
 
 
+def fold_frames(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a mask over pixels into the form of the latents.
+
+    Nearest resize; frame 0 repeated 4 times; then every 4 frames become the 4 channels of one
+    latent frame.
+
+    Args:
+        mask: floating [B, F, H, W], F = 1 + 4 (f - 1).
+        size: height and width of the result, in latent pixels.
+
+    Returns:
+        [B, 4, f, *size] in the mask's dtype.
+    """
+    small = F.interpolate(mask, size=size, mode="nearest")
+    first = small[:, :1].expand(-1, STRIDES.time, -1, -1)
+    frames = torch.cat([first, small[:, 1:]], dim=1)
+    return frames.unflatten(1, (-1, STRIDES.time)).transpose(1, 2)
+
+
 def _finish(inside: Tensor, grid: Grid, clear_first: bool) -> Tensor:
     tokens = inside.flatten(1)
     return clear_first_frame(tokens, grid) if clear_first else tokens
@@ -154,7 +171,7 @@ def _pixel_frames(mask: Tensor, grid: Grid) -> Tensor:
     if mask.ndim == 3:
         mask = mask[None]
     f, h, w = grid
-    frames = 1 + _TIME * (f - 1)
+    frames = STRIDES.pixel_frames(f)
     if mask.ndim != 4 or mask.shape[1] != frames or mask.shape[2] < h or mask.shape[3] < w:
         raise ValueError(
             f"mask: got shape {tuple(mask.shape)}, want [B, {frames}, H, W] or [{frames}, H, W] "
@@ -166,18 +183,16 @@ def _pixel_frames(mask: Tensor, grid: Grid) -> Tensor:
 def _pixels_to_latent(mask: Tensor, grid: Grid) -> Tensor:
     """[B, F, H, W] -> [B, 4, f, H', W'], H' and W' the latent's size."""
     f, h, w = grid
-    size = (mask.shape[2] // _SPACE, mask.shape[3] // _SPACE)
-    if (size[0] // 2, size[1] // 2) != (h, w):
+    size = (mask.shape[2] // STRIDES.space, mask.shape[3] // STRIDES.space)
+    if STRIDES.latent_grid(f, *size) != (f, h, w):
         # A mask drawn at another size than the clip: the grid alone tells the latent's size.
-        size = (2 * h, 2 * w)
-    small = F.interpolate(mask, size=size, mode="nearest")
-    frames = torch.cat([small[:, :1].expand(-1, _TIME, -1, -1), small[:, 1:]], dim=1)
-    return frames.unflatten(1, (f, _TIME)).transpose(1, 2)
+        size = (STRIDES.patch * h, STRIDES.patch * w)
+    return fold_frames(mask, size)
 
 
 def _any_pixel(mask: Tensor, grid: Grid) -> Tensor:
     """[B, F, H, W] -> bool [B, 1, f, h, w], the maximum over all pixels that a token covers."""
     f, h, w = grid
     pooled = F.adaptive_max_pool2d((mask > 0.5).float(), (h, w))
-    later = pooled[:, 1:].unflatten(1, (f - 1, _TIME)).amax(2) if f > 1 else pooled[:, 1:]
+    later = pooled[:, 1:].unflatten(1, (f - 1, STRIDES.time)).amax(2) if f > 1 else pooled[:, 1:]
     return torch.cat([pooled[:, :1], later], dim=1)[:, None] > 0.5

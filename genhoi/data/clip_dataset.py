@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.data.folders import ClipFiles
 from genhoi.data.sample import HOISample
 from genhoi.media import (
@@ -36,8 +37,7 @@ from genhoi.media.image import BACKGROUND
 __all__ = ["ClipDataset"]
 
 _VERSION = 1  # of how samples are made of files
-_PATCH = 16
-_SHORTEST = 5
+_SHORTEST = STRIDES.pixel_frames(2)
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,14 @@ def _file_words(path: Path | None) -> list[tuple[str, int, int]]:
 def _check_options(
     frames: int | None, windows: str, size: tuple[int, int] | None, resize: str, cache: int
 ) -> None:
-    if frames is not None and (frames < _SHORTEST or (frames - 1) % 4):
+    if frames is not None and not STRIDES.is_clip(frames):
         raise ValueError(f"frames: got {frames}, want 1 + 4 n: 5, 9, ..., 81, ...")
     if windows not in ("first", "all"):
         raise ValueError(f'windows: got {windows!r}, want "first" or "all"')
-    if size is not None and (len(size) != 2 or any(s < 1 or s % _PATCH for s in size)):
+    if size is not None and (len(size) != 2 or any(s < 1 or s % STRIDES.token for s in size)):
         raise ValueError(
-            f"size: got {tuple(size)}, want (height, width), both positive multiples of {_PATCH}"
+            f"size: got {tuple(size)}, want (height, width), both positive multiples of "
+            f"{STRIDES.token}"
         )
     if resize not in ("crop", "exact"):
         raise ValueError(f'resize: got {resize!r}, want "crop" or "exact"')
@@ -258,7 +259,7 @@ def _cut(
     cut: list[_Window] = []
     notes = []
     for number, (files, length) in enumerate(zip(clips, lengths, strict=True)):
-        each = frames if frames is not None else 1 + (length - 1) // 4 * 4
+        each = frames if frames is not None else STRIDES.longest(length)
         if length < max(each, _SHORTEST):
             want = max(each, _SHORTEST)
             notes.append(f"{files.name}: left out, {length} frames where {want} are wanted.")
@@ -282,8 +283,7 @@ def _decode(
     if clip.num_frames != stop:
         raise ValueError(f"{files.video}: broken, {clip.num_frames} of {stop} frames can be read")
     if size is None:
-        height, width = (max(_PATCH, side // _PATCH * _PATCH) for side in (clip.height, clip.width))
-        size = (height, width)
+        size = (STRIDES.side(clip.height), STRIDES.side(clip.width))
     mask = read_mask(files.mask, like=clip, max_frames=stop)
     inside = None
     if files.object_mask is not None:

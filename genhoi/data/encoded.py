@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from genhoi.bases.base import Base
-from genhoi.conditioning.condition import build_condition
 from genhoi.data.sample import HOIDataset, HOISample
 from genhoi.media import fit_image
 from genhoi.media.files import one_after_the_other
@@ -240,7 +239,7 @@ def _encode(base: Base, sample: HOISample, given: Sequence[Given]) -> Iterator[t
     size = (sample.clip.height, sample.clip.width)
     yield "object", base.encode(fit_image(sample.object, size)[None])[0]
     for which in sorted(set(given)):
-        condition = build_condition(
+        condition = base.model.build_condition(
             frames,
             sample.mask,
             base.encode,

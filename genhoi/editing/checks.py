@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from genhoi.conditioning.condition import reference_tokens
+from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.conditioning.masks import MaskRule
 from genhoi.media import Clip, fit_image
 
 __all__ = ["check_inputs", "check_seen"]
 
-_PATCH = 16
 _MOST_OBJECTS = 32  # bits of a token's mask
 
 
@@ -25,6 +25,7 @@ def check_inputs(
     first_frame: Tensor | None,
     last_frame: Tensor | None,
     strengths: Sequence[float] | None,
+    strides: Strides = STRIDES,
 ) -> None:
     """Raises TypeError or ValueError unless clip, masks, pictures and strengths fit each other."""
     if not objects:
@@ -33,9 +34,9 @@ def check_inputs(
         raise ValueError(f"objects: got {len(objects)}, wanted at most {_MOST_OBJECTS}")
     if len(masks) != len(objects):
         raise ValueError(f"masks: got {len(masks)}, wanted {len(objects)}, one for each object")
-    if clip.height % _PATCH or clip.width % _PATCH:
+    if not strides.fits(clip.height, clip.width):
         raise ValueError(
-            f"clip: got {clip.width}x{clip.height} pixels, wanted multiples of {_PATCH}"
+            f"clip: got {clip.width}x{clip.height} pixels, wanted multiples of {strides.token}"
         )
     shape = tuple(clip.frames.shape[:3])
     for mask in masks:
@@ -44,7 +45,7 @@ def check_inputs(
         if tuple(mask.shape) != shape:
             raise ValueError(f"masks: got shape {tuple(mask.shape)}, wanted {shape} as the clip")
     for image in objects:
-        fit_image(image, (_PATCH, _PATCH))  # raises
+        fit_image(image, (strides.token, strides.token))  # raises
     for name, image_ in (("first_frame", first_frame), ("last_frame", last_frame)):
         if image_ is None:
             continue
@@ -62,9 +63,15 @@ def check_inputs(
         )
 
 
-def check_seen(clip: Clip, masks: list[Tensor], rule: MaskRule, first_given: bool) -> None:
+def check_seen(
+    clip: Clip,
+    masks: list[Tensor],
+    rule: MaskRule,
+    first_given: bool,
+    strides: Strides = STRIDES,
+) -> None:
     """Every object is seen by some token of the clip; frame 0 doesn't count if it is finished."""
-    grid = (1 + (clip.num_frames - 1) // 4, clip.height // _PATCH, clip.width // _PATCH)
+    grid = strides.grid(clip.num_frames, clip.height, clip.width)
     bits = reference_tokens(masks, grid, rule=rule, first_frame_given=first_given)
     for i in range(len(masks)):
         if not (bits >> i & 1).any():

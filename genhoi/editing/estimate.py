@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from genhoi.models.sampling import windows
+from genhoi.editing.windows import windows
+from genhoi.models.registry import empty_model
 from genhoi_kernels import reference_attention
 
 __all__ = ["Estimate", "estimate_edit"]
@@ -62,29 +63,25 @@ def estimate_edit(
         steps, guidance, window: as for `GenHOIPipeline`.
         dtype, device: computed in and on; the device is timed for a moment.
     """
-    from diffusers import WanTransformer3DModel
-
     with torch.device("meta"):
-        model: Any = WanTransformer3DModel(
-            **{key: value for key, value in config.items() if key[0] != "_"}
-        )
-    parameters = sum(p.numel() for p in model.parameters())
-    full = model.config
-    dim, layers = full.num_attention_heads * full.attention_head_dim, full.num_layers
+        model = empty_model(config)
+    parameters = sum(p.numel() for p in model.transformer.parameters())
+    sizes = model.sizes
+    dim, layers = sizes.dim, sizes.num_layers
     spans = windows(frames, window)
-    height, width = size[0] // 16, size[1] // 16
+    grids = [sizes.strides.grid(end - begin, *size) for begin, end in spans]
+    grid = grids[0]
+    _, height, width = grid
     reference = objects * height * width
     branches = 1 if guidance == 1 else 2
-    dense = sum(p.numel() for p in model.blocks.parameters())
+    dense = sum(p.numel() for block in model.blocks for p in block.module.parameters())
     linear = attention = 0.0
-    for begin, end in spans:
-        tokens = (1 + (end - begin - 1) // 4) * height * width
+    for f, h, w in grids:
+        tokens = f * h * w
         linear += 2.0 * dense * tokens
         attention += 4.0 * tokens * (tokens + reference + 512) * dim * layers
     linear, attention = (x * steps * branches for x in (linear, attention))
-    linear_speed, attention_speed = _speeds(full.attention_head_dim, dtype, device)
-    begin, end = spans[0]
-    grid = (1 + (end - begin - 1) // 4, height, width)
+    linear_speed, attention_speed = _speeds(sizes.head_dim, dtype, device)
     tokens = grid[0] * height * width
     size_of = dtype.itemsize
     return Estimate(
@@ -94,7 +91,7 @@ def estimate_edit(
         parameters=parameters,
         weight_bytes=parameters * size_of,
         cache_bytes=2 * layers * reference * dim * size_of,
-        working_bytes=tokens * (full.ffn_dim + 6 * dim) * size_of,
+        working_bytes=tokens * (sizes.ffn_dim + 6 * dim) * size_of,
         flops=linear + attention,
         seconds=linear / linear_speed + attention / attention_speed,
     )

@@ -9,53 +9,28 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base
-from genhoi.bases.load import is_tiny, load_base, shipped_adapter
-from genhoi.conditioning.condition import Condition, build_condition, reference_tokens
+from genhoi.bases.base import Base, Offload
+from genhoi.bases.load import base_kind, load_base
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
+from genhoi.editing.run import EditArguments, EditRun, Progress
 from genhoi.editing.settings import resolve
-from genhoi.media import Clip, fit_image
+from genhoi.editing.windows import windows
+from genhoi.media import Clip
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
-from genhoi.models.sampling import denoise, noise, noise_levels, windows
-from genhoi.models.wan.attach import Preset, attach
-from genhoi.models.wan.attention_share import AttentionShare
+from genhoi.models.attach import attach
+from genhoi.models.options import UNSET, Preset, Unset
+from genhoi.models.sampling import noise_levels
 
 __all__ = ["GenHOIPipeline", "Progress"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an edit stands; what `GenHOIPipeline` calls back with, after every step.
-
-    Args:
-        window, windows: this one, from 0, of how many.
-        step, steps: steps done in it, of how many.
-        done: share of all steps, 0 to 1, windows of earlier runs included.
-        seconds_left: at the speed so far.
-        latents: float32 [1, C, f, h, w] of this window; do not change them.
-        attention: after a window's last step, if it was asked for: float32 [f, h, w], see
-            `genhoi.models.wan.attention_share`.
-    """
-
-    window: int
-    windows: int
-    step: int
-    steps: int
-    done: float
-    seconds_left: float
-    latents: Tensor
-    attention: Tensor | None = None
 
 
 class GenHOIPipeline:
@@ -63,9 +38,8 @@ class GenHOIPipeline:
 
     Args:
         base: see `from_pretrained` for a name instead.
-        adapter: None for a fresh one, which is not trained.
-        preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`, except that a mask_gate and
-            a schedule of None are the preset's or the adapter's, as is a flow_gate of "preset".
+        adapter: copied, in the base's place and type; None for a fresh one, which is not trained.
+        preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`.
 
     Raises:
         TypeError, ValueError: as `genhoi.attach`.
@@ -77,9 +51,9 @@ class GenHOIPipeline:
         adapter: GenHOIAdapter | None = None,
         *,
         preset: Preset | None = None,
-        mask_gate: bool | None = None,
-        flow_gate: FlowGateReduction | Literal["preset"] | None = "preset",
-        schedule: Schedule | None = None,
+        mask_gate: bool | Unset = UNSET,
+        flow_gate: FlowGateReduction | Unset | None = UNSET,
+        schedule: Schedule | Unset = UNSET,
     ) -> None:
         self.base = base
         self.adapter_trained = adapter is not None
@@ -88,15 +62,14 @@ class GenHOIPipeline:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 adapter = GenHOIAdapter.for_transformer(base.transformer)
-        adapter = adapter.to(weight.device, base.transformer.dtype)
-        given: dict[str, Any] = {}
-        if mask_gate is not None:
-            given["mask_gate"] = mask_gate
-        if flow_gate != "preset":
-            given["flow_gate"] = flow_gate
-        if schedule is not None:
-            given["schedule"] = schedule
-        self.attachment = attach(base.transformer, adapter, preset=preset, **given)
+        self.attachment = attach(
+            base.transformer,
+            adapter.copy_to(weight.device, base.transformer.dtype),
+            preset=preset,
+            mask_gate=mask_gate,
+            flow_gate=flow_gate,
+            schedule=schedule,
+        )
 
     @classmethod
     def from_pretrained(
@@ -107,7 +80,7 @@ class GenHOIPipeline:
         video_lora: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        offload: Literal["none", "model", "group"] = "none",
+        offload: Offload = "none",
         **options: Any,
     ) -> GenHOIPipeline:
         """Load a base, and an adapter on it.
@@ -133,15 +106,16 @@ class GenHOIPipeline:
             TypeError, ValueError: as the class; a base that takes no video_lora.
         """
         device = torch.device(device)
-        if offload not in ("none", "model", "group"):
+        if offload not in get_args(Offload):
             raise ValueError(f"offload: got {offload!r}, wanted 'none', 'model' or 'group'")
-        if offload != "none" and (is_tiny(base) or device.type == "cpu"):
+        kind = base_kind(base)
+        if offload != "none" and (not kind.can_offload or device.type == "cpu"):
             raise ValueError(
                 f"offload: got {offload!r} for base {base} on {device}, wanted 'none': it serves "
                 f"large bases on a GPU"
             )
         if adapter is None:
-            adapter = shipped_adapter(base)
+            adapter = kind.shipped_adapter(base)
         if isinstance(adapter, (str, os.PathLike)):
             adapter = GenHOIAdapter.from_pretrained(adapter)
         loaded = load_base(base, device=device, dtype=dtype)
@@ -211,7 +185,67 @@ class GenHOIPipeline:
         """
         masks = [masks] if isinstance(masks, Tensor) else list(masks)
         objects = [objects] if isinstance(objects, Tensor) else list(objects)
-        check_inputs(clip, masks, objects, first_frame, last_frame, strengths)
+        sizes = self.base.model.sizes
+        strides = sizes.strides
+        check_inputs(clip, masks, objects, first_frame, last_frame, strengths, strides)
+        settings = self._settings(
+            guidance=guidance,
+            mask_rule=mask_rule,
+            negative_prompt=negative_prompt,
+            prompt=prompt,
+            seed=seed,
+            shift=shift,
+            steps=steps,
+            strengths=strengths,
+            window=window,
+        )
+        spans = windows(clip.num_frames, settings.window)
+        last_layer = sizes.num_layers - 1
+        if attention_layer is not None and not 0 <= attention_layer <= last_layer:
+            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {last_layer}")
+        if self.attachment.options.mask_gate:
+            check_seen(clip, masks, settings.mask_rule, first_frame is not None, strides)
+        finished = None
+        if parts is not None:
+            tensors = {"clip": clip.frames, "first": first_frame, "last": last_frame}
+            tensors |= {f"mask {i}": x for i, x in enumerate(masks)}
+            tensors |= {f"object {i}": x for i, x in enumerate(objects)}
+            job = self._fingerprint(settings, clip, tensors)
+            finished = Parts(parts, job, discard=discard_parts)
+
+        edit = EditRun(
+            self.base,
+            self.attachment,
+            clip,
+            masks,
+            objects,
+            settings,
+            spans,
+            parts=finished,
+            attention_layer=attention_layer,
+            callback=callback,
+        )
+        with torch.inference_mode():
+            frames = edit.run(first_frame, last_frame)
+        if restore_background:
+            frames = keep_background(frames, clip.frames, torch.stack(masks).any(0))
+        return Clip(frames, clip.fps)
+
+    def _settings(
+        self,
+        *,
+        steps: int | None,
+        guidance: float | None,
+        shift: float | None,
+        window: int | None,
+        mask_rule: MaskRule | None,
+        **given: Any,
+    ) -> EditArguments:
+        """Take the base's own values for None.
+
+        Raises:
+            ValueError: guidance that the base cannot have.
+        """
         resolved = resolve(
             self.base.defaults,
             steps=steps,
@@ -220,161 +254,21 @@ class GenHOIPipeline:
             window=window,
             mask_rule=mask_rule,
         )
-        steps, guidance, shift = resolved.steps, resolved.guidance, resolved.shift
-        window, mask_rule = resolved.window, resolved.mask_rule
-        sigmas = noise_levels(steps, shift)
-        spans = windows(clip.num_frames, window)
+        noise_levels(resolved.steps, resolved.shift)  # raises
+        guidance = resolved.guidance
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: got {guidance}, wanted a finite number")
         if guidance != 1 and not self.base.takes_text:
             raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
-        layers = len(self.base.transformer.blocks)
-        if attention_layer is not None and not 0 <= attention_layer < layers:
-            raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {layers - 1}")
-        if self.attachment.options.mask_gate:
-            check_seen(clip, masks, mask_rule, first_frame is not None)
-        settings: dict[str, Any] = {
-            "base": self.base.about, "options": self.attachment.options, "prompt": prompt,
-            "negative_prompt": negative_prompt, "strengths": strengths, "steps": steps,
-            "guidance": guidance, "shift": shift, "seed": seed, "window": window,
-            "mask_rule": mask_rule, "fps": clip.fps,
-        }  # fmt: skip
-        kept = None
-        if parts is not None:
-            tensors = {"clip": clip.frames, "first": first_frame, "last": last_frame}
-            tensors |= {f"mask {i}": x for i, x in enumerate(masks)}
-            tensors |= {f"object {i}": x for i, x in enumerate(objects)}
-            job = fingerprint(settings, tensors, self.base.transformer)
-            kept = Parts(parts, job, discard=discard_parts)
+        return EditArguments(**vars(resolved), **given)
 
-        job_ = _Job(
-            self.base, self.attachment, clip, masks, objects, mask_rule, strengths, sigmas,
-            guidance, seed, spans, kept, attention_layer, callback,
-        )  # fmt: skip
-        with torch.inference_mode():
-            frames = job_.run(first_frame, last_frame, prompt, negative_prompt)
-        if restore_background:
-            frames = keep_background(frames, clip.frames, torch.stack(masks).any(0))
-        return Clip(frames, clip.fps)
-
-
-@dataclass
-class _Job:
-    """One call of the pipeline."""
-
-    base: Base
-    attachment: Any
-    clip: Clip
-    masks: list[Tensor]
-    objects: list[Tensor]
-    mask_rule: MaskRule
-    strengths: Sequence[float] | None
-    sigmas: Tensor
-    guidance: float
-    seed: int
-    spans: list[tuple[int, int]]
-    parts: Parts | None
-    attention_layer: int | None
-    callback: Callable[[Progress], object] | None
-
-    def run(self, first: Tensor | None, last: Tensor | None, prompt: str, negative: str) -> Tensor:
-        """uint8 [F, H, W, 3]."""
-        texts: tuple[Tensor, Tensor | None] | None = None
-        out: list[Tensor] = []
-        self.begun, self.run_here = time.monotonic(), 0
-        for i, (_, end) in enumerate(self.spans):
-            frames = None if self.parts is None else self.parts.load(i)
-            if frames is None:
-                if texts is None:  # not where an earlier run has finished everything
-                    texts = self._start(prompt, negative)
-                ends = last if end == self.clip.num_frames else None
-                frames = self._window(i, first, ends, *texts)
-                if self.parts is not None:
-                    self.parts.save(i, frames)
-            out.append(frames if i == 0 else frames[1:])
-            first = frames[-1]
-        return torch.cat(out)
-
-    def _start(self, prompt: str, negative: str) -> tuple[Tensor, Tensor | None]:
-        """Encode the texts, which may be refused, and set the references."""
-        no_text = None if self.guidance == 1 else self.base.encode_text(negative)
-        text = self.base.encode_text(prompt)
-        size = (self.clip.height, self.clip.width)
-        latents = [self.base.encode(fit_image(x, size)[None]) for x in self.objects]
-        strengths = self.strengths
-        bias = None if strengths is None else [math.log(x) for x in strengths]
-        tokens = self._tokens(0, False) if self.attachment.options.mask_gate else None
-        self.attachment.set_reference(latents, tokens, ref_bias=bias)
-        return text, no_text
-
-    def _tokens(self, window: int, first_given: bool) -> Tensor:
-        begin, end = self.spans[window]
-        grid = (1 + (end - begin - 1) // 4, self.clip.height // 16, self.clip.width // 16)
-        masks = [mask[begin:end] for mask in self.masks]
-        tokens = reference_tokens(masks, grid, rule=self.mask_rule, first_frame_given=first_given)
-        return tokens.to(self.base.device)
-
-    def _condition(self, window: int, first: Tensor | None, last: Tensor | None) -> Condition:
-        begin, end = self.spans[window]
-        return build_condition(
-            self.clip.frames[begin:end],
-            torch.stack([mask[begin:end] for mask in self.masks]).any(0),
-            self.base.encode,
-            first_frame=first,
-            last_frame=last,
-        )
-
-    def _window(
-        self,
-        window: int,
-        first: Tensor | None,
-        last: Tensor | None,
-        text: Tensor,
-        no_text: Tensor | None,
-    ) -> Tensor:
-        condition = self._condition(window, first, last)
-        if self.attachment.options.mask_gate:
-            self.attachment.set_mask(self._tokens(window, first is not None))
-        channels = condition.channels
-        shape = (1, channels.shape[1] - 4, *channels.shape[2:])
-
-        steps = len(self.sigmas) - 1
-        layer = self.attention_layer
-        share = None if layer is None else AttentionShare(self.attachment, layer)
-
-        def after_step(step: int, latents: Tensor) -> None:
-            self.run_here += 1
-            if share is not None and step == steps - 1:
-                share.watch_next()
-            found = None if share is None or step < steps else share.found
-            self._report(window, step, latents, found)
-
-        if share is not None and steps == 1:
-            share.watch_next()
-        latents = denoise(
-            self.base.transformer,
-            noise(shape, self.seed, window).to(channels.device),
-            channels,
-            text=text,
-            no_text=no_text,
-            image=self.base.encode_image(condition.first_image, condition.last_image),
-            guidance=self.guidance,
-            sigmas=self.sigmas,
-            after_step=after_step,
-        )
-        return self.base.decode(latents)
-
-    def _report(self, window: int, step: int, latents: Tensor, attention: Tensor | None) -> None:
-        if self.callback is None:
-            return
-        steps = len(self.sigmas) - 1
-        # A shorter last window takes less; counted by frames, which is near enough.
-        lengths = [end - begin for begin, end in self.spans]
-        done = (sum(lengths[:window]) + lengths[window] * step / steps) / sum(lengths)
-        if self.run_here == 1:
-            self.begun_at = done - lengths[window] / steps / sum(lengths)
-        elapsed = time.monotonic() - self.begun
-        left = elapsed / max(done - self.begun_at, 1e-9) * (1 - done)
-        self.callback(
-            Progress(window, len(self.spans), step, steps, done, left, latents, attention)
-        )
+    def _fingerprint(
+        self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]
+    ) -> str:
+        """Tells an edit from all others, for the windows that it left unfinished."""
+        values = vars(settings) | {
+            "base": self.base.about,
+            "options": self.attachment.options,
+            "fps": clip.fps,
+        }
+        return fingerprint(values, tensors, self.base.transformer)

@@ -15,8 +15,8 @@ from torch import Tensor
 import genhoi_kernels
 from genhoi.editing.figure import frame_means
 from genhoi.editing.inputs import EditInputs
+from genhoi.editing.windows import windows
 from genhoi.media import Clip
-from genhoi.models.sampling import windows
 
 __all__ = ["make_record", "result_record"]
 

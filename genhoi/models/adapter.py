@@ -1,4 +1,4 @@
-"""What GenHOI adds to a pretrained Wan: low-rank weights for the reference stream, and flow gates.
+"""What GenHOI adds to a pretrained model: low-rank weights for references, and flow gates.
 
 The adapter holds weights and says how they were trained; ``genhoi.attach`` puts it to work.
 """
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genhoi.models.placement import local_weight
+from genhoi.models.registry import model_of
 from genhoi_kernels import FlowGate
 from genhoi_kernels.files import whole_file
 
-__all__ = ["AdapterConfig", "AdapterLayer", "GenHOIAdapter", "LowRank", "local_weight"]
+__all__ = ["AdapterConfig", "AdapterLayer", "GenHOIAdapter", "LowRank"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter.safetensors"
@@ -109,29 +111,6 @@ def check_flow_gate(flow_gate: object) -> None:
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(map(repr, choices))}")
-
-
-def local_weight(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight that no module's forward brings along, on x's device.
-
-    The same tensor, unless the model is offloaded piece by piece: the hooks that bring weights back
-    run on the forward of the layer that owns them, and these are read without one.
-
-    Raises:
-        RuntimeError: the weight has no data (accelerate's sequential offload).
-    """
-    check_has_data(weight, x)
-    return weight.to(x.device)
-
-
-def check_has_data(weight: Tensor, x: Tensor) -> None:
-    """Raises RuntimeError if x has data and the weight has none."""
-    if weight.is_meta and not x.is_meta:
-        raise RuntimeError(
-            "transformer: its weights are on the meta device, as accelerate's sequential offload "
-            "leaves them; wanted weights with data: use enable_group_offload or "
-            "enable_model_cpu_offload"
-        )
 
 
 class LowRank(nn.Module):
@@ -230,6 +209,11 @@ class GenHOIAdapter(nn.Module):
                     f"transformer"
                 )
 
+    def copy_to(self, device: torch.device, dtype: torch.dtype) -> GenHOIAdapter:
+        """A copy with weights of its own, in another place and type."""
+        weights = {name: x.to(device, dtype, copy=True) for name, x in self.state_dict().items()}
+        return GenHOIAdapter.from_state_dict(self.config, weights)
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``adapter.safetensors`` and ``adapter_config.json`` into a folder.
 
@@ -277,12 +261,15 @@ class GenHOIAdapter(nn.Module):
                 return Path(name_or_folder, name)
             from huggingface_hub import hf_hub_download
 
-            return Path(
-                hf_hub_download(
-                    str(name_or_folder), name, revision=revision, token=token,
-                    cache_dir=cache_dir, local_files_only=local_files_only,
-                )
-            )  # fmt: skip
+            path = hf_hub_download(
+                str(name_or_folder),
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+            return Path(path)
 
         config = AdapterConfig.from_json(locate(CONFIG_NAME).read_text(encoding="utf-8"))
         return cls.from_state_dict(config, load_file(locate(WEIGHTS_NAME)))
@@ -335,12 +322,12 @@ class GenHOIAdapter(nn.Module):
 
 def base_sizes(transformer: nn.Module) -> dict[str, Any]:
     """The part of an ``AdapterConfig`` that the base dictates."""
-    config: Any = transformer.config
+    sizes = model_of(transformer).sizes
     return {
-        "num_heads": config.num_attention_heads,
-        "head_dim": config.attention_head_dim,
-        "num_layers": config.num_layers,
-        "image_attention": config.added_kv_proj_dim is not None,
+        "num_heads": sizes.num_heads,
+        "head_dim": sizes.head_dim,
+        "num_layers": sizes.num_layers,
+        "image_attention": sizes.image_attention,
     }
 
 

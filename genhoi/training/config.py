@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import MaskRule
 from genhoi.models.adapter import FlowGateReduction, GateInit, Schedule
 from genhoi.training.objective import GivenFrames
@@ -153,11 +154,12 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted a positive number")
-        if self.frames < 5 or (self.frames - 1) % 4:
+        if not STRIDES.is_clip(self.frames):
             raise ValueError(f"frames: got {self.frames}, wanted 1 + 4 n: 5, 9, ..., 81, ...")
-        if self.height % 16 or self.width % 16:
+        if not STRIDES.fits(self.height, self.width):
             raise ValueError(
-                f"height, width: got {self.height} and {self.width}, wanted multiples of 16"
+                f"height, width: got {self.height} and {self.width}, wanted multiples of "
+                f"{STRIDES.token}"
             )
         self._check_given()
         if isinstance(self.schedule, str) and self.schedule not in ("paper", "release"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from genhoi.bases.load import base_config
 from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
-from genhoi.training.trainer import freeze_unused, load_adapter
+from genhoi.training.trained_weights import freeze_unused, load_adapter
 
 __all__ = ["TrainEstimate", "estimate_training"]
 
@@ -56,25 +57,26 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
     Raises:
         FileNotFoundError, ValueError: no such base or adapter.
     """
-    sizes = {k: v for k, v in base_config(config.base).items() if k[0] != "_"}
     with torch.device("meta"):
-        model = WanTransformer3DModel(**sizes)
-        parameters = sum(p.numel() for p in model.parameters())
-        trained = parameters if config.stage == "base" else _adapter_size(config, model)
-    full = model.config
-    dim = full.num_attention_heads * full.attention_head_dim
+        model = empty_model(base_config(config.base))
+        transformer, sizes = model.transformer, model.sizes
+        parameters = sum(p.numel() for p in transformer.parameters())
+        trained = parameters if config.stage == "base" else _adapter_size(config, transformer)
+    dim = sizes.dim
     trained += parameters if config.train_base else 0
-    trained += config.video_rank * full.num_layers * 3 * 2 * dim
-    grid = (1 + (config.frames - 1) // 4, config.height // 16, config.width // 16)
+    trained += config.video_rank * sizes.num_layers * 3 * 2 * dim
+    grid = sizes.strides.grid(config.frames, config.height, config.width)
     tokens = grid[0] * grid[1] * grid[2] + grid[1] * grid[2]  # and the reference's
     at_once = min(config.micro_batch or config.batch, max(1, config.batch // processes))
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    block = tokens * (_KEPT_OF_A_BLOCK * dim + _WIDE_OF_A_BLOCK * full.ffn_dim)
-    kept = block + full.num_layers * tokens * dim if config.checkpointing else (
-        full.num_layers * block
-    )  # fmt: skip
+    block = tokens * (_KEPT_OF_A_BLOCK * dim + _WIDE_OF_A_BLOCK * sizes.ffn_dim)
+    if config.checkpointing:
+        kept = block + sizes.num_layers * tokens * dim
+    else:
+        kept = sizes.num_layers * block
     clips = config.clips if config.data == "synthetic" else None
-    latent = 4 * tokens * (2 * full.out_channels + 4) * torch.float16.itemsize
+    channels = 2 * sizes.latent_channels + sizes.strides.time
+    latent = sizes.strides.patch**2 * tokens * channels * torch.float16.itemsize
     return TrainEstimate(
         grid=grid,
         at_once=at_once,
@@ -88,14 +90,17 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
     )
 
 
-def _adapter_size(config: TrainConfig, model: WanTransformer3DModel) -> int:
+def _adapter_size(config: TrainConfig, transformer: Any) -> int:
     """Trained weights of the adapter; the current device is meta."""
     if config.adapter is not None:
         adapter = load_adapter(config.adapter)
-        adapter.check_fits(model)
+        adapter.check_fits(transformer)
     else:
         adapter = GenHOIAdapter.for_transformer(
-            model, rank=config.rank, gate_init=config.gate_init, flow_gate=config.flow_gate
+            transformer,
+            rank=config.rank,
+            gate_init=config.gate_init,
+            flow_gate=config.flow_gate,
         )
     freeze_unused(adapter, queries_keys=config.queries_keys)
     return sum(p.numel() for p in adapter.parameters() if p.requires_grad)

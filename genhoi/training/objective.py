@@ -22,7 +22,8 @@ from torch import Tensor
 
 from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.models.sampling import shifted
+from genhoi.models.protocol import VideoModel
+from genhoi.models.sampling import TIMESTEPS, shifted
 
 __all__ = [
     "Batch",
@@ -39,7 +40,6 @@ __all__ = [
 # are for bases that encode every latent frame by itself.
 GivenFrames = Literal[Given, "near", "mixed"]
 
-_TIMESTEPS = 1000
 _NEAR_PERIOD = 4
 
 
@@ -106,23 +106,28 @@ def _order(clips: int, seed: int, passes: int) -> Tensor:
     return torch.randperm(clips, generator=_generator(seed, "order", passes))
 
 
-def seeing_tokens(condition: Tensor, *, rule: MaskRule, mask_gate: bool) -> Tensor:
+def seeing_tokens(
+    model: VideoModel, condition: Tensor, *, rule: MaskRule, mask_gate: bool
+) -> Tensor:
     """Which video tokens see the reference: bool [B, N].
 
     Args:
+        model: what the condition was made for.
         condition: [B, 4 + C, f, h, w]; a frame that is given is not masked in it.
         rule: see `token_mask`.
         mask_gate: without, all do.
     """
-    f, h, w = condition.shape[2:]
-    tokens = token_mask(condition[:, :4], (f, h // 2, w // 2), rule=rule)
+    tokens = token_mask(model.condition_mask(condition), model.sizes.grid(condition), rule=rule)
     return tokens if mask_gate else torch.ones_like(tokens)
 
 
-def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoices) -> Batch:
+def make_batch(
+    model: VideoModel, clips: EncodedClips, places: Sequence[int], choices: SampleChoices
+) -> Batch:
     """The samples at some places in the order, with everything random about them.
 
     Args:
+        model: what the clips were encoded for.
         clips: to take from.
         places: see `sample_of`.
         choices: see there.
@@ -139,12 +144,12 @@ def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoice
         s.append(torch.rand((), generator=generator))
         dropped.append(bool(torch.rand((), generator=generator) < choices.reference_dropout))
         which = _draw(choices.given, generator)
-        conditions.append(given_condition(clips, index, which, generator))
+        conditions.append(given_condition(model, clips, index, which, generator))
         stored = which if which in get_args(Given) else "none"
         if clips.has(f"image_{stored}"):  # the base has an image encoder
             images.append(clips.take(f"image_{stored}", [index])[0])
     condition = torch.stack(conditions)
-    tokens = seeing_tokens(condition, rule=choices.mask_rule, mask_gate=choices.mask_gate)
+    tokens = seeing_tokens(model, condition, rule=choices.mask_rule, mask_gate=choices.mask_gate)
     return Batch(
         clean=clean,
         noise=torch.stack(noise),
@@ -158,7 +163,12 @@ def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoice
 
 
 def reconstruction_loss(
-    transformer: Any, attachment: Any | None, batch: Batch, *, mask_weight: float
+    model: VideoModel,
+    transformer: Any,
+    attachment: Any | None,
+    batch: Batch,
+    *,
+    mask_weight: float,
 ) -> Tensor:
     """The flow-matching loss of every sample, float32 [B].
 
@@ -166,7 +176,8 @@ def reconstruction_loss(
     generated and 1 elsewhere.
 
     Args:
-        transformer: a Wan, possibly wrapped by accelerate.
+        model: what the transformer's channels mean.
+        transformer: the model's, possibly wrapped by accelerate.
         attachment: of an adapter on it, which gets the batch's references; None for the base alone.
         batch: see there.
         mask_weight: at least 0.
@@ -175,15 +186,11 @@ def reconstruction_loss(
         attachment.set_reference([batch.objects], batch.tokens)
     sigmas = batch.sigmas.view(-1, 1, 1, 1, 1)
     noisy = torch.lerp(batch.clean, batch.noise, sigmas)
-    velocity = transformer(
-        hidden_states=torch.cat([noisy, batch.condition], dim=1),
-        timestep=batch.sigmas * _TIMESTEPS,
-        encoder_hidden_states=batch.text,
-        encoder_hidden_states_image=batch.image,
-        return_dict=False,
-    )[0]
+    timestep = batch.sigmas * TIMESTEPS
+    inputs = model.inputs(noisy, batch.condition, timestep, batch.text, batch.image)
+    velocity = transformer(**inputs)[0]
     error = (velocity.float() - (batch.noise - batch.clean)).square().mean(1)
-    weight = 1 + (mask_weight - 1) * batch.condition[:, :4].mean(1)
+    weight = 1 + (mask_weight - 1) * model.condition_mask(batch.condition).mean(1)
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
@@ -202,6 +209,7 @@ def _draw(given: dict[GivenFrames, float], generator: torch.Generator) -> GivenF
 
 
 def given_condition(
+    model: VideoModel,
     clips: EncodedClips,
     index: int,
     which: GivenFrames,
@@ -210,6 +218,7 @@ def given_condition(
     """The condition of a clip, float32 [4 + C, f, h, w], with some frames given, finished.
 
     Args:
+        model: what the clips were encoded for.
         clips: to take from. Frames that they were not encoded with are put together from the
             clean clip's, which is exact for bases that encode every latent frame by itself.
         index: of the clip.
@@ -222,7 +231,7 @@ def given_condition(
     if clips.has("shown"):
         shown = clips.take("shown", [index])[0]
     else:
-        shown = torch.cat([torch.zeros_like(hidden[:4]), clips.take("clean", [index])[0]])
+        shown = model.given_condition(clips.take("clean", [index]))[0]
     visible = _visible(which, hidden.shape[1], generator)
     return torch.where(visible[:, None, None], shown, hidden)
 

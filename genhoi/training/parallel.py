@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from genhoi.models.registry import model_of
 from genhoi.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def make_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
 
 
 class ShardedModel:
-    """A Wan, perhaps with an adapter, whose weights FSDP2 shares out; or a whole one.
+    """A model, perhaps with an adapter, whose weights FSDP2 shares out; or a whole one.
 
     Not through accelerate's FSDP: that does not run on CPUs, where it silently takes DDP, so it
     could not be tested there.
@@ -70,7 +71,9 @@ class ShardedModel:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # No mixed-precision policy: the few trained weights are gathered in float32 and the frozen
         # ones in their own type, and autocast does the same as under DDP.
-        self._parts = [fully_shard(block, mesh=mesh) for block in transformer.blocks]
+        self._parts = [
+            fully_shard(block.module, mesh=mesh) for block in model_of(transformer).blocks
+        ]
         self._last = self._parts[-1]
         # Its reference pass has no output, only keys and values, so nothing would gather the
         # weights again for the backward of that pass, which comes after the video's.

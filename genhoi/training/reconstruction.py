@@ -45,18 +45,19 @@ def rebuild(
         seed: of the noise, which depends on a clip's index too, not on its place in the batch.
     """
     device = base.device
+    model = base.model
     settings = resolve(base.defaults, steps=steps, shift=shift, mask_rule=mask_rule)
-    condition = torch.stack([given_condition(clips, i, given) for i in indices]).to(device)
+    condition = torch.stack([given_condition(model, clips, i, given) for i in indices]).to(device)
     _, _, f, h, w = condition.shape
     if attachment is not None:
         pictures = clips.take("object", indices if objects is None else objects)
-        tokens = seeing_tokens(condition, rule=settings.mask_rule, mask_gate=mask_gate)
+        tokens = seeing_tokens(model, condition, rule=settings.mask_rule, mask_gate=mask_gate)
         attachment.set_reference([pictures.to(device)], tokens)
-    shape = (1, condition.shape[1] - 4, f, h, w)
+    shape = (1, model.sizes.latent_channels, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
     image = f"image_{given}"
     return denoise(
-        base.transformer,
+        model,
         start,
         condition,
         text=clips.texts(indices).to(device, base.transformer.dtype),

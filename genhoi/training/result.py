@@ -1,29 +1,27 @@
 """What a training leaves behind: files that `genhoi edit` and diffusers take.
 
 - adapter/: GenHOI's own weights, for `--adapter`.
-- base/: after stage "base", and where low-rank weights of a tiny base's own attention were trained
-  too: a tiny base for `--base`, these merged in; of other bases the transformer alone, in
-  diffusers' format.
+- base/: after stage "base", and where low-rank weights of the video's own attention were trained
+  too on a base that merges them: a tiny base for `--base`, these merged in; of other bases the
+  transformer alone, in diffusers' format.
 - video_lora/: such low-rank weights of other bases, which are too large to be merged and written
   out: for `--video-lora`, or `pipe.load_lora_weights(folder)` of diffusers.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from genhoi.bases.base import Base
-from genhoi.bases.tiny import TinyBase
 from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
 
 __all__ = ["result_folders", "write_result"]
@@ -32,23 +30,23 @@ _LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # peft's names
 
 
-def result_folders(out: Path, config: TrainConfig, *, tiny: bool) -> dict[str, Path]:
+def result_folders(out: Path, config: TrainConfig, kind: type[Base]) -> dict[str, Path]:
     """Where `write_result` writes what: "adapter", "base", "video_lora".
 
     Args:
         out: the run's folder.
         config: of the run.
-        tiny: whether its base is.
+        kind: of its base.
     """
     if config.stage == "base":
         return {"base": out / "base"}
-    found = {"adapter": out / "adapter"}
+    folders = {"adapter": out / "adapter"}
     if config.video_rank:
-        kind = "base" if tiny else "video_lora"
-        found[kind] = out / kind
+        name = "base" if kind.merges_video_lora else "video_lora"
+        folders[name] = out / name
     if config.train_base:
-        found["base"] = out / "base"
-    return found
+        folders["base"] = out / "base"
+    return folders
 
 
 def write_result(
@@ -69,26 +67,24 @@ def write_result(
         transformer: weights of the base by their names, whole, on the CPU: all of them for base/,
             the low-rank ones for video_lora/, and else none.
     """
-    folders = result_folders(out, config, tiny=isinstance(base, TinyBase))
+    folders = result_folders(out, config, type(base))
     if adapter is not None:
         adapter.save_pretrained(folders["adapter"])
     if "video_lora" in folders:
         _write_lora(folders["video_lora"], transformer)
     elif "base" in folders:
-        merged = _transformer(base, _merged(transformer))
-        if isinstance(base, TinyBase):
-            result = copy.copy(base)
-            result.transformer = merged
-            result.save_pretrained(folders["base"], about=_about(config))
-        if config.video_rank or not isinstance(base, TinyBase):
-            # In their own type: low-rank changes are small, and bfloat16 would round them away.
-            merged.save_pretrained(folders["base"])
+        base.save_trained(
+            folders["base"],
+            _transformer(base, _merged(transformer)),
+            about=_about(config),
+            full_precision=bool(config.video_rank),
+        )
 
 
 def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
     """The base's transformer, whole and with these weights."""
     with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(dict(base.transformer.config))
+        transformer = empty_model(base.transformer.config).transformer
     transformer.load_state_dict(dict(weights), strict=True, assign=True)
     return transformer
 
@@ -96,15 +92,15 @@ def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
 def _merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under the model's own names, with peft's low-rank weights added (alpha is the rank, so there
     is no factor)."""
-    found = {}
+    merged = {}
     for name, weight in weights.items():
         if _A in name or _B in name:
             continue
         if name.replace(_BASE, _A) in weights and _BASE in name:
             product = weights[name.replace(_BASE, _B)] @ weights[name.replace(_BASE, _A)]
             weight = (weight.float() + product).to(weight.dtype)
-        found[name.replace(_BASE, ".")] = weight
-    return found
+        merged[name.replace(_BASE, ".")] = weight
+    return merged
 
 
 def _write_lora(folder: Path, low_rank: Mapping[str, Tensor]) -> None:

@@ -63,7 +63,8 @@ def draw_samples(
         if not write:
             continue
         base.encoders_to(base.device)
-        hidden = given_condition(clips, index, given)[None, 4:]
+        condition = given_condition(base.model, clips, index, given)[None]
+        hidden = base.model.condition_latents(condition)
         source, shown, made = (
             base.decode(x.to(base.device)) for x in (clips.take("clean", [index]), hidden, latents)
         )

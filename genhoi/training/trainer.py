@@ -21,27 +21,28 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import TinyBase
 from genhoi.data.encoded import EncodedClips
 from genhoi.editing.settings import resolve
 from genhoi.media import atomic_path
 from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi.models.wan.attach import Attachment, attach
+from genhoi.models.attach import attach
+from genhoi.models.attachment import Attachment
 from genhoi.training.checkpoint import (
     copy_into,
     latest_checkpoint,
     load_checkpoint,
-    read_state,
     remove_old,
     save_checkpoint,
     whole,
 )
-from genhoi.training.config import TrainConfig, changed_settings
+from genhoi.training.config import TrainConfig
 from genhoi.training.log import TrainingLog
 from genhoi.training.objective import SampleChoices, make_batch, reconstruction_loss
 from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
+from genhoi.training.same_run import check_same_run
+from genhoi.training.trained_weights import add_low_rank, freeze_unused, load_adapter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,10 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainProgress",
     "Trainer",
-    "check_same_run",
-    "freeze_unused",
     "learning_rate_at",
-    "load_adapter",
 ]
 
 _BETAS = (0.9, 0.98)
@@ -80,7 +78,7 @@ class TrainProgress:
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Of step `step`, from 0: warm-up, a plateau, then a straight line down to a tenth."""
+    """The rate of a step, from 0: warm-up, a plateau, then a straight line down to a tenth."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     falling = config.steps * config.decay
     late = (step - (config.steps - falling)) / falling if falling else 0.0
@@ -118,8 +116,10 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(config)
         processes = self.accelerator.num_processes
         if config.batch % processes:
-            raise ValueError(f"batch: got {config.batch}, wanted a multiple of {processes}, for "
-                             f"there are so many processes")  # fmt: skip
+            raise ValueError(
+                f"batch: got {config.batch}, wanted a multiple of {processes}, for there are so "
+                f"many processes"
+            )
         check_same_run(config, out, latents=clips.fingerprint)
         self.base = base or load_base(
             config.base,
@@ -138,11 +138,7 @@ class Trainer:
             transformer.enable_gradient_checkpointing()
         self._owner = transformer if self.adapter is None else self.adapter
         # Of the transformer, where an adapter is trained with all of it or some low-rank weights.
-        self._base_names = [
-            name
-            for name, weight in transformer.named_parameters()
-            if self.adapter is not None and weight.requires_grad and ".processor." not in name
-        ]
+        self._base_names = self._trained_of_base(transformer)
         self._sharded = ShardedModel(transformer, self.accelerator, shard=shard)
         optimizer: Any = torch.optim.AdamW(
             list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
@@ -164,14 +160,18 @@ class Trainer:
             return None, None
         transformer.requires_grad_(config.train_base)
         if config.video_rank:
-            _add_low_rank(transformer, config.video_rank)
+            add_low_rank(transformer, self.base.model.video_projections, config.video_rank)
         if config.adapter is not None:
             adapter = load_adapter(config.adapter)
         else:
             adapter = GenHOIAdapter.for_transformer(
-                transformer, rank=config.rank, gate_init=config.gate_init,
-                mask_gate=config.mask_gate, flow_gate=config.flow_gate, schedule=config.schedule,
-            )  # fmt: skip
+                transformer,
+                rank=config.rank,
+                gate_init=config.gate_init,
+                mask_gate=config.mask_gate,
+                flow_gate=config.flow_gate,
+                schedule=config.schedule,
+            )
         freeze_unused(adapter, queries_keys=config.queries_keys)
         adapter.to(transformer.device)
         # The batch says which tokens see the reference, also where the adapter has no mask gate.
@@ -179,13 +179,24 @@ class Trainer:
         attachment.skip_unseen = False
         return adapter, attachment
 
+    def _trained_of_base(self, transformer: Any) -> list[str]:
+        """Names of what is trained beside the adapter."""
+        if self.adapter is None:
+            return []
+        own = set(self.adapter.parameters())
+        return [
+            name
+            for name, weight in transformer.named_parameters()
+            if weight.requires_grad and weight not in own
+        ]
+
     def weights(self) -> dict[str, Tensor]:
         """What is trained, by name; sharded under FSDP."""
-        found = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
+        weights = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
         if self._base_names:
             known = dict(self.base.transformer.named_parameters())
-            found |= {name: known[name] for name in self._base_names}
-        return found
+            weights |= {name: known[name] for name in self._base_names}
+        return weights
 
     def choices(self) -> SampleChoices:
         """What `make_batch` draws from in this run."""
@@ -267,17 +278,25 @@ class Trainer:
         config = self.config
         speed = config.batch * (self.step - first) / max(seconds, 1e-9)
         return TrainProgress(
-            self.step, config.steps, loss, learning_rate_at(config, self.step - 1), norm,
-            speed, config.batch * (config.steps - self.step) / speed,
-        )  # fmt: skip
+            self.step,
+            config.steps,
+            loss,
+            learning_rate_at(config, self.step - 1),
+            grad_norm=norm,
+            clips_per_second=speed,
+            seconds_left=config.batch * (config.steps - self.step) / speed,
+        )
 
     def _after_step(self, progress: TrainProgress, log: TrainingLog | None) -> None:
         config = self.config
         if log is not None and (self._due(config.log_every) or self.step == config.steps):
             log.add(
-                self.step, loss=progress.loss, learning_rate=progress.learning_rate,
-                grad_norm=progress.grad_norm, clips_per_second=progress.clips_per_second,
-            )  # fmt: skip
+                self.step,
+                loss=progress.loss,
+                learning_rate=progress.learning_rate,
+                grad_norm=progress.grad_norm,
+                clips_per_second=progress.clips_per_second,
+            )
         if self._due(config.checkpoint_every) or self.step == config.steps:
             self.save()
         if self._due(config.sample_every) and config.samples:
@@ -298,12 +317,16 @@ class Trainer:
             group["lr"] = learning_rate_at(config, self.step)
         total = torch.zeros((), device=accelerator.device)
         for part in parts:
-            batch = make_batch(self.clips, part, choices).to(accelerator.device)
+            batch = make_batch(self.base.model, self.clips, part, choices).to(accelerator.device)
             last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with self._sharded.forward():
                     losses = reconstruction_loss(
-                        self.model, self.attachment, batch, mask_weight=config.mask_weight
+                        self.base.model,
+                        self.model,
+                        self.attachment,
+                        batch,
+                        mask_weight=config.mask_weight,
                     )
                 # The processes' gradients are averaged, so each counts its samples as many times.
                 accelerator.backward(losses.sum() * (processes / config.batch))
@@ -363,10 +386,14 @@ class Trainer:
         transformer.eval()
         with self.averaged(), self._sharded.forward():
             sheet = draw_samples(
-                self.base, self.attachment, self.samples, self.config,
-                folder=self.out / "samples" / f"step-{self.step:06}", write=main,
+                self.base,
+                self.attachment,
+                self.samples,
+                self.config,
+                folder=self.out / "samples" / f"step-{self.step:06}",
+                write=main,
                 mask_gate=self.choices().mask_gate,
-            )  # fmt: skip
+            )
         transformer.train(was_training)
         if log is not None:
             log.add_picture(self.step, sheet)
@@ -423,12 +450,12 @@ class Trainer:
     def _write_config(self) -> None:
         with atomic_path(self.out / "config.yaml", overwrite=True) as temporary:
             # In their order: that of the shares in `given` decides what is drawn.
-            words = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
-            temporary.write_text(words, encoding="utf-8")
+            settings = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+            temporary.write_text(settings, encoding="utf-8")
 
     def save_result(self) -> None:
         """Write what was learned, with the averaged weights; see `genhoi.training.result`."""
-        folders = result_folders(self.out, self.config, tiny=isinstance(self.base, TinyBase))
+        folders = result_folders(self.out, self.config, type(self.base))
         adapter = None
         with self.averaged():
             if self.adapter is not None:
@@ -442,80 +469,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_result(self.out, self.base, self.config, adapter=adapter, transformer=transformer)
         self.accelerator.wait_for_everyone()
-
-
-def check_same_run(config: TrainConfig, out: Path, *, latents: str | None = None) -> int | None:
-    """Refuse to go on with a run that had other settings.
-
-    Args:
-        config: of the run that is to go on.
-        out: its folder.
-        latents: fingerprint of its clips; None: not known yet.
-
-    Returns:
-        After which step it would go on; None where there is no run.
-
-    Raises:
-        ValueError: what differs.
-    """
-    path = latest_checkpoint(out / "checkpoints")
-    if path is None:
-        return None
-    state = read_state(path)
-    changed = changed_settings(state["config"], config)
-    if changed:
-        raise ValueError(
-            f"out: {out} holds a run with other settings ({', '.join(changed)}); wanted the same, "
-            f"or another folder"
-        )
-    if None not in (latents, state.get("latents")) and latents != state["latents"]:
-        raise ValueError(
-            f"latents: got other clips than those of the run in {out}, wanted the same, or another "
-            f"folder for the run"
-        )
-    return int(state["step"])
-
-
-def _add_low_rank(transformer: Any, rank: int) -> None:
-    """Low-rank weights on q, k, v of the video's own attention, float32."""
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("video_rank needs peft: pip install peft") from error
-    projections = r".*attn1\.(to_q|to_k|to_v)"
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
-    for weight in transformer.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
-def load_adapter(name: str) -> GenHOIAdapter:
-    """An adapter to go on from, in float32 as trained weights have to be.
-
-    Args:
-        name: of a folder, or on the Hugging Face Hub.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        OSError, ValueError: see `GenHOIAdapter.from_pretrained`.
-    """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
-        raise FileNotFoundError(f"adapter: there is no folder {name}")
-    return GenHOIAdapter.from_pretrained(name).float()
-
-
-def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:
-    """Leave without gradients what the loss does not reach, which DistributedDataParallel refuses,
-    and what is not to be trained.
-
-    Args:
-        adapter: without flow gates in its settings, its gates are not used.
-        queries_keys: whether the low-rank weights of q and k are trained.
-    """
-    frozen: tuple[str, ...] = () if queries_keys else ("lora_q", "lora_k")
-    if adapter.config.flow_gate is None:
-        frozen += ("self_gate", "text_gate", "image_gate")
-    for layer in adapter.layers:
-        for name, part in layer.named_children():
-            if name in frozen:
-                part.requires_grad_(False)

@@ -16,7 +16,8 @@ from genhoi.conditioning.condition import (
     reference_tokens,
 )
 from genhoi.conditioning.masks import token_mask
-from genhoi.models.sampling import noise, noise_levels, windows
+from genhoi.editing.windows import windows
+from genhoi.models.sampling import noise, noise_levels
 
 F, H, W = 9, 32, 48
 

@@ -17,12 +17,14 @@ from support.tiny_wan import GRID, inputs, lively_adapter, reference, some_token
 from torch import Tensor
 
 from genhoi import Clip, attach
+from genhoi.bases.load import load_base
 from genhoi.bases.wan import WanBase, locate_base
 from genhoi.editing.background import keep_background
 from genhoi.editing.parts import Parts
 from genhoi.editing.pipeline import GenHOIPipeline, Progress
+from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.sampling import denoise, noise_levels
-from genhoi.models.wan.attention_share import AttentionShare
+from genhoi.models.wan.model import WanModel
 
 F, H, W = 9, 32, 48
 FAST: dict[str, Any] = {"steps": 2, "window": 5}
@@ -245,10 +247,16 @@ def test_euler_steps_against_diffusers(guidance: float) -> None:
     x = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     text, no_text = torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.25)
     found = denoise(
-        model, x, torch.zeros(1, 3, 2, 2, 2), text=text,
-        no_text=None if guidance == 1 else no_text, image=None, guidance=guidance, sigmas=sigmas,
+        WanModel(model),
+        x,
+        torch.zeros(1, 3, 2, 2, 2),
+        text=text,
+        no_text=None if guidance == 1 else no_text,
+        image=None,
+        guidance=guidance,
+        sigmas=sigmas,
         after_step=lambda step, latents: None,
-    )  # fmt: skip
+    )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25])
     wanted = x
@@ -309,17 +317,20 @@ def test_another_mask_keeps_keys_and_values() -> None:
             assert torch.equal(model(**inputs(model))[0], found)
 
 
-def test_a_mask_that_would_not_be_used_is_refused() -> None:
-    model = tiny_wan()
-    handle = attach(model, lively_adapter(model), mask_gate=False)
-    with pytest.raises(ValueError, match="mask: got one while no reference is set"):
-        handle.set_mask(some_tokens())
-    handle.set_reference([reference()])
-    with pytest.raises(ValueError, match="mask: got one while the mask gate is off"):
-        handle.set_mask(some_tokens())
-    handle.detach()
-    with pytest.raises(RuntimeError, match="detached"):
-        handle.set_mask(some_tokens())
+def test_the_callers_adapter_stays_as_it_is() -> None:
+    """In another dtype, and apart from the pipeline's own."""
+    base = load_base("tiny-untrained", dtype=torch.bfloat16)
+    adapter = GenHOIAdapter.for_transformer(base.transformer)
+    before = {name: x.clone() for name, x in adapter.state_dict().items()}
+    pipeline = GenHOIPipeline(base, adapter)
+    own = pipeline.attachment.adapter
+    assert own is not adapter and own.config == adapter.config
+    assert {x.dtype for x in own.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        for x in own.parameters():
+            x.add_(1)
+    after = adapter.state_dict()
+    assert all(x.dtype == torch.float32 and torch.equal(after[n], x) for n, x in before.items())
 
 
 # ------------------------------------------------------------------------------------------ bases
@@ -491,14 +502,15 @@ def test_attention_to_the_objects(options: dict[str, Any]) -> None:
     model = tiny_wan()
     handle = attach(model, lively_adapter(model), **options)
     tokens = some_tokens()
-    handle.set_reference([reference()], tokens, ref_bias=[1.0])
-    share = AttentionShare(handle, 1)
+    seeing = tokens if handle.options.mask_gate else None
+    handle.set_reference([reference()], seeing, ref_bias=[1.0])
+    meter = handle.attention_share(1)
     kept: list[Any] = []
     processor = handle.transformer.blocks[1].attn1.processor
     with torch.inference_mode():
         processor.observer = lambda *args: kept.extend(args)
         model(**inputs(model))
-        share.watch_next()
+        meter.watch_next()
         model(**inputs(model))
         assert processor.observer is None
     q, k, current = kept
@@ -506,10 +518,11 @@ def test_attention_to_the_objects(options: dict[str, Any]) -> None:
     logits = torch.einsum("bnhd,bmhd->bhnm", q, keys).double() / q.shape[-1] ** 0.5
     logits[..., k.shape[1] :] += 1.0
     wanted = logits.softmax(-1)[..., k.shape[1] :].sum(-1).mean(1).view(GRID).float()
-    assert share.found is not None and share.found.shape == GRID
+    share = meter.share
+    assert share is not None and share.shape == GRID
     seen = torch.ones(GRID, dtype=torch.bool) if options else tokens.view(GRID)
-    torch.testing.assert_close(share.found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
-    assert share.found[~seen].isnan().all()
+    torch.testing.assert_close(share[seen], wanted[seen], rtol=1e-4, atol=1e-5)
+    assert share[~seen].isnan().all()
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -104,13 +104,23 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     changes = {"steps": 12}
     trainer_in(tmp_path, "whole", **changes).run()
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
     found = subprocess.run(
-        [sys.executable, str(ROOT / "tests/support/killed_training.py"), str(tmp_path), "killed",
-         json.dumps(changes), "1"],
-        env=environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "tests/support/killed_training.py"),
+            str(tmp_path),
+            "killed",
+            json.dumps(changes),
+            "1",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert found.returncode == 0, found.stderr
     steps = [int(word) for word in found.stdout.split()]
     assert steps == sorted(steps) and len(steps) > 3
@@ -262,9 +272,13 @@ def test_samples_change_nothing(whole_run: Path, tmp_path: Path) -> None:
     held_out = encode_dataset(small_base(), Noise(2), tmp_path / "held", given=("none",))
     config = small_config(sample_every=2, samples=2)
     trainer = Trainer(
-        config, tmp_path / "run", clips_in(tmp_path), base=small_base(), samples=held_out,
+        config,
+        tmp_path / "run",
+        clips_in(tmp_path),
+        base=small_base(),
+        samples=held_out,
         accelerator=fresh_accelerator(config),
-    )  # fmt: skip
+    )
     trainer.run()
     assert curve(tmp_path / "run") == curve(whole_run / "run")
     found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("run/samples/*/*"))
@@ -398,9 +412,16 @@ def test_wan_pipeline(tmp_path: Path) -> None:
 
     folder = save_tiny_base(tmp_path / "base")
     config = small_config(
-        base=str(folder), base_dtype="bfloat16", precision="bf16", video_rank=2, steps=2,
-        learning_rate=0.1, given={"first": 0.5, "none": 0.5}, sample_every=2, samples=1,
-    )  # fmt: skip
+        base=str(folder),
+        base_dtype="bfloat16",
+        precision="bf16",
+        video_rank=2,
+        steps=2,
+        learning_rate=0.1,
+        given={"first": 0.5, "none": 0.5},
+        sample_every=2,
+        samples=1,
+    )
     base = load_base(folder, dtype=torch.bfloat16)
     clips = encode_dataset(base, Noise(2), tmp_path / "latents", given=("none", "first"))
     accelerator = fresh_accelerator(config)

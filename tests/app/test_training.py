@@ -25,6 +25,7 @@ from genhoi.training.objective import (
 )
 from genhoi.training.trainer import learning_rate_at
 
+MODEL = small_base().model
 GRID = (1 + (FRAMES - 1) // 4, SIDE // 16, SIDE // 16)
 
 
@@ -65,9 +66,9 @@ class References:
 
 @pytest.mark.parametrize("mask_weight", [0.0, 1.0, 4.0])
 def test_loss_is_flow_matching(clips: EncodedClips, mask_weight: float) -> None:
-    batch = make_batch(clips, [0, 1, 2], choices())
+    batch = make_batch(MODEL, clips, [0, 1, 2], choices())
     model, attachment = Remembering(), References()
-    found = reconstruction_loss(model, attachment, batch, mask_weight=mask_weight)
+    found = reconstruction_loss(MODEL, model, attachment, batch, mask_weight=mask_weight)
     for b in range(3):
         sigma = batch.sigmas[b].item()
         noisy = (1 - sigma) * batch.clean[b] + sigma * batch.noise[b]
@@ -90,12 +91,12 @@ def test_loss_is_flow_matching(clips: EncodedClips, mask_weight: float) -> None:
 
 
 def test_a_sample_depends_on_its_place_alone(clips: EncodedClips) -> None:
-    together = make_batch(clips, [4, 9, 7, 30], choices())
+    together = make_batch(MODEL, clips, [4, 9, 7, 30], choices())
     for row, place in enumerate([4, 9, 7, 30]):
-        alone = tensors(make_batch(clips, [place], choices()))
+        alone = tensors(make_batch(MODEL, clips, [place], choices()))
         for name, x in tensors(together).items():
             assert torch.equal(x[row], alone[name][0]), name
-    other = make_batch(clips, [4, 9, 7, 30], choices(seed=4))
+    other = make_batch(MODEL, clips, [4, 9, 7, 30], choices(seed=4))
     assert not torch.equal(together.noise, other.noise)
     assert not torch.equal(together.noise[0], together.noise[1])
 
@@ -110,7 +111,7 @@ def test_noise_levels(clips: EncodedClips) -> None:
     """Undone, the shift leaves a uniform distribution (Kolmogorov-Smirnov, 1 in 1000)."""
     for shift in (1.0, 3.0):
         sigmas = torch.cat(
-            [make_batch(clips, [i], choices(shift=shift)).sigmas for i in range(400)]
+            [make_batch(MODEL, clips, [i], choices(shift=shift)).sigmas for i in range(400)]
         )
         s = (sigmas / (shift - (shift - 1) * sigmas)).sort().values
         steps = torch.arange(401) / 400
@@ -120,14 +121,14 @@ def test_noise_levels(clips: EncodedClips) -> None:
 
 
 def test_references_are_dropped_and_gated(clips: EncodedClips) -> None:
-    batches = [make_batch(clips, [i], choices()) for i in range(200)]
+    batches = [make_batch(MODEL, clips, [i], choices()) for i in range(200)]
     unseen = [not batch.tokens.any() for batch in batches]
     assert 0.15 < sum(unseen) / 200 < 0.36  # 0.25, and 3.4 standard deviations
     for batch, dropped in zip(batches, unseen, strict=True):
         if not dropped:
             inside = token_mask(batch.condition[:, :4], GRID, rule="any")
             assert torch.equal(batch.tokens, inside)
-    everywhere = [make_batch(clips, [i], choices(mask_gate=False)).tokens for i in range(40)]
+    everywhere = [make_batch(MODEL, clips, [i], choices(mask_gate=False)).tokens for i in range(40)]
     assert {x.float().mean().item() for x in everywhere} == {0.0, 1.0}
 
 
@@ -142,7 +143,7 @@ def test_given_frames(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
 
     def patterns(which: Any) -> list[list[bool]]:
-        return [visible(given_condition(clips, i % 2, which, draw)) for i in range(100)]
+        return [visible(given_condition(MODEL, clips, i % 2, which, draw)) for i in range(100)]
 
     assert not any(any(pattern) for pattern in patterns("none"))
     assert all(pattern == [True] + [False] * 12 for pattern in patterns("first"))
@@ -159,13 +160,13 @@ def test_a_given_frame_is_what_the_base_would_have_encoded(tmp_path: Path) -> No
     sample = dataset[0]
     frames = sample.clip.frames
     wanted = build_condition(frames, sample.mask, base.encode, first_frame=frames[0])
-    found = given_condition(clips, 0, "first")
+    found = given_condition(MODEL, clips, 0, "first")
     assert torch.equal(found, wanted.channels[0].half().float())
 
 
 def test_frames_that_were_not_encoded_are_refused(clips: EncodedClips) -> None:
     with pytest.raises(ValueError, match=r"given: .*first_last"):
-        make_batch(clips, [0], choices(given={"first_last": 1.0}))
+        make_batch(MODEL, clips, [0], choices(given={"first_last": 1.0}))
     assert conditions_for(small_base(), {"near", "first"}) == ("none",)
     assert conditions_for(small_base(), {"first_last"}) == ("none", "first_last")
 

@@ -12,12 +12,20 @@ from support.tiny_wan import inputs, lively_adapter, reference, some_tokens, tin
 from genhoi import AdapterConfig, GenHOIAdapter, attach
 
 WAN_14B = {
-    "num_attention_heads": 40, "attention_head_dim": 128, "in_channels": 36, "ffn_dim": 13824,
-    "num_layers": 40, "image_dim": 1280, "added_kv_proj_dim": 5120,
-}  # fmt: skip
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 36,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "image_dim": 1280,
+    "added_kv_proj_dim": 5120,
+}
 WAN_1_3B = {
-    "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30,
-}  # fmt: skip
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+}
 
 
 @pytest.mark.parametrize(

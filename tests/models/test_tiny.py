@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from genhoi import GenHOIAdapter, attach
-from genhoi.bases.load import base_config, base_defaults, is_tiny, load_base, shipped_adapter
+from genhoi.bases.load import base_config, base_defaults, base_kind, load_base, shipped_adapter
 from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TINY_CONFIG, TinyBase
+from genhoi.bases.wan import WanBase
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
 from genhoi.editing.pipeline import GenHOIPipeline
@@ -21,7 +22,7 @@ from genhoi.training.reconstruction import rebuild
 def test_saved_and_loaded(tmp_path: Path) -> None:
     base = TinyBase(seed=3)
     base.save_pretrained(tmp_path / "base", about="a test")
-    assert is_tiny(tmp_path / "base") and not is_tiny(tmp_path)
+    assert base_kind(tmp_path / "base") is TinyBase and base_kind(tmp_path) is WanBase
     found = load_base(tmp_path / "base")
     assert found.trained and found.about == "tiny: a test" and not base.trained
     wanted = base.transformer.state_dict()
@@ -42,7 +43,8 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert is_tiny("tiny") and is_tiny("tiny-untrained") and not is_tiny("nothing-here")
+    assert base_kind("tiny") is TinyBase and base_kind("tiny-untrained") is TinyBase
+    assert base_kind("nothing-here") is WanBase
     assert base_config("tiny-untrained") == TINY_CONFIG
     assert base_defaults("tiny").guidance == 1 and base_defaults("nothing-here").guidance == 5
     assert shipped_adapter("tiny") == SHIPPED_ADAPTER and shipped_adapter("tiny-untrained") is None

@@ -15,7 +15,8 @@ from genhoi import Attachment, attach
 def attached(**options: Any) -> tuple[WanTransformer3DModel, Attachment]:
     model = tiny_wan()
     handle = attach(model, lively_adapter(model), preset="paper", **options)
-    handle.set_reference([reference()], some_tokens())
+    seeing = some_tokens() if handle.options.mask_gate else None
+    handle.set_reference([reference()], seeing)
     return model, handle
 
 

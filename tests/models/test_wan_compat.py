@@ -258,10 +258,17 @@ def test_pipeline(tmp_path: Path) -> None:
 
     def edit(pipe: WanPipeline) -> Tensor:
         out: Tensor = pipe(
-            prompt_embeds=texts[0], negative_prompt_embeds=texts[1], height=64, width=96,
-            num_frames=9, num_inference_steps=3, guidance_scale=5.0, output_type="latent",
-            generator=torch.Generator().manual_seed(2), return_dict=False,
-        )[0]  # fmt: skip
+            prompt_embeds=texts[0],
+            negative_prompt_embeds=texts[1],
+            height=64,
+            width=96,
+            num_frames=9,
+            num_inference_steps=3,
+            guidance_scale=5.0,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(2),
+            return_dict=False,
+        )[0]
         return out
 
     bare = edit(pipe)

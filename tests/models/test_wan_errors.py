@@ -70,7 +70,7 @@ def test_options(
 def test_wrong_kinds(model: WanTransformer3DModel) -> None:
     adapter = lively_adapter(model)
     with pytest.raises(TypeError, match="transformer: got Linear"):
-        attach(torch.nn.Linear(1, 1), adapter)  # type: ignore[arg-type]
+        attach(torch.nn.Linear(1, 1), adapter)
     with pytest.raises(TypeError, match="adapter: got str"):
         attach(model, "adapter")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="adapter: got device meta, wanted cpu"):
@@ -117,6 +117,26 @@ def test_references(
 def test_masks(handle: Attachment, mask: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         handle.set_reference([reference()], mask)
+
+
+def test_masks_that_would_not_be_used(model: WanTransformer3DModel) -> None:
+    """`set_reference` and `set_mask` refuse them in the same words."""
+    handle = attach(model, lively_adapter(model), mask_gate=False)
+    message = "mask: got one while no reference is set, wanted none, for it would not be used"
+    with pytest.raises(ValueError, match=message):
+        handle.set_mask(some_tokens())
+    with pytest.raises(ValueError, match=message):
+        handle.set_reference(None, some_tokens())
+    handle.set_reference([reference()])
+    message = "mask: got one while the mask gate is off, wanted none, for it would not be used"
+    with pytest.raises(ValueError, match=message):
+        handle.set_mask(some_tokens())
+    with pytest.raises(ValueError, match=message):
+        handle.set_reference([reference()], some_tokens())
+    forward(handle)  # the references that were set before are in force
+    handle.detach()
+    with pytest.raises(RuntimeError, match="detached"):
+        handle.set_mask(some_tokens())
 
 
 def test_more_references_than_bits(handle: Attachment) -> None:

@@ -35,9 +35,12 @@ class Golden:
             x, timestep = x.flip(2), torch.tensor([250.0])
         with torch.no_grad():
             (out,) = self.transformer(
-                torch.cat([x, self.inputs["y"]], 1), timestep, self.inputs["context"],
-                self.inputs["clip_feature"], return_dict=False,
-            )  # fmt: skip
+                torch.cat([x, self.inputs["y"]], 1),
+                timestep,
+                self.inputs["context"],
+                self.inputs["clip_feature"],
+                return_dict=False,
+            )
         assert isinstance(out, Tensor)
         return out
 
@@ -67,14 +70,16 @@ def test_case(golden: Golden, case: str) -> None:
     if "maskall" in case:
         mask = torch.full_like(mask, float("allone" in case))
     options: dict[str, Any] = {
-        "mask_gate": about["mask_gate"], "flow_gate": REDUCTIONS[about["gate"]],
-    }  # fmt: skip
+        "mask_gate": about["mask_gate"],
+        "flow_gate": REDUCTIONS[about["gate"]],
+    }
     if "positions" in about:
         options["schedule"] = about["positions"]
     handle = attach(golden.transformer, golden.adapter, **options)
     try:
         if about.get("reference", True):
-            handle.set_reference([golden.inputs["latents_ref_img"]], mask)
+            seen = mask if about["mask_gate"] else None
+            handle.set_reference([golden.inputs["latents_ref_img"]], seen)
         second = case.startswith("second_step")
         if second:
             golden.run()

@@ -3,6 +3,7 @@ sample, dense attention, the reference recomputed. Shares no code with the packa
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,9 +117,13 @@ class PlainGenHOI:
     # ---------------------------------------------------------------------------------------- model
 
     def block(
-        self, at: str, x: Tensor, modulation: Tensor, self_attention: Callable[[Tensor], Tensor],
+        self,
+        at: str,
+        x: Tensor,
+        modulation: Tensor,
+        self_attention: Callable[[Tensor], Tensor],
         cross_attention: Callable[[Tensor], Tensor] | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         e = self.w[f"{at}.modulation"][0] + modulation
         y = self_attention(self.layer_norm(x) * (1 + e[1]) + e[0])
         x = x + self.linear(f"{at}.self_attn.o", y) * e[2]
@@ -128,9 +133,17 @@ class PlainGenHOI:
         return x + self.linear(f"{at}.ffn.2", F.gelu(y, approximate="tanh")) * e[5]
 
     def __call__(
-        self, x: Tensor, t: float, context: Tensor, clip: Tensor | None,
-        references: Sequence[Tensor], seen: Tensor, *, gate: str | None, frames: Sequence[float],
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        t: float,
+        context: Tensor,
+        clip: Tensor | None,
+        references: Sequence[Tensor],
+        seen: Tensor,
+        *,
+        gate: str | None,
+        frames: Sequence[float],
+    ) -> Tensor:
         """Output [C, F, H, W].
 
         Args:
@@ -155,8 +168,13 @@ class PlainGenHOI:
         for n in range(self.config["num_layers"]):
             at, keys, values = f"blocks.{n}", [], []
 
-            def on_reference(y: Tensor, at: str = at, keys: Any = keys, values: Any = values,
-                             places: Any = None) -> Tensor:  # fmt: skip
+            def on_reference(
+                y: Tensor,
+                at: str = at,
+                keys: Any = keys,
+                values: Any = values,
+                places: Any = None,
+            ) -> Tensor:
                 q, k, v = self.qkv(f"{at}.self_attn", y, places, lora=True)
                 keys.append(k)
                 values.append(v)
@@ -169,15 +187,11 @@ class PlainGenHOI:
                 return self.gated(f"{at}.self_attn.attn", out, gate)
 
             streams = [
-                self.block(
-                    at, s, still, lambda y, p=p, f=on_reference: f(y, places=p), None  # type: ignore[misc]
-                )
+                self.block(at, s, still, partial(on_reference, places=p), None)
                 for s, p in zip(streams, theirs, strict=True)
-            ]  # fmt: skip
-            video = self.block(
-                at, video, modulation, on_video,
-                lambda y, at=at: self.cross(f"{at}.cross_attn", y, text, image, gate),  # type: ignore[misc]
-            )  # fmt: skip
+            ]
+            on_text = partial(self.cross, f"{at}.cross_attn", text=text, image=image, kind=gate)
+            video = self.block(at, video, modulation, on_video, on_text)
         e = self.w["head.modulation"][0] + embedding
         out = self.linear("head.head", self.layer_norm(video) * (1 + e[1]) + e[0])
         out = out.unflatten(0, grid).unflatten(-1, (*self.config["patch_size"], -1))
@@ -188,10 +202,10 @@ class PlainGenHOI:
         frames: Sequence[float], grid: tuple[int, ...], offset: tuple[int, ...]
     ) -> Positions:
         """Where the tokens of a grid are; a frame of NaN leaves each token's own."""
-        every = []
-        for frame in frames:
-            every.append([
-                (t if math.isnan(frame) else frame, offset[0] + y, offset[1] + x)
-                for t in range(grid[0]) for y in range(grid[1]) for x in range(grid[2])
-            ])  # fmt: skip
-        return torch.tensor(every, dtype=torch.float64)
+        tokens = [torch.arange(size, dtype=torch.float64) for size in grid]
+        own = torch.cartesian_prod(*tokens) + torch.tensor([0, *offset], dtype=torch.float64)
+        every = own.expand(len(frames), -1, -1).clone()
+        for head, frame in enumerate(frames):
+            if not math.isnan(frame):
+                every[head, :, 0] = frame
+        return every

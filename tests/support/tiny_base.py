@@ -39,12 +39,21 @@ def save_tiny_base(folder: Path) -> Path:
         tokenizer=tiny_tokenizer(),
         text_encoder=UMT5EncoderModel(
             UMT5Config(
-                vocab_size=len(WORDS), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-                pad_token_id=0, eos_token_id=1,
+                vocab_size=len(WORDS),
+                d_model=24,
+                d_kv=8,
+                d_ff=32,
+                num_layers=1,
+                num_heads=2,
+                pad_token_id=0,
+                eos_token_id=1,
             )
         ).eval(),
         vae=AutoencoderKLWan(
-            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+            base_dim=3,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
             temperal_downsample=[False, True, True],
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
@@ -53,11 +62,15 @@ def save_tiny_base(folder: Path) -> Path:
         ),
         image_encoder=CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=20, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                image_size=16, patch_size=4,
+                hidden_size=20,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=16,
+                patch_size=4,
             )
         ).eval(),
         transformer=transformer,
-    )  # fmt: skip
+    )
     pipe.save_pretrained(folder)
     return folder

@@ -65,11 +65,22 @@ def small_base(**options: Any) -> TinyBase:
 
 def small_config(**changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
-        "base": "tiny-untrained", "frames": FRAMES, "height": SIDE, "width": SIDE, "steps": 5,
-        "batch": 2, "warmup": 2, "learning_rate": LEARNING_RATE, "rank": 4, "log_every": 1,
-        "checkpoint_every": 1, "keep": 2, "precision": "no",
-        "given": {"mixed": 0.5, "first": 0.3, "none": 0.2}, "reference_dropout": 0.3,
-    }  # fmt: skip
+        "base": "tiny-untrained",
+        "frames": FRAMES,
+        "height": SIDE,
+        "width": SIDE,
+        "steps": 5,
+        "batch": 2,
+        "warmup": 2,
+        "learning_rate": LEARNING_RATE,
+        "rank": 4,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "keep": 2,
+        "precision": "no",
+        "given": {"mixed": 0.5, "first": 0.3, "none": 0.2},
+        "reference_dropout": 0.3,
+    }
     return TrainConfig(**(values | changes))
 
 
@@ -91,9 +102,12 @@ def trainer_in(folder: Path, out: str = "run", **changes: Any) -> Trainer:
     config = small_config(**changes)
     dtype = getattr(torch, config.base_dtype)
     return Trainer(
-        config, folder / out, clips_in(folder), base=small_base(dtype=dtype),
+        config,
+        folder / out,
+        clips_in(folder),
+        base=small_base(dtype=dtype),
         accelerator=fresh_accelerator(config),
-    )  # fmt: skip
+    )
 
 
 def curve(out: Path) -> list[tuple[int, str, str]]:
@@ -140,10 +154,15 @@ def free_port() -> int:
 def as_process(rank: int, ranks: int, port: int) -> None:
     """Set what a launcher sets."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "ACCELERATE_USE_CPU": "true",
+    }
     torch.set_num_threads(1)
 
 

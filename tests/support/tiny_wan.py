@@ -20,10 +20,17 @@ def tiny_wan(*, layers: int = 2, image: bool = True, **config: Any) -> WanTransf
     """Image-to-video (or, without image, text-to-video with 16 channels); 4 heads of 16."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
-        "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 36 if image else 16,
-        "out_channels": 16, "text_dim": 24, "freq_dim": 32, "ffn_dim": 96, "num_layers": layers,
-        "image_dim": 20 if image else None, "rope_max_seq_len": 64,
-    }  # fmt: skip
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "in_channels": 36 if image else 16,
+        "out_channels": 16,
+        "text_dim": 24,
+        "freq_dim": 32,
+        "ffn_dim": 96,
+        "num_layers": layers,
+        "image_dim": 20 if image else None,
+        "rope_max_seq_len": 64,
+    }
     sizes |= config
     dim = sizes["num_attention_heads"] * sizes["attention_head_dim"]
     model = WanTransformer3DModel(added_kv_proj_dim=dim if image else None, **sizes)
@@ -45,9 +52,14 @@ def lively_adapter(model: WanTransformer3DModel, **options: Any) -> GenHOIAdapte
 
 
 def inputs(
-    model: WanTransformer3DModel, *, batch: int = 1, seed: int = 2, grid: tuple[int, ...] = GRID,
-    dtype: torch.dtype = torch.float32, step: float = 731.0,
-) -> dict[str, Any]:  # fmt: skip
+    model: WanTransformer3DModel,
+    *,
+    batch: int = 1,
+    seed: int = 2,
+    grid: tuple[int, ...] = GRID,
+    dtype: torch.dtype = torch.float32,
+    step: float = 731.0,
+) -> dict[str, Any]:
     """Arguments of a forward pass."""
     draw = torch.Generator().manual_seed(seed)
     config = model.config

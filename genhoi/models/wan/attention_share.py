@@ -11,30 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genhoi.models.wan.processors import VideoPass
+from genhoi.models.attachment import AttentionShare
+from genhoi.models.wan.passes import VideoPass
+from genhoi.models.wan.self_attention import SelfAttention
 from genhoi_kernels import reference_attention
 
-__all__ = ["AttentionShare", "reference_share"]
+__all__ = ["WanAttentionShare", "reference_share"]
 
 
-class AttentionShare:
-    """Watches one block of an attached transformer for one forward pass.
+class WanAttentionShare(AttentionShare):
+    """See `AttentionShare`.
 
     Args:
-        attachment: what `genhoi.attach` returned.
-        layer: the block.
-
-    Attributes:
-        found: float32 [f, h, w] on the CPU, mean over heads, NaN where the mask gate keeps a token
-            from all references; None before `watch_next` and where there is no reference to see.
+        processor: of the block to be watched.
     """
 
-    def __init__(self, attachment: Any, layer: int) -> None:
-        self.found: Tensor | None = None
-        self._processor = attachment.transformer.blocks[layer].attn1.processor
+    def __init__(self, processor: SelfAttention) -> None:
+        self._processor = processor
 
     def watch_next(self) -> None:
-        """Measure the next forward pass."""
+        """See `AttentionShare`."""
         self._processor.observer = self._observe
 
     def _observe(self, q: Tensor, k: Tensor, current: VideoPass) -> None:
@@ -42,7 +38,7 @@ class AttentionShare:
         if current.k_ref is None:
             return
         share = reference_share(q, k, current).double().mean(1)[0].float()
-        self.found = share.view(current.rope.grid).cpu()
+        self.share = share.view(current.rope.grid).cpu()
 
 
 def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
@@ -56,19 +52,16 @@ def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
         float32 [B, H, N], NaN where the mask gate keeps a token from all references.
     """
     assert current.k_ref is not None
-    # Values do not matter for the log-sum-exp.
     without = _lse(q, k)
-    with_references = _lse(
-        q, k, current.k_ref, current.k_ref,
-        mask=current.mask, ref_lengths=current.ref_lengths, ref_bias=current.ref_bias,
-    )  # fmt: skip
+    with_references = _lse(q, k, **current.references())
     share = -torch.expm1(without.double() - with_references.double()).float()
     if current.mask is not None:
         share = share.masked_fill(current.mask.bits[:, None] == 0, float("nan"))
     return share
 
 
-def _lse(q: Tensor, k: Tensor, *reference: Tensor, **options: Any) -> Tensor:
-    _, lse = reference_attention(q, k, k, *reference, return_lse=True, **options)
+def _lse(q: Tensor, k: Tensor, **references: Any) -> Tensor:
+    # Values do not matter for the log-sum-exp.
+    _, lse = reference_attention(q, k, k, return_lse=True, **references)
     assert isinstance(lse, Tensor)
     return lse

@@ -1,0 +1,64 @@
+"""Turn a pretrained video model into GenHOI: `genhoi.attach`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
+from genhoi.models.attachment import Attachment
+from genhoi.models.options import UNSET, Preset, Unset, resolve_options
+from genhoi.models.registry import model_of
+from genhoi_kernels import backends, head_frames
+
+__all__ = ["attach"]
+
+
+def attach(
+    transformer: Any,
+    adapter: GenHOIAdapter,
+    *,
+    preset: Preset | None = None,
+    mask_gate: bool | Unset = UNSET,
+    flow_gate: FlowGateReduction | Unset | None = UNSET,
+    schedule: Schedule | Sequence[float] | Unset = UNSET,
+    backend: str | None = None,
+) -> Attachment:
+    """Turn a Wan transformer into GenHOI, in place, until ``detach``.
+
+    Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
+    they are. Its ``parameters()`` include the adapter's, and ``to`` moves both.
+
+    Args:
+        transformer: a diffusers ``WanTransformer3DModel`` in any dtype; pipelines, offloading, PEFT
+            adapters and caches work as before.
+        adapter: on the same device; float32 or the transformer's dtype. It is used, not copied.
+        preset: "paper" (mask gate on, a gate per token, the paper's schedule) or "release" (mask
+            gate off, a gate per sequence, the release's schedule). None: the adapter's own config.
+        mask_gate: whether only tokens inside the mask see the reference.
+        flow_gate: "token", "sequence", or None for no gate.
+        schedule: frame of each head; see ``genhoi_kernels.head_frames``.
+            Each of these three wins over the preset.
+        backend: of the op in every layer, see ``genhoi_kernels.backends``; None takes the first
+            that supports the call.
+
+    Raises:
+        TypeError: another kind of transformer or adapter.
+        ValueError: an adapter for another base or on another device, an unknown option, or a
+            transformer that has an adapter or foreign processors already.
+    """
+    model = model_of(transformer)
+    if not isinstance(adapter, GenHOIAdapter):
+        raise TypeError(f"adapter: got {type(adapter).__name__}, wanted a GenHOIAdapter")
+    options = resolve_options(
+        adapter.config,
+        preset,
+        mask_gate=mask_gate,
+        flow_gate=flow_gate,
+        schedule=schedule,
+    )
+    adapter.check_fits(transformer)
+    head_frames(options.schedule, 1, adapter.config.num_heads)  # raises for an unknown schedule
+    if backend is not None and backend not in (names := [known.name for known in backends()]):
+        raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(names)} or None")
+    return model.attach(adapter, options, backend)

@@ -1,0 +1,207 @@
+"""What GenHOI asks of a family of video models.
+
+The pipeline, training, evaluation and the estimates know these classes and no others. A new family
+is a folder beside `genhoi.models.wan` and a line in `genhoi.models.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from genhoi.conditioning.condition import Condition
+from genhoi.conditioning.grid import Grid, Strides
+
+if TYPE_CHECKING:
+    from genhoi.models.adapter import GenHOIAdapter
+    from genhoi.models.attachment import Attachment
+    from genhoi.models.options import Options
+
+__all__ = ["Block", "ModelSizes", "ReferenceStreamModel", "VideoModel"]
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a model.
+
+    Args:
+        num_layers: blocks.
+        num_heads, head_dim: of the attention; the width is their product.
+        ffn_dim: width of a block's feed-forward layer.
+        text_dim: width of the encoded text.
+        in_channels: what the patch embedding takes.
+        latent_channels: of the codec's latents, and so of the output.
+        image_attention: the blocks have cross-attention over an image.
+        patch: latent frames, rows and columns of a token.
+        strides: from pixels to latents to tokens.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    ffn_dim: int
+    text_dim: int
+    in_channels: int
+    latent_channels: int
+    image_attention: bool
+    patch: tuple[int, int, int]
+    strides: Strides
+
+    @property
+    def dim(self) -> int:
+        """Width of the model."""
+        return self.num_heads * self.head_dim
+
+    def grid(self, latents: Tensor) -> Grid:
+        """The tokens (f, h, w) of latents ``[..., F, H, W]``."""
+        frames, height, width = latents.shape[-3:]
+        return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
+
+
+class Block(NamedTuple):
+    """One block of a transformer, and its attention layers."""
+
+    module: Any
+    self_attention: Any
+    cross_attention: Any
+
+
+class VideoModel(ABC):
+    """A transformer of one family, and how to use it.
+
+    Two transformers that share the noise levels between them are one module here, which chooses by
+    the timestep.
+
+    Args:
+        transformer: of the family, a diffusers model.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        self.transformer = transformer
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, class_name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a transformer of this class and configuration belongs to the family."""
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, config: Mapping[str, Any]) -> VideoModel:
+        """A model with fresh weights on the current device, from a saved configuration."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> ModelSizes:
+        """Its sizes."""
+
+    # -------------------------------------------------------------------- what its channels mean
+
+    @abstractmethod
+    def build_condition(
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
+    ) -> Condition:
+        """What the model sees of a window beside the noise; see `conditioning.condition`."""
+
+    @abstractmethod
+    def condition_mask(self, condition: Tensor) -> Tensor:
+        """The part of a condition that says what is generated: ``[B, channels, f, h, w]``, 1 or 0.
+
+        `token_mask` takes it as a latent mask.
+        """
+
+    @abstractmethod
+    def condition_latents(self, condition: Tensor) -> Tensor:
+        """The part of a condition that the codec decodes to what the model sees of the clip."""
+
+    @abstractmethod
+    def given_condition(self, clean: Tensor) -> Tensor:
+        """The condition where latent frames are given, finished, and nothing is generated.
+
+        Args:
+            clean: their latents, ``[B, C, f, h, w]``.
+        """
+
+    @abstractmethod
+    def inputs(
+        self,
+        latents: Tensor,
+        condition: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+    ) -> dict[str, Any]:
+        """Keyword arguments of the transformer's forward, which returns (velocity,).
+
+        Args:
+            latents: noisy, ``[B, C, f, h, w]``.
+            condition: the channels of a `Condition`, on the same device and in the same dtype.
+            timestep: float32 ``[B]``.
+            text: ``[B, tokens, text_dim]``.
+            image: ``[B, tokens, image_dim]`` or None.
+        """
+
+    # ------------------------------------------------------------------------------- its anatomy
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """The blocks, in order."""
+
+    @property
+    @abstractmethod
+    def video_projections(self) -> str:
+        """Regular expression over module names: q, k and v of the video's own attention."""
+
+    # ------------------------------------------------------------------------------- the adapter
+
+    @abstractmethod
+    def attach(
+        self, adapter: GenHOIAdapter, options: Options, backend: str | None = None
+    ) -> Attachment:
+        """Put an adapter that fits to work; `genhoi.attach` has checked the options.
+
+        Raises:
+            ValueError: the adapter lies on another device, or the transformer has an adapter or
+                foreign processors already.
+        """
+
+
+class ReferenceStreamModel(VideoModel):
+    """A family whose references run through the blocks by themselves, at timestep 0."""
+
+    @abstractmethod
+    def embed_reference(self, reference: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens ``[b, h*w, dim]`` of a reference's latent ``[b, C, 1, H, W]``, and (h, w).
+
+        Raises:
+            ValueError: another number of channels.
+        """
+
+    @abstractmethod
+    def check_reference(self, reference: Tensor) -> None:
+        """Raises ValueError unless `embed_reference` takes this number of channels."""
+
+    @abstractmethod
+    def still_modulation(self, tokens: Tensor) -> Tensor:
+        """The blocks' modulation at timestep 0, for reference tokens."""
+
+    @abstractmethod
+    def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
+        """Call ``hook(latents, rotary)`` where a forward pass computes the tokens' positions.
+
+        That is before the first block; `rotary` is a tensor of that forward pass alone, which
+        every block gets.
+
+        Returns:
+            A handle; its ``remove()`` ends this.
+        """

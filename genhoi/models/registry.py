@@ -1,0 +1,50 @@
+"""Which family of models a transformer belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from genhoi.models.protocol import VideoModel
+
+__all__ = ["empty_model", "model_of"]
+
+# Module and class of each family; the first that takes a transformer has it.
+_FAMILIES = (("genhoi.models.wan.model", "WanModel"),)
+
+
+def model_of(transformer: Any) -> VideoModel:
+    """The model around a transformer.
+
+    Raises:
+        TypeError: no family takes it.
+    """
+    # All classes that it is an instance of, for FSDP2 makes a subclass of the model's own.
+    names = [known.__name__ for known in type(transformer).__mro__]
+    config = getattr(transformer, "config", {})
+    for family in _families():
+        if any(family.takes(name, config) for name in names):
+            return family(transformer)
+    raise TypeError(f"transformer: got {names[0]}, wanted a diffusers WanTransformer3DModel")
+
+
+def empty_model(config: Mapping[str, Any]) -> VideoModel:
+    """A model with fresh weights on the current device.
+
+    Args:
+        config: as diffusers saves it, with its ``_class_name``.
+
+    Raises:
+        TypeError: no family takes it.
+    """
+    name = str(config.get("_class_name"))
+    for family in _families():
+        if family.takes(name, config):
+            return family.empty(config)
+    raise TypeError(f"config: got one of a {name}, wanted one of a WanTransformer3DModel")
+
+
+def _families() -> Iterator[type[VideoModel]]:
+    for module, name in _FAMILIES:
+        yield getattr(import_module(module), name)

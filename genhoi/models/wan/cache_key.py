@@ -1,0 +1,81 @@
+"""Whether cached keys and values of the references still hold."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genhoi.conditioning.grid import Grid
+
+__all__ = ["CacheKey"]
+
+
+class CacheKey:
+    """Everything that cached keys and values depend on.
+
+    Weights are told apart by identity and version, which every in-place change raises, not by
+    address, dtype or device, which offloading and layerwise casting change within a forward pass.
+
+    Args:
+        transformer: with its processors in place.
+        references: as they were given.
+        grid, latents: of the forward pass.
+        casts: how often the weights' dtype was changed, which raises no version.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        references: Sequence[Tensor],
+        grid: Grid,
+        latents: Tensor,
+        casts: int,
+    ) -> None:
+        tensors = [*references, *transformer.parameters()]
+        self._tensors = [weakref.ref(x) for x in tensors]
+        self._rest = (
+            [0 if x.is_inference() else x._version for x in tensors],
+            casts,
+            grid,
+            latents.dtype,
+            latents.device,
+            _autocast_dtype(latents.device.type),
+            torch.is_inference_mode_enabled(),
+            _lora_settings(transformer),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, CacheKey)
+            and self._rest == other._rest
+            and len(self._tensors) == len(other._tensors)
+            and all(
+                a() is b() is not None for a, b in zip(self._tensors, other._tensors, strict=True)
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def _lora_settings(transformer: nn.Module) -> list[Any]:
+    """What PEFT's layers keep outside their parameters: scales, which are active, which merged."""
+    modules: Iterator[Any] = transformer.modules()
+    return [
+        (
+            sorted(module.scaling.items()),
+            list(getattr(module, "active_adapters", ())),
+            bool(getattr(module, "disable_adapters", False)),
+            list(getattr(module, "merged_adapters", ())),
+        )
+        for module in modules
+        if isinstance(module.__dict__.get("scaling"), dict)
+    ]

@@ -1,0 +1,148 @@
+"""Wan 2.1 image-to-video in diffusers' format, as GenHOI asks about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from genhoi.conditioning.condition import Condition, build_condition
+from genhoi.conditioning.grid import Strides
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.options import Options
+from genhoi.models.protocol import Block, ModelSizes, ReferenceStreamModel
+from genhoi.models.wan.attach import WanAttachment
+from genhoi.models.wan.channels import complete_channels
+
+__all__ = ["WanModel"]
+
+
+class WanModel(ReferenceStreamModel):
+    """A diffusers ``WanTransformer3DModel``, whose own forward stays as it is."""
+
+    @classmethod
+    def takes(cls, class_name: str, config: Mapping[str, Any]) -> bool:
+        """Every ``WanTransformer3DModel`` and no other class."""
+        return class_name == WanTransformer3DModel.__name__
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any]) -> WanModel:
+        """See `VideoModel`."""
+        return cls(WanTransformer3DModel.from_config(dict(config)))
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """See `VideoModel`."""
+        config = self.transformer.config
+        frames, rows, columns = config.patch_size
+        return ModelSizes(
+            num_layers=config.num_layers,
+            num_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            ffn_dim=config.ffn_dim,
+            text_dim=config.text_dim,
+            in_channels=config.in_channels,
+            latent_channels=config.out_channels,
+            image_attention=config.added_kv_proj_dim is not None,
+            patch=(frames, rows, columns),
+            strides=Strides(time=4, space=8, patch=rows),
+        )
+
+    def build_condition(
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
+    ) -> Condition:
+        """[mask 4 | masked-video latent C]; see `genhoi.conditioning.condition.build_condition`."""
+        return build_condition(
+            frames,
+            mask,
+            encode,
+            first_frame=first_frame,
+            last_frame=last_frame,
+            strides=self.sizes.strides,
+        )
+
+    def condition_mask(self, condition: Tensor) -> Tensor:
+        """The first 4 channels."""
+        return condition[:, : self.sizes.strides.time]
+
+    def condition_latents(self, condition: Tensor) -> Tensor:
+        """All channels but the first 4."""
+        return condition[:, self.sizes.strides.time :]
+
+    def given_condition(self, clean: Tensor) -> Tensor:
+        """See `VideoModel`."""
+        mask = torch.zeros_like(self.condition_mask(clean))
+        return torch.cat([mask, clean], dim=1)
+
+    def inputs(
+        self,
+        latents: Tensor,
+        condition: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+    ) -> dict[str, Any]:
+        """See `VideoModel`."""
+        return {
+            "hidden_states": torch.cat([latents, condition], dim=1),
+            "timestep": timestep,
+            "encoder_hidden_states": text,
+            "encoder_hidden_states_image": image,
+            "return_dict": False,
+        }
+
+    @cached_property
+    def blocks(self) -> Sequence[Block]:
+        """See `VideoModel`."""
+        return [Block(block, block.attn1, block.attn2) for block in self.transformer.blocks]
+
+    @property
+    def video_projections(self) -> str:
+        """See `VideoModel`."""
+        return r".*attn1\.(to_q|to_k|to_v)"
+
+    def embed_reference(self, reference: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """See `ReferenceStreamModel`."""
+        x = self.transformer.patch_embedding(self._completed(reference))
+        height, width = x.shape[-2:]
+        return x.flatten(2).transpose(1, 2).contiguous(), (height, width)
+
+    def check_reference(self, reference: Tensor) -> None:
+        """See `ReferenceStreamModel`."""
+        self._completed(reference)
+
+    def _completed(self, reference: Tensor) -> Tensor:
+        return complete_channels(reference, self.sizes.in_channels, self.sizes.latent_channels)
+
+    def still_modulation(self, tokens: Tensor) -> Tensor:
+        """See `ReferenceStreamModel`."""
+        # The embedder wants a text, whose embedding is not used.
+        no_text = tokens.new_zeros(1, 1, self.sizes.text_dim)
+        timestep = tokens.new_zeros(1)
+        _, modulation, _, _ = self.transformer.condition_embedder(timestep, no_text, None)
+        return modulation.unflatten(1, (6, -1))  # type: ignore[no-any-return]
+
+    def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
+        """See `ReferenceStreamModel`; ``transformer.rope`` runs early in every forward pass."""
+
+        @torch.compiler.disable
+        def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
+            hook(args[0], rotary[0])
+
+        return self.transformer.rope.register_forward_hook(after_rope)
+
+    def attach(
+        self, adapter: GenHOIAdapter, options: Options, backend: str | None = None
+    ) -> WanAttachment:
+        """See `VideoModel`."""
+        return WanAttachment(self, adapter, options, backend)

@@ -1,0 +1,109 @@
+"""Names of weights in the authors' release and in diffusers' Wan and the adapter."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["official_adapter_name", "official_base_name", "rename"]
+
+# Official module -> diffusers module; a modulation is a parameter of its own.
+_TOP = {
+    "patch_embedding": "patch_embedding",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_BLOCK = {
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+} | {
+    f"{official}.{name}": f"{ours}.{renamed}"
+    for official, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+    for name, renamed in (
+        ("q", "to_q"),
+        ("k", "to_k"),
+        ("v", "to_v"),
+        ("o", "to_out.0"),
+        ("norm_q", "norm_q"),
+        ("norm_k", "norm_k"),
+    )
+}
+_ADAPTER = {
+    f"self_attn.{x}_loras.{side}.weight": f"lora_{x}.{side}"
+    for x in "qkv"
+    for side in ("down", "up")
+} | {
+    f"{official}.gate.mlp.{index}": f"{ours}.{layer}"
+    for official, ours in (
+        ("self_attn.attn", "self_gate"),
+        ("cross_attn.attn", "text_gate"),
+        ("cross_attn.attn_img", "image_gate"),
+    )
+    for index, layer in ((0, "norm"), (1, "fc1"), (3, "fc2"))
+}
+
+
+def rename(name: str) -> tuple[str, str]:
+    """Which part an official name belongs to, and what it is called there."""
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if block is None:
+        renamed = _lookup(name, _TOP)
+        if renamed is not None:
+            return "transformer", renamed
+    else:
+        for part, prefix, table in (
+            ("transformer", "blocks", _BLOCK),
+            ("adapter", "layers", _ADAPTER),
+        ):
+            renamed = _lookup(block[2], table)
+            if renamed is not None:
+                return part, f"{prefix}.{block[1]}.{renamed}"
+    raise ValueError(f"state_dict: got {name!r}, wanted a name of the release")
+
+
+def official_base_name(name: str) -> str:
+    """Official name of one of the transformer's parameters.
+
+    Raises:
+        ValueError: the release has none.
+    """
+    return _official(name, _TOP, _BLOCK, "blocks")
+
+
+def official_adapter_name(name: str) -> str:
+    """Official name of one of the adapter's parameters.
+
+    Raises:
+        ValueError: the release has none.
+    """
+    return _official(name, {}, _ADAPTER, "layers")
+
+
+def _official(name: str, top: dict[str, str], block: dict[str, str], prefix: str) -> str:
+    inner = re.fullmatch(prefix + r"\.(\d+)\.(.+)", name)
+    table = {ours: official for official, ours in (block if inner else top).items()}
+    official = _lookup(inner[2] if inner else name, table)
+    if official is None:
+        raise ValueError(f"transformer: got a weight {name!r}, for which the release has no name")
+    return f"blocks.{inner[1]}.{official}" if inner else official
+
+
+def _lookup(name: str, table: dict[str, str]) -> str | None:
+    """By whole name, else by module."""
+    if name in table:
+        return table[name]
+    module, _, leaf = name.rpartition(".")
+    return f"{table[module]}.{leaf}" if module in table else None
