@@ -111,7 +111,7 @@ class ClipDataset:
         return len(self._windows)
 
     def fingerprint(self) -> str:
-        """See `HOIDataset`: the files with their sizes and times of change, and the options."""
+        """Say all that the samples depend on: files, their sizes and times of change, options."""
         roles = ("video", "mask", "object", "object_cutout", "object_mask")
         clips = [
             (clip.name, clip.prompt, *(_file_states(getattr(clip, role)) for role in roles))

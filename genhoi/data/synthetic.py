@@ -130,7 +130,7 @@ class SyntheticHOI:
         return Scene(rng, self.split, self.frames, self.size), rng
 
     def fingerprint(self) -> str:
-        """See `HOIDataset`."""
+        """Say all that the samples depend on."""
         return (
             f"synthetic {_VERSION}: {self.split}, {self.clips} clips of {self.frames} frames of "
             f"{self.size}, {self.mask} masks, seed {self.seed}"

@@ -57,6 +57,6 @@ class Case:
                 )
 
     def regions(self) -> dict[str, Tensor | None]:
-        """Name in `REGIONS` -> bool [F, H, W], None for the whole frame."""
+        """Give the name in `REGIONS` -> bool [F, H, W], None for the whole frame."""
         inside = self.mask if self.object_mask is None else self.object_mask
         return {"frame": None, "mask": self.mask, "object": inside, "background": ~self.mask}

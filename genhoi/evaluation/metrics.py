@@ -25,7 +25,7 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def squared_error(result: Tensor, truth: Tensor) -> Tensor:
-    """Squared difference of every pixel, the mean over red, green and blue.
+    """Square the difference of every pixel; the mean over red, green and blue.
 
     Args:
         result, truth: uint8 [F, H, W, 3].
@@ -45,7 +45,7 @@ def squared_error(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def region_mean(values: Tensor, region: Tensor | None = None) -> Tensor:
-    """Mean of a map over each frame's region.
+    """Average a map over each frame's region.
 
     Args:
         values: floating point [F, H, W]; what lies outside the region is not looked at.
@@ -69,7 +69,7 @@ def region_mean(values: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def region_psnr(error: Tensor, region: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio of each frame's region, in dB: -10 log10(mean error / 255^2).
+    """Compute each region's peak signal-to-noise ratio, dB: -10 log10(mean error / 255^2).
 
     Args:
         error: float32 [F, H, W] of `squared_error`.
@@ -86,7 +86,7 @@ def region_psnr(error: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def ssim_map(result: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity around every pixel (Wang et al. 2004), the mean of red, green and blue.
+    """Compute the structural similarity around every pixel (Wang et al. 2004), the colours' mean.
 
     A Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 255. At the
     border the window is cut off and its weights again add up to 1, so that every pixel of a frame
@@ -119,7 +119,7 @@ def ssim_map(result: Tensor, truth: Tensor) -> Tensor:
 
 
 def thirds(curve: Tensor) -> Tensor:
-    """Means of the first, middle and last third of a curve, NaN left out.
+    """Average the first, middle and last third of a curve, NaN left out.
 
     Args:
         curve: floating point [F]. Where F is no multiple of 3 the earlier thirds are longer.

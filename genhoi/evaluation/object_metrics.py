@@ -31,7 +31,7 @@ _GRADIENTS: tuple[_Axis, ...] = ((0.0, 1.0, 7, False), (0.0, math.pi / 8, 8, Tru
 
 
 def object_pixels(picture: Tensor) -> Tensor:
-    """Which pixels of an object's picture show the object: those that are not grey 128.
+    """Tell which pixels of a picture show the object: those that are not grey 128.
 
     Transparency is composited over that grey, and pictures are fitted onto it. A picture in which
     less than 1 % is of another colour counts as a whole.
@@ -53,7 +53,7 @@ def object_pixels(picture: Tensor) -> Tensor:
 def colour_similarity(
     frames: Tensor, region: Tensor, picture: Tensor, picture_region: Tensor | None = None
 ) -> Tensor:
-    """How much of the colours in each frame's region are those of the object's picture.
+    """Tell how much of the colours in each frame's region are those of the object's picture.
 
     The intersection of two histograms in CIELAB (D65), the sum of the smaller of each pair of
     bins. Bins are 25 apart in lightness and 12.5 in a* and b*, and a colour is shared out linearly
@@ -84,7 +84,7 @@ def colour_similarity(
 def texture_similarity(
     frames: Tensor, region: Tensor, picture: Tensor, picture_region: Tensor | None = None
 ) -> Tensor:
-    """How alike edges and surface are in each frame's region and in the object's picture.
+    """Tell how alike edges and surface are in each frame's region and in the object's picture.
 
     The intersection of two histograms of luma gradients (central differences), by strength in
     octaves from 1 to 64 levels a pixel and by orientation in steps of 22.5 degrees; below 1 level
@@ -128,7 +128,7 @@ def _intersection(histogram: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _soft_histogram(points: Tensor, axes: Sequence[_Axis]) -> Tensor:
-    """Joint histogram of float64 [P, len(axes)], normalised to a sum of 1; NaN without points.
+    """Count points float64 [P, len(axes)] in a joint histogram with the sum 1; NaN without points.
 
     A point beyond an axis' ends counts for the last node.
     """
@@ -153,7 +153,7 @@ def _soft_histogram(points: Tensor, axes: Sequence[_Axis]) -> Tensor:
 
 
 def _lab(pixels: Tensor) -> Tensor:
-    """CIELAB, white D65, of sRGB uint8 [P, 3], as float64 [P, 3]."""
+    """Convert sRGB uint8 [P, 3] into CIELAB, white D65, float64 [P, 3]."""
     coded = pixels.double() / 255
     linear = torch.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
     to_xyz = linear.new_tensor(
@@ -176,7 +176,7 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _scaled(luma: Tensor, shown: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Luma float64 [h, w] and its region scaled alike; what is outside does not leak in."""
+    """Scale luma float64 [h, w] and its region alike; what is outside does not leak in."""
     size = [max(1, round(side * scale)) for side in shown.shape]
     if size == list(shown.shape):
         return luma, shown
@@ -186,7 +186,7 @@ def _scaled(luma: Tensor, shown: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def _gradient_histogram(luma: Tensor, inside: Tensor) -> Tensor:
-    """Over strength and orientation of luma float64 [h, w]; its first bin is what is smooth."""
+    """Count gradients of luma [h, w] by strength and orientation; the first bin is smooth."""
     if min(luma.shape) < 3:
         return luma.new_full((1 + 6 * 8,), math.nan)
     across = (luma[1:-1, 2:] - luma[1:-1, :-2]) / 2
@@ -204,7 +204,7 @@ def _gradient_histogram(luma: Tensor, inside: Tensor) -> Tensor:
 def _check_object(
     frames: Tensor, region: Tensor, picture: Tensor, picture_region: Tensor | None
 ) -> Tensor:
-    """The picture's region, once everything is checked."""
+    """Check everything; give the picture's region."""
     check_frames("frames", frames)
     check_region(region, tuple(frames.shape[:3]))
     check_picture(picture)

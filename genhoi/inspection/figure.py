@@ -235,7 +235,7 @@ def _corner(axes: Any, text: str) -> None:
 
 
 def _curves(axes: Any, inspection: Inspection) -> None:
-    """Share of attention over frames, each curve relative to its own mean."""
+    """Draw the share of attention over frames, each curve relative to its own mean."""
     axes.axhline(1, color="#999999", linewidth=1, linestyle=":")
     last = len(inspection.schedules[0].curve) - 1
     for i, result in enumerate(inspection.schedules):

@@ -91,7 +91,7 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
 
 
 def _adapter_size(config: TrainConfig, transformer: Any) -> int:
-    """Trained weights of the adapter; the current device is meta."""
+    """Count the adapter's trained weights; the current device is meta."""
     if config.adapter is not None:
         adapter = load_adapter(config.adapter)
         adapter.check_fits(transformer)

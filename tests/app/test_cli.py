@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from support.command_lines import command_line
 
 import genhoi_kernels
 from genhoi import media
@@ -31,11 +32,15 @@ def inputs(tmp_path: Path) -> list[str]:
     media.write_clip(tmp_path / "video.mp4", Clip(frames, 24))
     media.write_mask(tmp_path / "mask.mp4", mask)
     media.write_image(tmp_path / "object.png", frames[0, 16:48, 32:64])
-    return [
-        "inspect", "--video", str(tmp_path / "video.mp4"), "--mask", str(tmp_path / "mask.mp4"),
-        "--object", str(tmp_path / "object.png"), "--out", str(tmp_path / "out"),
-        "--heads", "2", "--head-dim", "16",
-    ]  # fmt: skip
+    return command_line(
+        "inspect",
+        video=tmp_path / "video.mp4",
+        mask=tmp_path / "mask.mp4",
+        object=tmp_path / "object.png",
+        out=tmp_path / "out",
+        heads=2,
+        head_dim=16,
+    )
 
 
 def run(*arguments: str) -> Result:

@@ -88,9 +88,15 @@ def test_ssim_agrees_with_scikit_image_inside(size: tuple[int, int]) -> None:
     found = ssim_map(result, truth)
     for i in range(2):
         _, want = metrics.structural_similarity(
-            result[i].numpy(), truth[i].numpy(), full=True, channel_axis=-1, data_range=255,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )  # fmt: skip
+            result[i].numpy(),
+            truth[i].numpy(),
+            full=True,
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
         inside = slice(5, -5), slice(5, -5)
         torch.testing.assert_close(
             found[i][inside], torch.from_numpy(want).mean(dim=-1)[inside], atol=1e-6, rtol=0
