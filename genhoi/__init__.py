@@ -9,15 +9,10 @@ from genhoi._extras import needed_for
 if TYPE_CHECKING:
     from genhoi.conditioning.masks import clear_first_frame, token_mask
     from genhoi.editing.pipeline import GenHOIPipeline
-    from genhoi.evaluation.evaluation import evaluate
+    from genhoi.evaluation.measure import evaluate
     from genhoi.inspection.figure import draw_inspection
-    from genhoi.inspection.inspect import (
-        Inspection,
-        inspect_clip,
-        summary,
-        summary_table,
-        write_summary,
-    )
+    from genhoi.inspection.inspect import Inspection, inspect_clip
+    from genhoi.inspection.summary import summary, summary_table, write_summary
     from genhoi.media import (
         Clip,
         fit_image,
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     )
     from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
     from genhoi.models.attach import attach
-    from genhoi.models.protocol import Attachment
+    from genhoi.models.attachment import Attachment
     from genhoi.models.wan.convert import from_official, to_official
     from genhoi.training.config import TrainConfig
     from genhoi.training.trainer import Trainer
@@ -43,15 +38,10 @@ if TYPE_CHECKING:
 _NAMES = {
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
     "genhoi.editing.pipeline": ["GenHOIPipeline"],
-    "genhoi.evaluation.evaluation": ["evaluate"],
+    "genhoi.evaluation.measure": ["evaluate"],
     "genhoi.inspection.figure": ["draw_inspection"],
-    "genhoi.inspection.inspect": [
-        "Inspection",
-        "inspect_clip",
-        "summary",
-        "summary_table",
-        "write_summary",
-    ],
+    "genhoi.inspection.inspect": ["Inspection", "inspect_clip"],
+    "genhoi.inspection.summary": ["summary", "summary_table", "write_summary"],
     "genhoi.media": [
         "Clip",
         "fit_image",
@@ -66,7 +56,7 @@ _NAMES = {
     ],
     "genhoi.models.adapter": ["AdapterConfig", "GenHOIAdapter"],
     "genhoi.models.attach": ["attach"],
-    "genhoi.models.protocol": ["Attachment"],
+    "genhoi.models.attachment": ["Attachment"],
     "genhoi.models.wan.convert": ["from_official", "to_official"],
     "genhoi.training.config": ["TrainConfig"],
     "genhoi.training.trainer": ["Trainer"],

@@ -16,13 +16,12 @@ from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import Given
 from genhoi.evaluation.metrics import (
-    colour_similarity,
     region_mean,
     region_psnr,
     squared_error,
     ssim_map,
-    texture_similarity,
 )
+from genhoi.evaluation.object_metrics import colour_similarity, texture_similarity
 from genhoi.models.wan.attention_share import reference_share
 from genhoi.training.reconstruction import rebuild
 from genhoi_kernels.files import whole_file

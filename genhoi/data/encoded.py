@@ -33,7 +33,7 @@ _VERSION = 1
 
 
 class EncodedClips:
-    """A folder that `encode_dataset` made.
+    """Reads a folder that `encode_dataset` made.
 
     Args:
         folder: of the arrays.
@@ -66,11 +66,11 @@ class EncodedClips:
         return len(self.names)
 
     def has(self, name: str) -> bool:
-        """Whether there is an array of that name."""
+        """Tell whether it holds an array of that name."""
         return name in self._arrays
 
     def take(self, name: str, indices: Sequence[int]) -> Tensor:
-        """Rows of an array, float32.
+        """Read rows of an array, as float32.
 
         Args:
             name: "clean" [n, C, f, h, w], the clip's latents; "condition_none", "condition_first",
@@ -88,7 +88,7 @@ class EncodedClips:
         return torch.from_numpy(rows).float()
 
     def texts(self, indices: Sequence[int]) -> Tensor:
-        """[len(indices), tokens, text_dim]."""
+        """Read the samples' texts, [len(indices), tokens, text_dim]."""
         return self.text[torch.from_numpy(self._arrays["text_of"][list(indices)].astype(np.int64))]
 
 
@@ -154,7 +154,7 @@ def _fingerprint(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> str
 
 
 def _fingerprints(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> set[str]:
-    """Of all folders that have these conditions."""
+    """List the fingerprints of all folders that have these conditions."""
     others = [name for name in get_args(Given) if name not in given]
     more = (some for count in range(len(others) + 1) for some in combinations(others, count))
     return {_fingerprint(base, dataset, [*given, *some]) for some in more}
@@ -207,7 +207,7 @@ def _encode_all(
 
 
 class _Indexed(Dataset[HOISample]):
-    """As torch's loader wants a dataset."""
+    """Makes a dataset what torch's loader wants."""
 
     def __init__(self, dataset: HOIDataset) -> None:
         self.dataset = dataset
@@ -253,7 +253,7 @@ def _encode(base: Base, sample: HOISample, given: Sequence[Given]) -> Iterator[t
 
 
 def conditions_for(base: Base, given: Collection[str]) -> tuple[Given, ...]:
-    """Which conditions to encode, so that these frames can be given.
+    """Choose the conditions to encode, so that these frames can be given.
 
     A base that encodes every latent frame by itself needs few: `objective.given_condition`
     puts the others together. The last frame alone is no latent frame, so that has to be encoded.

@@ -47,7 +47,7 @@ class Hand:
 def make_hand(
     rng: Generator, path: Callable[[float, float], np.ndarray], aspect: float, *, left: bool
 ) -> Hand:
-    """A hand that holds an object of a given height over width.
+    """Make a hand that holds an object of a given height over width.
 
     Args:
         rng: for its proportions and skin.

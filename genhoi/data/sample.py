@@ -67,13 +67,13 @@ class HOIDataset(Protocol):
     """A finite, ordered set of samples; the same index always gives the same sample."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Count the samples."""
 
     def __getitem__(self, index: int) -> HOISample:
-        """Sample `index`, from 0; IndexError beyond the last."""
+        """Give sample `index`, from 0; IndexError beyond the last."""
 
     def __iter__(self) -> Iterator[HOISample]:
-        """All of them, in order."""
+        """Give all samples, in order."""
 
     def fingerprint(self) -> str:
-        """Says all that the samples depend on: two sets with the same words hold the same."""
+        """Say all that the samples depend on: two sets that say the same hold the same."""

@@ -26,11 +26,19 @@ Color = tuple[int, int, int]
 # Files that the package scikit-image carries, so that nothing is downloaded.
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "astronaut.png", "chelsea.png", "retina.jpg", "ihc.png", "brick.png", "grass.png",
-        "motorcycle_left.png", "camera.png", "coins.png", "page.png",
+        "astronaut.png",
+        "chelsea.png",
+        "retina.jpg",
+        "ihc.png",
+        "brick.png",
+        "grass.png",
+        "motorcycle_left.png",
+        "camera.png",
+        "coins.png",
+        "page.png",
     ),
     "test": ("coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "gravel.png"),
-}  # fmt: skip
+}
 LETTERS: dict[Split, str] = {"train": "ABCDEFGHIJKLMNOPQR", "test": "STUVWXYZ"}
 
 SPRITE_SIDE = 64
@@ -39,7 +47,7 @@ _PHOTO_SIDE = 256
 
 @cache
 def _photograph(name: str) -> Image.Image:
-    """Its middle, square, RGB."""
+    """Read a photograph's middle, square, RGB."""
     try:
         folder = files("skimage") / "data"
     except ModuleNotFoundError as error:
@@ -61,7 +69,7 @@ def _pick(rng: Generator, split: Split) -> Image.Image:
 
 
 def background(rng: Generator, split: Split) -> Tensor:
-    """A photograph with its colours shuffled or kept: float32 [3, 256, 256], 0 to 1."""
+    """Choose a photograph, colours shuffled or kept: float32 [3, 256, 256], 0 to 1."""
     pixels = np.asarray(_pick(rng, split), np.float32) / 255
     if rng.random() < 0.5:
         pixels = pixels[..., rng.permutation(3)]
@@ -69,7 +77,7 @@ def background(rng: Generator, split: Split) -> Tensor:
 
 
 def sprite(rng: Generator, split: Split) -> tuple[Tensor, float]:
-    """An object, upright.
+    """Draw an object, upright.
 
     Returns:
         float32 [4, 64, 64], colours and opacity from 0 to 1, over a square from -1 to 1; and the
@@ -86,13 +94,13 @@ def sprite(rng: Generator, split: Split) -> tuple[Tensor, float]:
 
 
 def _raster() -> tuple[Tensor, Tensor]:
-    """u [64], to the right, and v [64, 1], downwards; both from -1 to 1."""
+    """Give u [64], to the right, and v [64, 1], downwards; both from -1 to 1."""
     u = (torch.arange(SPRITE_SIDE) + 0.5) / SPRITE_SIDE * 2 - 1
     return u, u[:, None]
 
 
 def _silhouette(rng: Generator) -> tuple[Tensor, float]:
-    """Opacity [64, 64] of a box, a can, a cup or a bottle, and how round it is from 0 to 1."""
+    """Draw the opacity [64, 64] of a box, can, cup or bottle; tell how round it is, from 0 to 1."""
     u, v = _raster()
     power = float(rng.uniform(2.5, 9))
     width = 1 + float(rng.uniform(-0.25, 0.25)) * v
@@ -113,7 +121,7 @@ def _color(rng: Generator) -> Color:
 
 
 def _far_color(rng: Generator, from_: Color) -> Color:
-    """One that can be told from another."""
+    """Draw a colour that can be told from another."""
     while True:
         color = _color(rng)
         if sum(abs(a - b) for a, b in zip(color, from_, strict=True)) > 180:
@@ -127,7 +135,7 @@ def _plain(rng: Generator) -> tuple[Image.Image, ImageDraw.ImageDraw, Color]:
 
 
 def _logo(rng: Generator, split: Split) -> Image.Image:
-    """Two or three large shapes."""
+    """Draw two or three large shapes."""
     image, draw, color = _plain(rng)
     for _ in range(rng.integers(2, 4)):
         x, y = (int(i) for i in rng.integers(8, 56, 2))

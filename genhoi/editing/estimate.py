@@ -98,7 +98,7 @@ def estimate_edit(
 
 
 def _speeds(head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """Operations a second, of a matrix product and of the op."""
+    """Measure operations a second, of a matrix product and of the op."""
     side = 1024 if device.type == "cpu" else 8192
     tokens = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device).to(dtype)

@@ -63,7 +63,7 @@ class Parts:
         return [path for path in self.folder.iterdir() if path.name[0] != "."]
 
     def load(self, window: int) -> Tensor | None:
-        """uint8 [F, H, W, 3] of a finished window, else None."""
+        """Read a finished window's frames, uint8 [F, H, W, 3]; None of an unfinished one."""
         path = self._path(window)
         return torch.from_numpy(np.load(path)) if path.is_file() else None
 

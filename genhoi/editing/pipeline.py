@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -19,44 +17,20 @@ from torch import Tensor
 
 from genhoi.bases.base import Base, Offload
 from genhoi.bases.load import base_kind, load_base
-from genhoi.conditioning.condition import Condition, reference_tokens
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
+from genhoi.editing.run import EditArguments, EditRun, Progress
+from genhoi.editing.settings import resolve
 from genhoi.editing.windows import windows
-from genhoi.media import Clip, fit_image
+from genhoi.media import Clip
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
 from genhoi.models.attach import attach
 from genhoi.models.options import UNSET, Preset, Unset
-from genhoi.models.protocol import Attachment
-from genhoi.models.sampling import denoise, noise, noise_levels
+from genhoi.models.sampling import noise_levels
 
 __all__ = ["GenHOIPipeline", "Progress"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an edit stands; what `GenHOIPipeline` calls back with, after every step.
-
-    Args:
-        window, windows: this one, from 0, of how many.
-        step, steps: steps done in it, of how many.
-        done: share of all steps, 0 to 1, windows of earlier runs included.
-        seconds_left: at the speed so far.
-        latents: float32 [1, C, f, h, w] of this window; do not change them.
-        attention: after a window's last step, if it was asked for: float32 [f, h, w], see
-            `genhoi.models.protocol.AttentionShare`.
-    """
-
-    window: int
-    windows: int
-    step: int
-    steps: int
-    done: float
-    seconds_left: float
-    latents: Tensor
-    attention: Tensor | None = None
 
 
 class GenHOIPipeline:
@@ -239,7 +213,7 @@ class GenHOIPipeline:
             job = self._fingerprint(settings, clip, tensors)
             finished = Parts(parts, job, discard=discard_parts)
 
-        edit = _Edit(
+        edit = EditRun(
             self.base,
             self.attachment,
             clip,
@@ -266,31 +240,30 @@ class GenHOIPipeline:
         window: int | None,
         mask_rule: MaskRule | None,
         **given: Any,
-    ) -> _Settings:
-        """With the base's own values for None.
+    ) -> EditArguments:
+        """Take the base's own values for None.
 
         Raises:
             ValueError: guidance that the base cannot have.
         """
-        defaults = self.base.defaults
-        guidance = defaults.guidance if guidance is None else guidance
-        settings = _Settings(
-            steps=defaults.steps if steps is None else steps,
+        resolved = resolve(
+            self.base.defaults,
+            steps=steps,
             guidance=guidance,
-            shift=defaults.shift if shift is None else shift,
-            window=defaults.window if window is None else window,
-            mask_rule=mask_rule or defaults.mask_rule,
-            **given,
+            shift=shift,
+            window=window,
+            mask_rule=mask_rule,
         )
-        noise_levels(settings.steps, settings.shift)  # raises
+        noise_levels(resolved.steps, resolved.shift)  # raises
+        guidance = resolved.guidance
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: got {guidance}, wanted a finite number")
         if guidance != 1 and not self.base.takes_text:
             raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
-        return settings
+        return EditArguments(**vars(resolved), **given)
 
     def _fingerprint(
-        self, settings: _Settings, clip: Clip, tensors: dict[str, Tensor | None]
+        self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]
     ) -> str:
         """Tells an edit from all others, for the windows that it left unfinished."""
         values = vars(settings) | {
@@ -299,167 +272,3 @@ class GenHOIPipeline:
             "fps": clip.fps,
         }
         return fingerprint(values, tensors, self.base.transformer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """Arguments of `GenHOIPipeline` that need no tensor; see there."""
-
-    prompt: str
-    negative_prompt: str
-    strengths: Sequence[float] | None
-    steps: int
-    guidance: float
-    shift: float
-    seed: int
-    window: int
-    mask_rule: MaskRule
-
-
-class _Edit:
-    """One call of the pipeline.
-
-    Args:
-        base, attachment: of the pipeline.
-        clip, masks, objects: as given.
-        settings: all of them.
-        spans: first and one-past-last frame of each window.
-        parts: windows that an earlier run finished, and where to keep more.
-        attention_layer, callback: as given.
-    """
-
-    def __init__(
-        self,
-        base: Base,
-        attachment: Attachment,
-        clip: Clip,
-        masks: list[Tensor],
-        objects: list[Tensor],
-        settings: _Settings,
-        spans: list[tuple[int, int]],
-        *,
-        parts: Parts | None,
-        attention_layer: int | None,
-        callback: Callable[[Progress], object] | None,
-    ) -> None:
-        self.base, self.model, self.attachment = base, base.model, attachment
-        self.clip, self.masks, self.objects = clip, masks, objects
-        self.settings, self.spans, self.parts = settings, spans, parts
-        self.attention_layer = attention_layer
-        self.callback = callback
-        self.sigmas = noise_levels(settings.steps, settings.shift)
-        self.begun, self.begun_at, self.steps_here = time.monotonic(), 0.0, 0
-
-    def run(self, first: Tensor | None, last: Tensor | None) -> Tensor:
-        """The edited frames, uint8 [F, H, W, 3]."""
-        texts: tuple[Tensor, Tensor | None] | None = None
-        out: list[Tensor] = []
-        for i, (_, end) in enumerate(self.spans):
-            frames = None if self.parts is None else self.parts.load(i)
-            if frames is None:
-                if texts is None:  # not where an earlier run has finished everything
-                    texts = self._start()
-                ends = last if end == self.clip.num_frames else None
-                frames = self._window(i, first, ends, *texts)
-                if self.parts is not None:
-                    self.parts.save(i, frames)
-            out.append(frames if i == 0 else frames[1:])
-            first = frames[-1]
-        return torch.cat(out)
-
-    def _start(self) -> tuple[Tensor, Tensor | None]:
-        """Encode the texts, which may be refused, and set the references."""
-        settings = self.settings
-        no_text = None
-        if settings.guidance != 1:
-            no_text = self.base.encode_text(settings.negative_prompt)
-        text = self.base.encode_text(settings.prompt)
-        size = (self.clip.height, self.clip.width)
-        latents = [self.base.encode(fit_image(x, size)[None]) for x in self.objects]
-        strengths = settings.strengths
-        bias = None if strengths is None else [math.log(x) for x in strengths]
-        tokens = self._tokens(0, False) if self.attachment.options.mask_gate else None
-        self.attachment.set_reference(latents, tokens, ref_bias=bias)
-        return text, no_text
-
-    def _tokens(self, window: int, first_given: bool) -> Tensor:
-        begin, end = self.spans[window]
-        strides = self.model.sizes.strides
-        tokens = reference_tokens(
-            [mask[begin:end] for mask in self.masks],
-            strides.grid(end - begin, self.clip.height, self.clip.width),
-            rule=self.settings.mask_rule,
-            first_frame_given=first_given,
-        )
-        return tokens.to(self.base.device)
-
-    def _condition(self, window: int, first: Tensor | None, last: Tensor | None) -> Condition:
-        begin, end = self.spans[window]
-        return self.model.build_condition(
-            self.clip.frames[begin:end],
-            torch.stack([mask[begin:end] for mask in self.masks]).any(0),
-            self.base.encode,
-            first_frame=first,
-            last_frame=last,
-        )
-
-    def _window(
-        self,
-        window: int,
-        first: Tensor | None,
-        last: Tensor | None,
-        text: Tensor,
-        no_text: Tensor | None,
-    ) -> Tensor:
-        condition = self._condition(window, first, last)
-        if self.attachment.options.mask_gate:
-            self.attachment.set_mask(self._tokens(window, first is not None))
-        image = self.base.encode_image(condition.first_image, condition.last_image)
-        extra = self.attachment.reference_frames
-        _, _, frames, height, width = condition.channels.shape
-        shape = (1, self.model.sizes.latent_channels, extra + frames, height, width)
-        start = noise(shape, self.settings.seed, window).to(condition.channels.device)
-        latents = denoise(
-            self.model,
-            start,
-            condition.channels,
-            text=text,
-            no_text=no_text,
-            image=image,
-            guidance=self.settings.guidance,
-            sigmas=self.sigmas,
-            after_step=self._after_step(window),
-        )
-        return self.base.decode(latents[:, :, extra:])
-
-    def _after_step(self, window: int) -> Callable[[int, Tensor], None]:
-        """What to do after each step: report, and measure attention in the last."""
-        steps = self.settings.steps
-        layer = self.attention_layer
-        meter = None if layer is None else self.attachment.attention_share(layer)
-        if meter is not None and steps == 1:
-            meter.watch_next()
-
-        def after_step(step: int, latents: Tensor) -> None:
-            self.steps_here += 1
-            if meter is not None and step == steps - 1:
-                meter.watch_next()
-            share = None if meter is None or step < steps else meter.share
-            self._report(window, step, latents, share)
-
-        return after_step
-
-    def _report(self, window: int, step: int, latents: Tensor, attention: Tensor | None) -> None:
-        if self.callback is None:
-            return
-        steps = self.settings.steps
-        # A shorter last window takes less; counted by frames, which is near enough.
-        lengths = [end - begin for begin, end in self.spans]
-        done = (sum(lengths[:window]) + lengths[window] * step / steps) / sum(lengths)
-        if self.steps_here == 1:
-            self.begun_at = done - lengths[window] / steps / sum(lengths)
-        elapsed = time.monotonic() - self.begun
-        left = elapsed / max(done - self.begun_at, 1e-9) * (1 - done)
-        self.callback(
-            Progress(window, len(self.spans), step, steps, done, left, latents, attention)
-        )

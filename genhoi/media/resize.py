@@ -108,7 +108,7 @@ def _check_mode(mode: str) -> None:
 
 
 def _scaled_size(old: tuple[int, int], new: tuple[int, int], mode: ResizeMode) -> tuple[int, int]:
-    """Size before the crop: at least `new` on both sides."""
+    """Choose the size before the crop: at least `new` on both sides."""
     if mode == "exact":
         return new
     scale = max(new[0] / old[0], new[1] / old[1])

@@ -20,7 +20,7 @@ _BT709 = 1
 
 
 def frame_rate(path: Path) -> Fraction:
-    """Frames a second: a video's average rate, or 24 where it does not tell."""
+    """Read frames a second: a video's average rate, or 24 where it does not tell."""
     with _open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
@@ -120,7 +120,7 @@ def write_gif(path: Path, clip: Clip) -> None:
 
 
 def _pyav() -> ModuleType:
-    """PyAV, imported where a video is: models and still images do without it."""
+    """Import PyAV where a video is: models and still images do without it."""
     try:
         import av
     except ModuleNotFoundError as error:

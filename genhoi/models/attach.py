@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
+from genhoi.models.attachment import Attachment
 from genhoi.models.options import UNSET, Preset, Unset, resolve_options
-from genhoi.models.protocol import Attachment
 from genhoi.models.registry import model_of
 from genhoi_kernels import backends, head_frames
 

@@ -1,4 +1,4 @@
-"""What GenHOI asks of a family of video models, and of an adapter at work in one.
+"""What GenHOI asks of a family of video models.
 
 The pipeline, training, evaluation and the estimates know these classes and no others. A new family
 is a folder beside `genhoi.models.wan` and a line in `genhoi.models.registry`.
@@ -18,16 +18,10 @@ from genhoi.conditioning.grid import Grid, Strides
 
 if TYPE_CHECKING:
     from genhoi.models.adapter import GenHOIAdapter
+    from genhoi.models.attachment import Attachment
     from genhoi.models.options import Options
 
-__all__ = [
-    "Attachment",
-    "AttentionShare",
-    "Block",
-    "ModelSizes",
-    "ReferenceStreamModel",
-    "VideoModel",
-]
+__all__ = ["Block", "ModelSizes", "ReferenceStreamModel", "VideoModel"]
 
 
 @dataclass(frozen=True)
@@ -211,94 +205,3 @@ class ReferenceStreamModel(VideoModel):
         Returns:
             A handle; its ``remove()`` ends this.
         """
-
-
-class AttentionShare(ABC):
-    """Measures, on request, how much of one block's attention goes to the references.
-
-    Attributes:
-        share: float32 [f, h, w] on the CPU, mean over heads, NaN where the mask gate keeps a token
-            from all references; None before `watch_next` and where there is no reference to see.
-    """
-
-    share: Tensor | None = None
-
-    @abstractmethod
-    def watch_next(self) -> None:
-        """Measure the next forward pass."""
-
-
-class Attachment(ABC):
-    """A transformer with an adapter on it; made by ``attach``.
-
-    Attributes:
-        transformer, adapter: as given.
-        options: mask_gate, flow_gate and schedule in force.
-        reference_passes: how often the reference stream has run.
-        skip_unseen: leave references out where no token of the batch sees them. Training turns it
-            off, so that every weight is reached in every pass, which DistributedDataParallel and
-            FSDP rely on; the result is the same.
-        reference_frames: latent frames at the front of the noisy latents that stand for the
-            references; 0 where these are a stream of their own.
-    """
-
-    transformer: Any
-    adapter: GenHOIAdapter
-    options: Options
-    reference_passes: int = 0
-    skip_unseen: bool = True
-    reference_frames: int = 0
-
-    @abstractmethod
-    def set_reference(
-        self,
-        references: Sequence[Tensor] | None,
-        mask: Tensor | None = None,
-        *,
-        ref_bias: Sequence[float] | None = None,
-    ) -> None:
-        """Choose what the video refers to, for all forward passes until the next call.
-
-        Nothing is computed until the first of them; then keys and values are, once, and kept for
-        all steps and guidance branches. Synchronises with the host once.
-
-        Args:
-            references: latents ``[1 or B, C, 1, h, w]`` of each reference, of any size that the
-                patches divide; C is the latent's channels, completed as the model's input asks, or
-                the model's in_channels. Cast to the video's dtype when used. None: no reference;
-                flow gates stay on.
-            mask: which video tokens see them: a latent mask ``[1 or B, 4 or 1, F, H, W]`` (see
-                ``token_mask``), or tokens ``[1 or B, f*h*w]``, bool, or integer with bit r for
-                reference r. For a mask over pixels call ``token_mask(..., kind="pixel")`` first.
-                Needed with the mask gate on, refused with it off or without references.
-            ref_bias: one number a reference, added to its logits: log(2) doubles the weight of its
-                tokens before softmax, log(1/2) halves it. None: 0 for all.
-
-        Raises:
-            TypeError: not tensors, a mask of floating-point tokens, or no mask with the mask gate
-                on.
-            ValueError: shapes or devices that do not fit, or a mask that would not be used. A mask
-                for another grid than the video's is found out in the next forward pass.
-            RuntimeError: after ``detach``.
-        """
-
-    @abstractmethod
-    def set_mask(self, mask: Tensor) -> None:
-        """Change which video tokens see the references, and keep the references' keys and values.
-
-        For the windows of a long clip, which share references and grid.
-
-        Args:
-            mask: as for ``set_reference``.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: as ``set_reference``.
-        """
-
-    @abstractmethod
-    def attention_share(self, layer: int) -> AttentionShare:
-        """A meter at a block."""
-
-    @abstractmethod
-    def detach(self) -> None:
-        """Leave the transformer as it was before ``attach``; the adapter keeps its weights."""

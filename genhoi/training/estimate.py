@@ -11,7 +11,7 @@ from genhoi.bases.load import base_config
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
-from genhoi.training.trainer import freeze_unused, load_adapter
+from genhoi.training.trained_weights import freeze_unused, load_adapter
 
 __all__ = ["TrainEstimate", "estimate_training"]
 
@@ -91,7 +91,7 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
 
 
 def _adapter_size(config: TrainConfig, transformer: Any) -> int:
-    """Trained weights of the adapter; the current device is meta."""
+    """Count the adapter's trained weights; the current device is meta."""
     if config.adapter is not None:
         adapter = load_adapter(config.adapter)
         adapter.check_fits(transformer)

@@ -12,7 +12,7 @@ __all__ = ["TrainingLog"]
 
 
 class TrainingLog:
-    """metrics.csv, and tensorboard/ where that is installed, in a run's folder.
+    """Writes metrics.csv, and tensorboard/ where that is installed, into a run's folder.
 
     Args:
         folder: of the run.

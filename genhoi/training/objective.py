@@ -88,7 +88,7 @@ class Batch:
     image: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Move everything to a device."""
         moved: dict[str, Any] = {
             name: None if x is None else x.to(device) for name, x in vars(self).items()
         }
@@ -96,7 +96,7 @@ class Batch:
 
 
 def sample_of(place: int, clips: int, seed: int) -> int:
-    """The sample at a place in the endless order; each pass over the clips has its own order."""
+    """Find the sample at a place in the endless order; each pass over the clips has its own."""
     passes, position = divmod(place, clips)
     return int(_order(clips, seed, passes)[position])
 
@@ -109,7 +109,7 @@ def _order(clips: int, seed: int, passes: int) -> Tensor:
 def seeing_tokens(
     model: VideoModel, condition: Tensor, *, rule: MaskRule, mask_gate: bool
 ) -> Tensor:
-    """Which video tokens see the reference: bool [B, N].
+    """Tell which video tokens see the reference: bool [B, N].
 
     Args:
         model: what the condition was made for.
@@ -124,7 +124,7 @@ def seeing_tokens(
 def make_batch(
     model: VideoModel, clips: EncodedClips, places: Sequence[int], choices: SampleChoices
 ) -> Batch:
-    """The samples at some places in the order, with everything random about them.
+    """Take the samples at some places in the order, with everything random about them.
 
     Args:
         model: what the clips were encoded for.
@@ -170,7 +170,7 @@ def reconstruction_loss(
     *,
     mask_weight: float,
 ) -> Tensor:
-    """The flow-matching loss of every sample, float32 [B].
+    """Compute the flow-matching loss of every sample, float32 [B].
 
     The squared error of the velocity, averaged with weight mask_weight where something is to be
     generated and 1 elsewhere.
@@ -215,7 +215,7 @@ def given_condition(
     which: GivenFrames,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The condition of a clip, float32 [4 + C, f, h, w], with some frames given, finished.
+    """Give a clip's condition, float32 [4 + C, f, h, w], with some frames finished.
 
     Args:
         model: what the clips were encoded for.
@@ -237,7 +237,7 @@ def given_condition(
 
 
 def _visible(which: GivenFrames, frames: int, generator: torch.Generator | None) -> Tensor:
-    """bool [f]."""
+    """Choose the frames that are given, bool [f]."""
     visible = torch.zeros(frames, dtype=torch.bool)
     if which == "first":
         visible[0] = True

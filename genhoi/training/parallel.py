@@ -26,7 +26,7 @@ _SAME_SIGNAL = 2.0  # seconds
 
 
 def make_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
-    """For the settings; reads the processes from `accelerate launch`'s or torchrun's environment.
+    """Make the accelerator; `accelerate launch`'s or torchrun's environment has the processes.
 
     Args:
         config: its precision is used.
@@ -52,7 +52,7 @@ def make_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
 
 
 class ShardedModel:
-    """A model, perhaps with an adapter, whose weights FSDP2 shares out; or a whole one.
+    """Shares out a model's weights, perhaps with an adapter's, through FSDP2; or leaves them whole.
 
     Not through accelerate's FSDP: that does not run on CPUs, where it silently takes DDP, so it
     could not be tested there.
@@ -82,12 +82,12 @@ class ShardedModel:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each process has a part of the weights only."""
+        """Tell whether each process has a part of the weights only."""
         return bool(self._parts)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Around the model's forward: autocast, which accelerate builds into a whole one."""
+        """Run the model's forward in autocast, which accelerate builds into a whole one."""
         if not self._parts:
             yield
             return
@@ -97,12 +97,12 @@ class ShardedModel:
             yield
 
     def after_backward(self) -> None:
-        """To be called after the last backward pass of a step."""
+        """Free gathered weights; to be called after the last backward pass of a step."""
         if self._parts:
             self._last.reshard()
 
     def forget_gathered(self) -> None:
-        """To be called after weights were changed: the root stays gathered after a forward."""
+        """Drop gathered weights, to be called after a change: a forward leaves the root so."""
         for part in self._parts:
             part.reshard()
 
@@ -139,7 +139,7 @@ class Interrupts:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """A KeyboardInterrupt out of the block counts as Ctrl-C."""
+        """Count a KeyboardInterrupt out of the block as Ctrl-C."""
         try:
             yield
         except KeyboardInterrupt:

@@ -22,25 +22,27 @@ from torch import Tensor
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
 from genhoi.data.encoded import EncodedClips
+from genhoi.editing.settings import resolve
 from genhoi.media import atomic_path
 from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.attach import attach
-from genhoi.models.protocol import Attachment
+from genhoi.models.attachment import Attachment
 from genhoi.training.checkpoint import (
     copy_into,
     latest_checkpoint,
     load_checkpoint,
-    read_state,
     remove_old,
     save_checkpoint,
     whole,
 )
-from genhoi.training.config import TrainConfig, changed_settings
+from genhoi.training.config import TrainConfig
 from genhoi.training.log import TrainingLog
 from genhoi.training.objective import SampleChoices, make_batch, reconstruction_loss
 from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
+from genhoi.training.same_run import check_same_run
+from genhoi.training.trained_weights import add_low_rank, freeze_unused, load_adapter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,10 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainProgress",
     "Trainer",
-    "check_same_run",
-    "freeze_unused",
     "learning_rate_at",
-    "load_adapter",
 ]
 
 _BETAS = (0.9, 0.98)
@@ -79,7 +78,7 @@ class TrainProgress:
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Of step `step`, from 0: warm-up, a plateau, then a straight line down to a tenth."""
+    """The rate of a step, from 0: warm-up, a plateau, then a straight line down to a tenth."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     falling = config.steps * config.decay
     late = (step - (config.steps - falling)) / falling if falling else 0.0
@@ -161,7 +160,7 @@ class Trainer:
             return None, None
         transformer.requires_grad_(config.train_base)
         if config.video_rank:
-            _add_low_rank(transformer, self.base.model.video_projections, config.video_rank)
+            add_low_rank(transformer, self.base.model.video_projections, config.video_rank)
         if config.adapter is not None:
             adapter = load_adapter(config.adapter)
         else:
@@ -201,14 +200,15 @@ class Trainer:
 
     def choices(self) -> SampleChoices:
         """What `make_batch` draws from in this run."""
-        config, defaults = self.config, self.base.defaults
+        config = self.config
+        settings = resolve(self.base.defaults, shift=config.shift, mask_rule=config.mask_rule)
         return SampleChoices(
             seed=config.seed,
             given=config.given,
             reference_dropout=config.reference_dropout,
-            shift=config.shift or defaults.shift,
+            shift=settings.shift,
             mask_gate=config.stage == "base" or self.adapter_config().mask_gate,
-            mask_rule=config.mask_rule or defaults.mask_rule,
+            mask_rule=settings.mask_rule,
         )
 
     def adapter_config(self) -> Any:
@@ -469,79 +469,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_result(self.out, self.base, self.config, adapter=adapter, transformer=transformer)
         self.accelerator.wait_for_everyone()
-
-
-def check_same_run(config: TrainConfig, out: Path, *, latents: str | None = None) -> int | None:
-    """Refuse to go on with a run that had other settings.
-
-    Args:
-        config: of the run that is to go on.
-        out: its folder.
-        latents: fingerprint of its clips; None: not known yet.
-
-    Returns:
-        After which step it would go on; None where there is no run.
-
-    Raises:
-        ValueError: what differs.
-    """
-    path = latest_checkpoint(out / "checkpoints")
-    if path is None:
-        return None
-    state = read_state(path)
-    changed = changed_settings(state["config"], config)
-    if changed:
-        raise ValueError(
-            f"out: {out} holds a run with other settings ({', '.join(changed)}); wanted the same, "
-            f"or another folder"
-        )
-    if None not in (latents, state.get("latents")) and latents != state["latents"]:
-        raise ValueError(
-            f"latents: got other clips than those of the run in {out}, wanted the same, or another "
-            f"folder for the run"
-        )
-    return int(state["step"])
-
-
-def _add_low_rank(transformer: Any, projections: str, rank: int) -> None:
-    """Low-rank weights, float32, on the projections whose names match a regular expression."""
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("video_rank needs peft: pip install peft") from error
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
-    for weight in transformer.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
-def load_adapter(name: str) -> GenHOIAdapter:
-    """An adapter to go on from, in float32 as trained weights have to be.
-
-    Args:
-        name: of a folder, or on the Hugging Face Hub.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        OSError, ValueError: see `GenHOIAdapter.from_pretrained`.
-    """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
-        raise FileNotFoundError(f"adapter: there is no folder {name}")
-    return GenHOIAdapter.from_pretrained(name).float()
-
-
-def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:
-    """Leave without gradients what the loss does not reach, which DistributedDataParallel refuses,
-    and what is not to be trained.
-
-    Args:
-        adapter: without flow gates in its settings, its gates are not used.
-        queries_keys: whether the low-rank weights of q and k are trained.
-    """
-    frozen: tuple[str, ...] = () if queries_keys else ("lora_q", "lora_k")
-    if adapter.config.flow_gate is None:
-        frozen += ("self_gate", "text_gate", "image_gate")
-    for layer in adapter.layers:
-        for name, part in layer.named_children():
-            if name in frozen:
-                part.requires_grad_(False)

@@ -51,10 +51,9 @@ def test_the_command_fits_the_source_to_the_edits(tmp_path: Path) -> None:
     media.write_mask(tmp_path / "mask.mp4", torch.ones(7, 64, 96, dtype=torch.bool))
     media.write_clip(tmp_path / "edited.mp4", clip(200))
     media.write_image(tmp_path / "mug.png", torch.full((20, 30, 3), 77, dtype=torch.uint8))
-    words = [
-        "--source", f"{tmp_path}/source.mp4", "--mask", f"{tmp_path}/mask.mp4", "--edited",
-        f"{tmp_path}/mug.png", f"{tmp_path}/edited.mp4", "--out", f"{tmp_path}/sheet.png",
-    ]  # fmt: skip
+    paths = {"source": "source.mp4", "mask": "mask.mp4", "out": "sheet.png"}
+    words = [word for name, file in paths.items() for word in (f"--{name}", f"{tmp_path}/{file}")]
+    words += ["--edited", f"{tmp_path}/mug.png", f"{tmp_path}/edited.mp4"]
     result = CliRunner().invoke(contact_sheet.main, words)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "sheet.png").is_file()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from support.command_lines import command_line, options_of
 from support.tiny_base import save_tiny_base
 
 from genhoi import media
@@ -22,6 +23,7 @@ from genhoi.cli import main
 from genhoi.media import Clip
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ["attention.png", "edit.json", "edited.mp4", "sheet.png", "side_by_side.mp4"]
 F, H, W = 11, 32, 48
 
 
@@ -43,11 +45,17 @@ def files(tmp_path: Path) -> Path:
 
 
 def arguments(files: Path, *more: str) -> list[str]:
-    return [
-        "edit", "--video", f"{files}/video.mp4", "--mask", f"{files}/mask.mp4",
-        "--object", f"{files}/object.png", "--steps", "2", "--window", "5",
-        "--out", f"{files}/out", "--base", "tiny-untrained", *more,
-    ]  # fmt: skip
+    command = command_line(
+        "edit",
+        video=files / "video.mp4",
+        mask=files / "mask.mp4",
+        object=files / "object.png",
+        steps=2,
+        window=5,
+        out=files / "out",
+        base="tiny-untrained",
+    )
+    return [*command, *more]
 
 
 def run(*words: str) -> Result:
@@ -82,9 +90,7 @@ def test_files_in_files_out(files: Path) -> None:
     for words in ("UNTRAINED", "frame 0 is generated too", "the first 9 of 11", "edited.mp4"):
         assert words in result.output
     out = files / "out"
-    assert sorted(p.name for p in out.iterdir()) == [
-        "attention.png", "edit.json", "edited.mp4", "sheet.png", "side_by_side.mp4"
-    ]  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == RESULTS
     edited = media.read_clip(out / "edited.mp4")
     assert edited.frames.shape == (9, H, W, 3) and edited.fps == 12
     both = media.read_clip(out / "side_by_side.mp4")
@@ -105,13 +111,20 @@ def test_files_in_files_out(files: Path) -> None:
 
 
 def test_the_record_repeats_the_edit(files: Path) -> None:
-    more = [
-        "--mask", f"{files}/mask2.mp4", "--object", f"{files}/object2.png", "--seed", "3",
-        "--strength", "2", "--strength", "0.5", "--first-frame", f"{files}/finished.png",
-        "--last-frame", f"{files}/finished.png", "--prompt", "a hand's cup", "--guidance", "2",
-        "--keep-background", "--schedule", "-1", "--preset", "release", "--mask-rule", "any",
-        "--base", str(save_tiny_base(files / "base")),
-    ]  # fmt: skip
+    options = options_of(
+        mask=files / "mask2.mp4",
+        object=files / "object2.png",
+        seed=3,
+        first_frame=files / "finished.png",
+        last_frame=files / "finished.png",
+        prompt="a hand's cup",
+        guidance=2,
+        schedule=-1,
+        preset="release",
+        mask_rule="any",
+        base=save_tiny_base(files / "base"),
+    )
+    more = [*options, "--strength", "2", "--strength", "0.5", "--keep-background"]
     result = run(*arguments(files, *more))
     assert result.exit_code == 0, result.output
     assert "frame 0 is generated" not in result.output and "Mask gate: off" in result.output
@@ -211,9 +224,7 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
     assert result.exit_code == 0, result.output
     record = json.loads((killed / "edit.json").read_text())
     assert record["windows_of_an_earlier_run"] == 1
-    assert sorted(p.name for p in killed.iterdir()) == [
-        "attention.png", "edit.json", "edited.mp4", "sheet.png", "side_by_side.mp4"
-    ]  # fmt: skip
+    assert sorted(p.name for p in killed.iterdir()) == RESULTS
     assert run(*arguments(files, "--steps", "25")).exit_code == 0
     assert edited_hash(files, "killed") == edited_hash(files)
 

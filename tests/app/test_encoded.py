@@ -23,9 +23,12 @@ from genhoi.media import fit_image
 def test_what_is_stored(tmp_path: Path) -> None:
     base, dataset, calls = small_base(), Noise(), []
     clips = encode_dataset(
-        base, dataset, tmp_path / "latents", given=("none", "first", "first_last"),
+        base,
+        dataset,
+        tmp_path / "latents",
+        given=("none", "first", "first_last"),
         progress=lambda done, total: calls.append((done, total)),
-    )  # fmt: skip
+    )
     assert calls == [(i + 1, CLIPS) for i in range(CLIPS)]
     assert clips.names == [f"noise-{i}" for i in range(CLIPS)] and len(clips) == CLIPS
     for i, sample in enumerate(dataset):
@@ -38,8 +41,10 @@ def test_what_is_stored(tmp_path: Path) -> None:
         picture = fit_image(sample.object, (frames.shape[1], frames.shape[2]))
         assert torch.equal(stored("object"), base.encode(picture[None])[0].half().float())
         for name, first, last in (
-            ("none", None, None), ("first", frames[0], None), ("first_last", frames[0], frames[-1]),
-        ):  # fmt: skip
+            ("none", None, None),
+            ("first", frames[0], None),
+            ("first_last", frames[0], frames[-1]),
+        ):
             condition = build_condition(
                 frames, sample.mask, base.encode, first_frame=first, last_frame=last
             )
@@ -63,8 +68,13 @@ def test_two_programs_at_once(tmp_path: Path) -> None:
     base, calls = small_base(), []
 
     def second() -> None:
-        encode_dataset(base, Noise(3), tmp_path / "latents", given=("none",),
-                       progress=lambda *_: calls.append("second"))  # fmt: skip
+        encode_dataset(
+            base,
+            Noise(3),
+            tmp_path / "latents",
+            given=("none",),
+            progress=lambda *_: calls.append("second"),
+        )
 
     other = Thread(target=second)
 
@@ -147,9 +157,11 @@ def test_fingerprint_of_clips_in_folders(tmp_path: Path) -> None:
     first = fingerprint()
     assert fingerprint() == first
     others = [
-        fingerprint(frames=9), fingerprint(size=(16, 32)), fingerprint(resize="exact"),
+        fingerprint(frames=9),
+        fingerprint(size=(16, 32)),
+        fingerprint(resize="exact"),
         fingerprint(windows="all", frames=None),
-    ]  # fmt: skip
+    ]
     assert len({first, *others}) == 5
     frame = next((tmp_path / "a" / "mask").iterdir())
     os.utime(frame, ns=(1, 1))

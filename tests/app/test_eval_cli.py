@@ -15,14 +15,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from support.command_lines import command_line
 from torch import Tensor, nn
 
 import genhoi
 from genhoi import media
 from genhoi.cli import main
-from genhoi.evaluation.evaluation import COLUMNS, Case, evaluate, over_cases, summarise
+from genhoi.evaluation import Case, evaluate
+from genhoi.evaluation.columns import COLUMNS
 from genhoi.evaluation.figure import draw_evaluation
 from genhoi.evaluation.learned_metrics import Clip2Vector, Lpips, Models, Video2Vector
+from genhoi.evaluation.summary import over_cases, summarise
 from genhoi.media import Clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
@@ -61,10 +64,8 @@ def files(tmp_path: Path) -> Path:
 
 
 def arguments(files: Path, *more: str, result: str = "result", truth: str = "truth") -> list[str]:
-    return [
-        "eval", "--result", f"{files}/{result}", "--truth", f"{files}/{truth}",
-        "--mask", f"{files}/mask", "--out", f"{files}/out", *more,
-    ]  # fmt: skip
+    paths = {"result": files / result, "truth": files / truth}
+    return [*command_line("eval", **paths, mask=files / "mask", out=files / "out"), *more]
 
 
 def run(*words: str) -> Result:
@@ -98,10 +99,13 @@ def test_a_case_of_folders(files: Path) -> None:
     result = run(*arguments(files, *more))
     assert result.exit_code == 0, result.output
     for words in (
-        "inside mask: empty in 1 of 6 frames", "outside mask: identical in 6 of 6 frames",
-        "lpips: not measured: needs", "clip: not measured: needs", "fvd: not measured: needs",
+        "inside mask: empty in 1 of 6 frames",
+        "outside mask: identical in 6 of 6 frames",
+        "lpips: not measured: needs",
+        "clip: not measured: needs",
+        "fvd: not measured: needs",
         "28.13",
-    ):  # fmt: skip
+    ):
         assert words in result.output
     out = files / "out"
     assert sorted(p.name for p in out.iterdir()) == ["eval.csv", "eval.json", "eval.png"]
@@ -123,9 +127,8 @@ def test_a_case_of_folders(files: Path) -> None:
     assert mask["first"] == pytest.approx(TEN_DB, abs=1e-3), "the mean of frame 1 alone"
     assert metrics["psnr_background"]["capped"] == 6
     assert set(record["not_measured"]) == {"lpips", "clip", "fvd"} and record["fvd"] is None
-    assert record["mean_over_cases"]["psnr_mask"]["mean"] == {
-        "mean": mask["mean"], "standard_error": None, "cases": 1,
-    }  # fmt: skip
+    mean = {"mean": mask["mean"], "standard_error": None, "cases": 1}
+    assert record["mean_over_cases"]["psnr_mask"]["mean"] == mean
     inputs = record["cases"][0]["inputs"]
     assert set(inputs) == {"result", "truth", "mask", "object", "object_mask"}
     assert all(len(file["sha256"]) == 64 for file in inputs.values())
@@ -166,9 +169,8 @@ def test_several_cases(files: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2 cases" in result.output and "±" in result.output
     rows = rows_of(files)
-    assert [(row["case"], row["frame"]) for row in rows] == [
-        *(("first", str(i)) for i in range(6)), *(("short", str(i)) for i in range(4)),
-    ]  # fmt: skip
+    frames = [("first", str(i)) for i in range(6)] + [("short", str(i)) for i in range(4)]
+    assert [(row["case"], row["frame"]) for row in rows] == frames
     record = record_of(files)
     a, b = (case["metrics"]["psnr_frame"]["mean"] for case in record["cases"])
     found = record["mean_over_cases"]["psnr_frame"]["mean"]
@@ -282,9 +284,11 @@ def save_clip(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
-    }  # fmt: skip
+    }
     config = transformers.CLIPConfig(
         text_config={**sizes, "vocab_size": 32, "max_position_embeddings": 8},
         vision_config={**sizes, "image_size": 32, "patch_size": 8},
@@ -323,11 +327,15 @@ def test_learned_metrics(files: Path, lpips: Path) -> None:
     table.write_text(
         "name,result,truth,mask,object\na,result,truth,mask,object.png\nb,truth,truth,mask,\n"
     )
-    result = run(
-        "eval", "--cases", str(table), "--out", f"{files}/out", "--lpips-weights", str(lpips),
-        "--clip-model", str(save_clip(files / "clip")),
-        "--fvd-weights", str(save_script(files / "i3d.pt", TinyI3D())),
-    )  # fmt: skip
+    command = command_line(
+        "eval",
+        cases=table,
+        out=files / "out",
+        lpips_weights=lpips,
+        clip_model=save_clip(files / "clip"),
+        fvd_weights=save_script(files / "i3d.pt", TinyI3D()),
+    )
+    result = run(*command)
     assert result.exit_code == 0, result.output
     record = record_of(files)
     assert record["not_measured"] == {} and record["fvd"] > 0
@@ -401,8 +409,11 @@ def test_other_lengths(files: Path) -> None:
     media.write_clip(files / "five", Clip(scene()[:5]))
     refused(
         run(*arguments(files, result="five")),
-        "has 5 frames, want 6", "1 + 4 n frames", "leaves out the last 1", "--frames result",
-    )  # fmt: skip
+        "has 5 frames, want 6",
+        "1 + 4 n frames",
+        "leaves out the last 1",
+        "--frames result",
+    )
     media.write_clip(files / "four", Clip(scene()[:4]))
     result = run(*arguments(files, result="four"))
     refused(result, "has 4 frames, want 6")

@@ -9,19 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from genhoi.evaluation.frechet import frechet_distance, frechet_of_features
 from genhoi.evaluation.metrics import (
     PSNR_CAP,
-    colour_similarity,
-    frechet_distance,
-    frechet_of_features,
-    object_pixels,
     region_mean,
     region_psnr,
     squared_error,
     ssim_map,
-    texture_similarity,
     thirds,
 )
+from genhoi.evaluation.object_metrics import colour_similarity, object_pixels, texture_similarity
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -91,9 +88,15 @@ def test_ssim_agrees_with_scikit_image_inside(size: tuple[int, int]) -> None:
     found = ssim_map(result, truth)
     for i in range(2):
         _, want = metrics.structural_similarity(
-            result[i].numpy(), truth[i].numpy(), full=True, channel_axis=-1, data_range=255,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )  # fmt: skip
+            result[i].numpy(),
+            truth[i].numpy(),
+            full=True,
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
         inside = slice(5, -5), slice(5, -5)
         torch.testing.assert_close(
             found[i][inside], torch.from_numpy(want).mean(dim=-1)[inside], atol=1e-6, rtol=0
@@ -161,7 +164,7 @@ def test_colours_fall_gradually_as_they_move_apart() -> None:
 
 def test_colours_agree_with_scikit_image() -> None:
     color = pytest.importorskip("skimage.color")
-    from genhoi.evaluation.metrics import _lab
+    from genhoi.evaluation.object_metrics import _lab
 
     pixels = noise(200)
     want = torch.from_numpy(color.rgb2lab(pixels.numpy()))

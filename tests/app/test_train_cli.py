@@ -15,6 +15,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
+from support.command_lines import command_line
 from support.tiny_training import FRAMES, SMALL, checkpoint, curve, free_port, small_base
 from test_folders import make_clip
 
@@ -44,12 +45,23 @@ def command(tmp_path: Path) -> list[str]:
     """Options of a training on three clips of one's own, one long enough for two samples."""
     for i, count in enumerate((FRAMES, FRAMES, 2 * FRAMES + 1)):
         make_clip(tmp_path / "clips" / f"clip{i}", count, seed=i)
-    return [
-        "train", "--base", "tiny-untrained", "--data", str(tmp_path / "clips"),
-        "--frames", str(FRAMES), "--height", "32", "--width", "32", "--steps", "4", "--batch", "2",
-        "--warmup", "1", "--checkpoint-every", "1", "--log-every", "1",
-        "--samples", "2", "--sample-every", "2", "--device", "cpu", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+    return command_line(
+        "train",
+        base="tiny-untrained",
+        data=tmp_path / "clips",
+        frames=FRAMES,
+        height=32,
+        width=32,
+        steps=4,
+        batch=2,
+        warmup=1,
+        checkpoint_every=1,
+        log_every=1,
+        samples=2,
+        sample_every=2,
+        device="cpu",
+        out=tmp_path / "run",
+    )
 
 
 def run(*arguments: str) -> Result:
@@ -72,10 +84,14 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
     result = run(*command)
     assert result.exit_code == 0, result.output
     for words in (
-        "clip2: the first 18 of 19 frames, 1 cut.", "UNTRAINED", "Encoding 4 clips",
-        "Training from the start of 4 on 4 clips: cpu", "step 4 of 4, loss ", f"Adapter: {out}",
+        "clip2: the first 18 of 19 frames, 1 cut.",
+        "UNTRAINED",
+        "Encoding 4 clips",
+        "Training from the start of 4 on 4 clips: cpu",
+        "step 4 of 4, loss ",
+        f"Adapter: {out}",
         f"genhoi edit --base tiny-untrained --adapter {out / 'adapter'} --video V --mask M",
-    ):  # fmt: skip
+    ):
         assert words in result.output, result.output
     found = {path.name for path in out.iterdir()}
     assert found >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
@@ -264,11 +280,21 @@ def test_synthetic_clips(tmp_path: Path) -> None:
     """The samples are of clips that are not trained on, and are encoded anew where they change."""
     pytest.importorskip("skimage")
     out = tmp_path / "run"
-    command = [
-        "train", "--base", "tiny-untrained", "--clips", "3", "--frames", "5", "--height", "32",
-        "--width", "32", "--steps", "1", "--batch", "1", "--sample-every", "1", "--samples", "1",
-        "--device", "cpu", "--out", str(out), "--latents", str(tmp_path / "latents"),
-    ]  # fmt: skip
+    command = command_line(
+        "train",
+        base="tiny-untrained",
+        clips=3,
+        frames=5,
+        height=32,
+        width=32,
+        steps=1,
+        batch=1,
+        sample_every=1,
+        samples=1,
+        device="cpu",
+        out=out,
+        latents=tmp_path / "latents",
+    )
     assert run(*command).exit_code == 0
     result = run(*command, "--fresh", "--samples", "2")
     assert result.exit_code == 0, result.output
@@ -282,15 +308,20 @@ def test_synthetic_clips(tmp_path: Path) -> None:
 def test_two_processes(command: list[str], tmp_path: Path) -> None:
     """Under torchrun: one encodes, both train, one speaks."""
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--master_port", str(free_port()), "-m", "genhoi.cli.group"]
     launched = subprocess.Popen(
-        [*launcher, "--master_port", str(free_port()), "-m", "genhoi.cli.group", *command,
-         "--steps", "2", "--parallel", "fsdp"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*launcher, *command, "--steps", "2", "--parallel", "fsdp"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         output, errors = launched.communicate(timeout=200)
     finally:

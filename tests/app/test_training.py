@@ -36,9 +36,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> EncodedClips:
 
 def choices(**changes: Any) -> SampleChoices:
     values: dict[str, Any] = {
-        "seed": 3, "given": {"mixed": 0.5, "none": 0.5}, "reference_dropout": 0.25, "shift": 3.0,
-        "mask_gate": True, "mask_rule": "any",
-    }  # fmt: skip
+        "seed": 3,
+        "given": {"mixed": 0.5, "none": 0.5},
+        "reference_dropout": 0.25,
+        "shift": 3.0,
+        "mask_gate": True,
+        "mask_rule": "any",
+    }
     return SampleChoices(**(values | changes))
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import AdapterLayer, GenHOIAdapter
+from genhoi.models.attachment import Attachment
 from genhoi.models.options import Options
 from genhoi.models.placement import check_device, check_has_data, execution_device
-from genhoi.models.protocol import Attachment, ReferenceStreamModel
+from genhoi.models.protocol import ReferenceStreamModel
 from genhoi.models.wan.attention_share import WanAttentionShare
 from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention

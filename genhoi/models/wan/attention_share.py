@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genhoi.models.protocol import AttentionShare
+from genhoi.models.attachment import AttentionShare
 from genhoi.models.wan.passes import VideoPass
 from genhoi.models.wan.self_attention import SelfAttention
 from genhoi_kernels import reference_attention

@@ -1,0 +1,63 @@
+"""Which weights a run trains: an adapter's, and perhaps low-rank ones of the video's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genhoi.models.adapter import GenHOIAdapter
+
+__all__ = ["add_low_rank", "freeze_unused", "load_adapter"]
+
+
+def add_low_rank(transformer: Any, projections: str, rank: int) -> None:
+    """Put low-rank weights, float32, on some projections, through peft.
+
+    Args:
+        transformer: a diffusers model.
+        projections: regular expression over the names of its modules.
+        rank: of the weights.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("video_rank needs peft: pip install peft") from error
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
+    for weight in transformer.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def load_adapter(name: str) -> GenHOIAdapter:
+    """An adapter to go on from, in float32 as trained weights have to be.
+
+    Args:
+        name: of a folder, or on the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        OSError, ValueError: see `GenHOIAdapter.from_pretrained`.
+    """
+    if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
+        raise FileNotFoundError(f"adapter: there is no folder {name}")
+    return GenHOIAdapter.from_pretrained(name).float()
+
+
+def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:
+    """Leave without gradients what the loss does not reach, which DistributedDataParallel refuses,
+    and what is not to be trained.
+
+    Args:
+        adapter: without flow gates in its settings, its gates are not used.
+        queries_keys: whether the low-rank weights of q and k are trained.
+    """
+    frozen: tuple[str, ...] = () if queries_keys else ("lora_q", "lora_k")
+    if adapter.config.flow_gate is None:
+        frozen += ("self_gate", "text_gate", "image_gate")
+    for layer in adapter.layers:
+        for name, part in layer.named_children():
+            if name in frozen:
+                part.requires_grad_(False)
