@@ -23,7 +23,7 @@ from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
 from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
 from genhoi.evaluation.metrics import region_psnr, squared_error
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi.models.adapter import WEIGHTS_NAME, GenHOIAdapter
 from genhoi.models.attach import attach
 

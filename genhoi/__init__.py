@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from genhoi.conditioning.masks import clear_first_frame, token_mask
 from genhoi.inspection.figure import draw_inspection
-from genhoi.inspection.inspect import (
-    Inspection,
-    inspect_clip,
-    summary,
-    summary_table,
-    write_summary,
-)
-from genhoi.media.media import (
+from genhoi.inspection.inspect import Inspection, inspect_clip
+from genhoi.inspection.summary import summary, summary_table, write_summary
+from genhoi.media import (
     Clip,
     fit_image,
     read_clip,
@@ -29,7 +24,7 @@ from genhoi_kernels import __version__
 
 if TYPE_CHECKING:
     from genhoi.editing.pipeline import GenHOIPipeline
-    from genhoi.evaluation.evaluation import evaluate
+    from genhoi.evaluation.measure import evaluate
     from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
     from genhoi.models.attach import attach
     from genhoi.models.attachment import Attachment
@@ -46,7 +41,7 @@ _LAZY = {
     "TrainConfig": "genhoi.training.config",
     "Trainer": "genhoi.training.trainer",
     "attach": "genhoi.models.attach",
-    "evaluate": "genhoi.evaluation.evaluation",
+    "evaluate": "genhoi.evaluation.measure",
     "from_official": "genhoi.models.wan.convert",
     "to_official": "genhoi.models.wan.convert",
 }

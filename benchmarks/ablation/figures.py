@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, thirds
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["draw_figures"]
 

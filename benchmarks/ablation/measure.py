@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import Given
 from genhoi.evaluation.metrics import (
-    colour_similarity,
     region_mean,
     region_psnr,
     squared_error,
     ssim_map,
-    texture_similarity,
 )
+from genhoi.evaluation.object_metrics import colour_similarity, texture_similarity
 from genhoi.models.wan.attention_share import reference_share
 from genhoi.training.reconstruction import rebuild
+from genhoi_kernels.files import whole_file
 
 __all__ = ["GIVEN", "Arrays", "attention_mass", "edited_latents", "measure", "save_arrays"]
 
@@ -177,7 +176,5 @@ def attention_mass(
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
     """Write an .npz file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ from genhoi.bases.load import load_base
 from genhoi.bases.tiny import UNTRAINED
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.trainer import Trainer, TrainProgress
 

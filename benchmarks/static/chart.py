@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.static.performance import AIMS
 from benchmarks.static.table import Row
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["draw_chart"]
 

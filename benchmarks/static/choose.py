@@ -22,7 +22,7 @@ from benchmarks.static import shipped
 from benchmarks.static.compile import Compiled, compile_variant
 from benchmarks.static.performance import our_row
 from benchmarks.static.violations import violations
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi_kernels.backends.triton.tuning import compiler, configs
 from genhoi_kernels.backends.triton.tuning.candidates import candidates
 from genhoi_kernels.backends.triton.tuning.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.static.compile import Compiled
 from benchmarks.static.violations import violations
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["DASH", "Row", "compiled_row", "print_compiled", "write_rows"]
 

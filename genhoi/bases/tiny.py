@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from genhoi.bases.base import Base, EditDefaults
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = [
     "SHIPPED",

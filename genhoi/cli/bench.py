@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
 from pathlib import Path
 
 import click
 
-from genhoi.cli.common import plain_errors
+__all__ = ["bench"]
 
-__all__ = ["bench", "import_suite"]
+_SUITE = "import sys; from benchmarks.cli import bench; bench(prog_name=sys.argv.pop(1))"
 
 
 @click.command(
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def bench(context: click.Context, words: tuple[str, ...]) -> None:
+def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
     """Time the op beside its peers, and say how far both are from what the machine allows."""
-    with plain_errors():
-        import_suite()
-    # Its options are those of `python -m benchmarks`.
-    from benchmarks.cli import bench as suite
-
-    suite.main(list(words), prog_name=context.command_path, standalone_mode=False)
-
-
-def import_suite() -> None:
-    """Find the folder benchmarks/, which is not installed.
-
-    Raises:
-        ImportError: it is not beside the package, nor importable.
-    """
-    root = Path(__file__).resolve().parents[2]
-    if (root / "benchmarks" / "runner.py").exists() and str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    try:
-        importlib.import_module("benchmarks.runner")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "benchmarks":
-            raise
-        raise ImportError(
+    checkout = _checkout()
+    if checkout is None:
+        raise click.ClickException(
             "the benchmark suite is not part of the installed package: run this command in a "
             "checkout of the repository, which has it in the folder benchmarks/"
-        ) from error
+        )
+    # The suite takes this process's place, and with it the terminal, Ctrl-C and the exit code. -P:
+    # nothing that lies in the current folder is taken for one of its modules.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = [sys.executable, "-P", "-c", _SUITE, context.command_path, *arguments]
+    os.execve(sys.executable, command, _environment(checkout))
+
+
+def _checkout() -> Path | None:
+    """Find the checkout that this package is imported from, else the one in the current folder."""
+    for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (folder / "benchmarks" / "cli.py").is_file():
+            return folder
+    return None
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    """Give this process's environment, with the checkout in front of all places of modules."""
+    places = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}

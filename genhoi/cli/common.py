@@ -1,46 +1,39 @@
-"""What several commands share: reading a clip with its mask, refusals in one sentence."""
+"""What several commands share: kinds of options, refusals in one sentence, texts for people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
-from genhoi.inspection.inspect import PATCH
-from genhoi.media.media import (
-    Clip,
-    check_target,
-    count_frames,
-    read_clip,
-    read_mask,
-    resize_clip,
-    resize_mask,
-)
+from genhoi.media import check_target
 
 __all__ = [
     "DTYPES",
     "PATH",
-    "clip_length",
-    "default_size",
-    "parse_size",
+    "bytes_text",
     "free_targets",
     "need_matplotlib",
+    "parse_size",
     "plain_errors",
     "progress_bar",
-    "read_inputs",
+    "repeat_command",
+    "time_text",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PATH = click.Path(path_type=Path)
-_DEFAULT_FRAMES = 81
-_DEFAULT_LONG_SIDE = 480
+
+_PATCH = 16
 
 
 @contextmanager
@@ -53,7 +46,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def progress_bar(console: Console, *fields: str, disable: bool = False) -> Progress:
-    """A bar with its share, the time so far, the description, and more fields of the task."""
+    """Make a bar with its share, the time so far, the description, and more fields of the task."""
     return Progress(
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -67,7 +60,7 @@ def progress_bar(console: Console, *fields: str, disable: bool = False) -> Progr
 
 
 def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
-    """Where results go, after checking that they can: before the long work, not after.
+    """Say where results go, after checking that they can: before the long work, not after.
 
     Raises:
         IsADirectoryError: a folder has the name of a result.
@@ -84,53 +77,61 @@ def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
 
 
 def need_matplotlib() -> None:
-    """Raises ImportError with what to do unless figures can be drawn."""
+    """Raise ImportError with what to do unless figures can be drawn."""
     if find_spec("matplotlib") is None:
         raise ImportError("drawing needs matplotlib: pip install matplotlib")
 
 
-def read_inputs(
-    video: Path, mask: Path, frames: int | None, size: str | None
-) -> tuple[Clip, Tensor]:
-    """Read clip and mask, cut to 1 + 4 n frames and resized alike."""
-    length, mask_length = count_frames(video), count_frames(mask)
-    if mask_length not in (1, length):
-        raise ValueError(
-            f"--mask: {mask} has {mask_length} frames, but the clip {video} has {length}; "
-            f"want {length}, or a single image for all"
-        )
-    wanted = clip_length(length, frames, video)
-    clip = read_clip(video, max_frames=wanted)
-    inside = read_mask(mask, like=clip, max_frames=wanted)
-    height_width = default_size(clip) if size is None else parse_size(size)
-    return resize_clip(clip, height_width), resize_mask(inside, height_width)
-
-
-def clip_length(length: int, frames: int | None, video: Path) -> int:
-    if length < 5:
-        raise ValueError(f"--video: {video} has {length} frames, want at least 5")
-    if frames is None:
-        return 1 + (min(length, _DEFAULT_FRAMES) - 1) // 4 * 4
-    if (frames - 1) % 4:
-        raise ValueError(f"--frames: got {frames}, want 1 + 4 n: 5, 9, ..., 81, ...")
-    if frames > length:
-        raise ValueError(f"--frames: got {frames}, but the clip {video} has only {length}")
-    return frames
-
-
 def parse_size(size: str) -> tuple[int, int]:
-    """(height, width) of "WIDTHxHEIGHT"."""
+    """Read (height, width) from "WIDTHxHEIGHT".
+
+    Raises:
+        ValueError: it is not of that form, or a side is no positive multiple of 16.
+    """
     width, _, height = size.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"--size: got {size!r}, want WIDTHxHEIGHT, for example 480x272")
-    if int(width) < PATCH or int(height) < PATCH or int(width) % PATCH or int(height) % PATCH:
-        raise ValueError(f"--size: got {size}, want both sides multiples of {PATCH}")
-    return int(height), int(width)
+    sides = int(height), int(width)
+    if any(side < _PATCH or side % _PATCH for side in sides):
+        raise ValueError(f"--size: got {size}, want both sides multiples of {_PATCH}")
+    return sides
 
 
-def default_size(clip: Clip) -> tuple[int, int]:
-    scale = min(1.0, _DEFAULT_LONG_SIDE / max(clip.height, clip.width))
-    height, width = (
-        max(PATCH, int(side * scale) // PATCH * PATCH) for side in (clip.height, clip.width)
-    )
-    return height, width
+def repeat_command(
+    command: str,
+    options: Mapping[str, Any],
+    *,
+    left_out: Collection[str],
+    flags: Mapping[str, str] | None = None,
+) -> str:
+    """Write a command line that does it again, with every default written out.
+
+    Args:
+        command: its name.
+        options: of the command, by the names of their parameters.
+        left_out: options that do not belong in it.
+        flags: name of a parameter -> that of its option, where they differ.
+    """
+    arguments: list[str] = []
+    for name, value in options.items():
+        if name in left_out or value is None or value is False:
+            continue
+        flag = "--" + (flags or {}).get(name, name).replace("_", "-")
+        for item in value if isinstance(value, tuple) else (value,):
+            arguments += [flag] if item is True else [flag, str(item)]
+    return shlex.join(["genhoi", command, *arguments])
+
+
+def bytes_text(count: float) -> str:
+    """Write a number of bytes with three digits and a unit."""
+    power = min(4, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
+
+
+def time_text(seconds: float) -> str:
+    """Write a duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

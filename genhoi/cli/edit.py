@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,11 +14,35 @@ import torch
 from rich.console import Console
 
 from genhoi.bases.load import base_config, base_defaults
-from genhoi.cli.common import DTYPES, PATH, parse_size, plain_errors, progress_bar
-from genhoi.editing.files import EditInputs, Targets, read_inputs, write_results
-from genhoi.editing.record import make_record
+from genhoi.cli.common import (
+    DTYPES,
+    PATH,
+    bytes_text,
+    parse_size,
+    plain_errors,
+    progress_bar,
+    repeat_command,
+    time_text,
+)
+from genhoi.editing.inputs import EditInputs, read_inputs
+from genhoi.editing.record import make_record, result_record
+from genhoi.editing.results import Targets, write_results
+from genhoi.editing.settings import resolve
+from genhoi.media import Clip
 
 __all__ = ["edit"]
+
+_SETTINGS = ("steps", "guidance", "shift", "window", "mask_rule")  # the base has defaults
+_CALL = (
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance",
+    "shift",
+    "seed",
+    "window",
+    "mask_rule",
+)
 
 
 @click.command()
@@ -129,10 +152,10 @@ def edit(**options: Any) -> None:
         schedule = _schedule(options["schedule"])
         targets = Targets(options["out"], overwrite=options["force"])
         config = base_config(options["base"])
-        for name, value in asdict(base_defaults(options["base"])).items():
-            if options.get(name, "") is None:
-                options[name] = value
-        inputs = _read(options)
+        defaults = base_defaults(options["base"])
+        settings = resolve(defaults, **{name: options[name] for name in _SETTINGS})
+        options |= asdict(settings)
+        inputs = _read(options, defaults.long_side)
         for note in inputs.notes:
             click.echo(note)
         if options["dry_run"]:
@@ -152,7 +175,7 @@ def _schedule(text: str | None) -> str | float | None:
         ) from None
 
 
-def _read(options: dict[str, Any]) -> EditInputs:
+def _read(options: dict[str, Any], long_side: int) -> EditInputs:
     size = options["size"]
     return read_inputs(
         options["video"],
@@ -162,7 +185,7 @@ def _read(options: dict[str, Any]) -> EditInputs:
         last_frame=options["last_frame"],
         frames=options["frames"],
         size=None if size is None else parse_size(size),
-        long_side=base_defaults(options["base"]).long_side,
+        long_side=long_side,
     )
 
 
@@ -176,7 +199,7 @@ def _dry_run(
 
     noise_levels(options["steps"], options["shift"])  # raises
     clip = inputs.clip
-    found = estimate_edit(
+    estimate = estimate_edit(
         config,
         frames=clip.num_frames,
         size=(clip.height, clip.width),
@@ -187,22 +210,26 @@ def _dry_run(
         dtype=DTYPES[options["dtype"]],
         device=torch.device(options["device"]),
     )
-    spans = ", ".join(f"{begin}-{end - 1}" for begin, end in found.windows)
-    f, h, w = found.grid
+    spans = ", ".join(f"{begin}-{end - 1}" for begin, end in estimate.windows)
+    f, h, w = estimate.grid
+    rows = {
+        "clip": f"{clip.num_frames} frames of {clip.width}x{clip.height}, {float(clip.fps):g}/s",
+        "windows": f"{len(estimate.windows)}: frames {spans}",
+        "tokens": f"{f} x {h} x {w} = {f * h * w:,}, and {estimate.reference_tokens:,} of objects",
+        "transformer": f"{estimate.parameters:,} parameters, {bytes_text(estimate.weight_bytes)}",
+        "objects' keys and values": bytes_text(estimate.cache_bytes),
+        "activations": f"about {bytes_text(estimate.working_bytes)}; VAE and encoders not counted",
+        "work": f"{estimate.flops:.3g} operations",
+        "time": f"about {time_text(estimate.seconds)} on {options['device']}, a rough guess from "
+        f"this machine's speed just now; encoding and decoding come on top",
+    }
     table = Table(show_header=False, title="Dry run: nothing is computed", title_justify="left")
-    for row in (
-        ("clip", f"{clip.num_frames} frames of {clip.width}x{clip.height}, {float(clip.fps):g}/s"),
-        ("windows", f"{len(found.windows)}: frames {spans}"),
-        ("tokens", f"{f} x {h} x {w} = {f * h * w:,}, and {found.reference_tokens:,} of objects"),
-        ("transformer", f"{found.parameters:,} parameters, {_bytes(found.weight_bytes)}"),
-        ("objects' keys and values", _bytes(found.cache_bytes)),
-        ("activations", f"about {_bytes(found.working_bytes)}; VAE and encoders not counted"),
-        ("work", f"{found.flops:.3g} operations"),
-        ("time", f"about {_time(found.seconds)} on {options['device']}, a rough guess from "
-                 f"this machine's speed just now; encoding and decoding come on top"),
-    ):  # fmt: skip
+    for row in rows.items():
         table.add_row(*row)
     console.print(table)
+
+
+# ----------------------------------------------------------------------------------------- the edit
 
 
 def _run(
@@ -212,52 +239,17 @@ def _run(
     targets: Targets,
     schedule: str | float | None,
 ) -> None:
-    from genhoi.editing.contact_sheet import EditedRow, draw_contact_sheet
-    from genhoi.editing.figure import draw_attention, frame_means
-
-    with console.status("Loading the base"):
-        from genhoi.editing.pipeline import GenHOIPipeline
-
-        pipeline = GenHOIPipeline.from_pretrained(
-            options["base"],
-            adapter=options["adapter"],
-            video_lora=options["video_lora"],
-            device=options["device"],
-            dtype=DTYPES[options["dtype"]],
-            offload=options["offload"],
-            preset=options["preset"],
-            **({} if schedule is None else {"schedule": schedule}),
-        )
-    notes = [*inputs.notes, *_notes(pipeline, inputs)]
-    for note in notes[len(inputs.notes) :]:
+    pipeline = _load(console, options, schedule)
+    notes = _notes(pipeline, inputs)
+    for note in notes:
         click.echo(note)
-    settings = {
-        name: options[name]
-        for name in (
-            "prompt", "negative_prompt", "steps", "guidance", "shift", "seed", "window",
-            "mask_rule",
-        )
-    }  # fmt: skip
+    settings = {name: options[name] for name in _CALL}
     settings["strengths"] = list(options["strengths"]) or None
+    layer = pipeline.base.model.sizes.num_layers // 2
+    watched = _Watched()
     start = time.monotonic()
-    first_window: list[int] = []
-    attention: dict[int, torch.Tensor] = {}
     with progress_bar(console, "left") as bar:
         task = bar.add_task("preparing", total=1.0, left="")
-
-        def show(progress: Any) -> None:
-            first_window.append(progress.window)
-            if progress.attention is not None:
-                attention[progress.window] = progress.attention
-            bar.update(
-                task,
-                completed=progress.done,
-                description=f"window {progress.window + 1} of {progress.windows}, "
-                f"step {progress.step} of {progress.steps}",
-                left=f"{_time(progress.seconds_left)} left",
-            )
-
-        layer = pipeline.base.model.sizes.num_layers // 2
         try:
             edited = pipeline(
                 inputs.clip,
@@ -269,57 +261,77 @@ def _run(
                 parts=targets.parts,
                 discard_parts=options["force"],
                 attention_layer=layer,
-                callback=show,
+                callback=watched.shown_by(lambda **state: bar.update(task, **state)),
                 **settings,
             )
         except KeyboardInterrupt:
             bar.stop()
             click.echo("Interrupted. The same command goes on after the last finished window.")
             sys.exit(130)
-    record = make_record(options, inputs, pipeline, settings, notes)
-    # Of the frames, not of the file: x264 does not always write the same bytes for the same frames.
-    record["edited_frames_sha256"] = hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest()
-    record["seconds"] = round(time.monotonic() - start, 3)
-    # None of them was edited now if an earlier run ended between the last window and the results.
-    earlier = first_window[0] if first_window else len(record["windows"])
-    record["windows_of_an_earlier_run"] = earlier
-    record["attention"] = {
-        "layer": layer,
-        "share_by_window_and_latent_frame": {
-            str(window): frame_means(found) for window, found in attention.items()
-        },
-    }
-    if attention:
-        draw_attention(
-            targets.attention,
-            edited,
-            {record["windows"][window][0]: found for window, found in attention.items()},
-            title=f"Block {layer}'s attention to the objects in the last step"
-            + (
-                "" if pipeline.base.trained and pipeline.adapter_trained else " (UNTRAINED weights)"
-            ),
-            overwrite=targets.overwrite,
+    notes = [*inputs.notes, *notes]
+    record = make_record(options, inputs, pipeline, settings, notes=notes, repeat=_repeat(options))
+    earlier = watched.first_window
+    record |= result_record(
+        edited,
+        seconds=time.monotonic() - start,
+        # None was edited now if an earlier run ended between the last window and the results.
+        earlier_windows=len(record["windows"]) if earlier is None else earlier,
+        attention_layer=layer,
+        attention=watched.attention,
+    )
+    _draw_attention(targets, pipeline, edited, record, watched.attention)
+    _write(inputs, targets, edited, record)
+    _say_where(targets, has_attention=bool(watched.attention))
+
+
+def _load(console: Console, options: dict[str, Any], schedule: str | float | None) -> Any:
+    with console.status("Loading the base"):
+        from genhoi.editing.pipeline import GenHOIPipeline
+
+        return GenHOIPipeline.from_pretrained(
+            options["base"],
+            adapter=options["adapter"],
+            video_lora=options["video_lora"],
+            device=options["device"],
+            dtype=DTYPES[options["dtype"]],
+            offload=options["offload"],
+            preset=options["preset"],
+            **({} if schedule is None else {"schedule": schedule}),
         )
-    draw_contact_sheet(
-        targets.sheet,
-        inputs.clip,
-        torch.stack(inputs.masks).any(0),
-        [EditedRow(inputs.objects, edited, "edited")],
-        overwrite=targets.overwrite,
-    )
-    write_results(targets, inputs.clip, edited, record)
-    shutil.rmtree(targets.parts)
-    # Not wrapped to the terminal's width, so that paths can be copied.
-    click.echo(
-        f"Edited clip: {targets.edited}\nSide by side: {targets.side_by_side}\n"
-        f"Some frames: {targets.sheet}\n"
-        + (f"Attention to the objects: {targets.attention}\n" if attention else "")
-        + f"To repeat it: {targets.record}"
-    )
+
+
+class _Watched:
+    """Keeps what an edit tells while it runs.
+
+    Attributes:
+        first_window: that this program edited; None where an earlier one had finished all.
+        attention: of each window, in its last step: float32 [f, h, w].
+    """
+
+    def __init__(self) -> None:
+        self.first_window: int | None = None
+        self.attention: dict[int, torch.Tensor] = {}
+
+    def shown_by(self, show: Callable[..., object]) -> Callable[[Any], None]:
+        """Make the pipeline's callback; `show` gets what a progress bar takes."""
+
+        def callback(progress: Any) -> None:
+            if self.first_window is None:
+                self.first_window = progress.window
+            if progress.attention is not None:
+                self.attention[progress.window] = progress.attention
+            show(
+                completed=progress.done,
+                description=f"window {progress.window + 1} of {progress.windows}, "
+                f"step {progress.step} of {progress.steps}",
+                left=f"{time_text(progress.seconds_left)} left",
+            )
+
+        return callback
 
 
 def _notes(pipeline: Any, inputs: EditInputs) -> list[str]:
-    """What a user should know before looking at the result."""
+    """Say what a user should know before looking at the result."""
     notes = []
     if not pipeline.base.trained:
         notes.append(f"Base: {pipeline.base.about}.")
@@ -335,14 +347,48 @@ def _notes(pipeline: Any, inputs: EditInputs) -> list[str]:
     return notes
 
 
-def _bytes(count: float) -> str:
-    power = min(4, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
+def _repeat(options: dict[str, Any]) -> str:
+    flags = {"masks": "mask", "objects": "object", "strengths": "strength"}
+    return repeat_command("edit", options, left_out=("force", "dry_run"), flags=flags)
 
 
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _draw_attention(
+    targets: Targets,
+    pipeline: Any,
+    edited: Clip,
+    record: dict[str, Any],
+    attention: dict[int, torch.Tensor],
+) -> None:
+    from genhoi.editing.figure import draw_attention
+
+    if not attention:
+        return
+    title = f"Block {record['attention']['layer']}'s attention to the objects in the last step"
+    if not (pipeline.base.trained and pipeline.adapter_trained):
+        title += " (UNTRAINED weights)"
+    shares = {record["windows"][window][0]: share for window, share in attention.items()}
+    draw_attention(targets.attention, edited, shares, title=title, overwrite=targets.overwrite)
+
+
+def _write(inputs: EditInputs, targets: Targets, edited: Clip, record: dict[str, Any]) -> None:
+    from genhoi.editing.contact_sheet import EditedRow, draw_contact_sheet
+
+    draw_contact_sheet(
+        targets.sheet,
+        inputs.clip,
+        torch.stack(inputs.masks).any(0),
+        [EditedRow(inputs.objects, edited, "edited")],
+        overwrite=targets.overwrite,
+    )
+    write_results(targets, inputs.clip, edited, record)
+    shutil.rmtree(targets.parts)
+
+
+def _say_where(targets: Targets, *, has_attention: bool) -> None:
+    # Not wrapped to the terminal's width, so that paths can be copied.
+    click.echo(
+        f"Edited clip: {targets.edited}\nSide by side: {targets.side_by_side}\n"
+        f"Some frames: {targets.sheet}\n"
+        + (f"Attention to the objects: {targets.attention}\n" if has_attention else "")
+        + f"To repeat it: {targets.record}"
+    )

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from genhoi.cli.common import PATH, free_targets, need_matplotlib, plain_errors, progress_bar
-from genhoi.evaluation.cases import CaseFiles, check_case, read_case, read_table
-from genhoi.evaluation.evaluation import (
-    COLUMNS,
-    REGIONS,
-    Case,
-    Evaluation,
-    Summary,
-    as_record,
-    evaluate,
-    over_cases,
-    summarise,
-    write_curves,
-    write_record,
+from genhoi.cli.common import (
+    PATH,
+    free_targets,
+    need_matplotlib,
+    plain_errors,
+    progress_bar,
+    repeat_command,
 )
+from genhoi.evaluation import Case, Evaluation, evaluate
+from genhoi.evaluation.case_files import CaseFiles, check_case, read_case, read_table
+from genhoi.evaluation.columns import COLUMNS, REGIONS
 from genhoi.evaluation.figure import draw_evaluation
+from genhoi.evaluation.learned_metrics import Models, load_models
 from genhoi.evaluation.metrics import PSNR_CAP
+from genhoi.evaluation.record import as_record, write_curves, write_record
+from genhoi.evaluation.summary import Summary, over_cases, summarise
 
 __all__ = ["eval_command"]
 
@@ -84,8 +83,6 @@ def eval_command(**options: Any) -> None:
     """
     console = Console()
     with plain_errors():
-        from genhoi.evaluation.learned_metrics import load_models
-
         need_matplotlib()
         names = "eval.csv", "eval.png", "eval.json"
         targets = free_targets(options["out"], *names, force=options["force"])
@@ -97,26 +94,11 @@ def eval_command(**options: Any) -> None:
             device=options["device"],
         )
         with progress_bar(console) as bar:
-            task = bar.add_task("reading", total=sum(lengths))
-            done = [0]
-
-            def read() -> Iterator[Case]:
-                for files, length in zip(cases, lengths, strict=True):
-                    bar.update(task, description=f"reading {files.name}")
-                    yield read_case(files, frames=length, fit=options["fit"])
-                    done[0] += length
-
-            def show(name: str, now: int, total: int) -> None:
-                bar.update(
-                    task, completed=done[0] + now, description=f"{name}: frame {now} of {total}"
-                )
-
-            evaluation = evaluate(read(), models=models, progress=show)
-            bar.update(task, description="writing")
+            evaluation = _evaluate(bar, cases, lengths, models, fit=options["fit"])
             record = as_record(
                 evaluation,
                 inputs={files.name: files.record() for files in cases},
-                repeat=shlex.join(["genhoi", "eval", *_arguments(options)]),
+                repeat=repeat_command("eval", options, left_out=("force",)),
             )
             write_curves(targets[0], evaluation, overwrite=options["force"])
             draw_evaluation(targets[1], evaluation, overwrite=options["force"])
@@ -124,6 +106,33 @@ def eval_command(**options: Any) -> None:
     _report(console, evaluation)
     # Not wrapped to the terminal's width, so that paths can be copied.
     click.echo(f"Every frame: {targets[0]}\nPicture: {targets[1]}\nSummary: {targets[2]}")
+
+
+def _evaluate(
+    bar: Progress,
+    cases: Sequence[CaseFiles],
+    lengths: Sequence[int],
+    models: Models,
+    *,
+    fit: bool,
+) -> Evaluation:
+    """Read and measure one case after the other, so that only one is in memory."""
+    task = bar.add_task("reading", total=sum(lengths))
+    done = 0
+
+    def read() -> Iterator[Case]:
+        nonlocal done
+        for files, length in zip(cases, lengths, strict=True):
+            bar.update(task, description=f"reading {files.name}")
+            yield read_case(files, frames=length, fit=fit)
+            done += length
+
+    def show(name: str, now: int, total: int) -> None:
+        bar.update(task, completed=done + now, description=f"{name}: frame {now} of {total}")
+
+    evaluation = evaluate(read(), models=models, progress=show)
+    bar.update(task, description="writing")
+    return evaluation
 
 
 # -------------------------------------------------------------------------------------- the options
@@ -164,18 +173,6 @@ def _frames(text: str | None) -> int | Literal["result"] | None:
     return int(text)
 
 
-def _arguments(options: dict[str, Any]) -> list[str]:
-    """A command line that means the same, with every default written out."""
-    words: list[str] = []
-    for name, value in options.items():
-        if name == "force" or value is None or value is False:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words.append(str(value))
-    return words
-
-
 # --------------------------------------------------------------------------------------- the screen
 
 
@@ -201,13 +198,10 @@ def _some(names: list[str]) -> str:
 def _table(evaluation: Evaluation) -> Table:
     cases = evaluation.cases
     one = len(cases) == 1
-    table = Table(
-        title=f"{cases[0].name}: means over frames" if one
-        else f"Means over {len(cases)} cases ± standard error",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )  # fmt: skip
+    title = f"{cases[0].name}: means over frames"
+    if not one:
+        title = f"Means over {len(cases)} cases ± standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for head in ("", "of"):
         table.add_column(head, no_wrap=True)
     for head in ("all", "first\nthird", "middle\nthird", "last\nthird", "worst"):
@@ -216,13 +210,13 @@ def _table(evaluation: Evaluation) -> Table:
         table.add_column("its\nframe", justify="right", no_wrap=True)
     before = ""
     for name, column in COLUMNS.items():
-        found = [summarise(name, case.curves[name]) for case in cases if name in case.curves]
-        if not found or (name.endswith("_object") and not any(c.object_mask for c in cases)):
+        summaries = [summarise(name, case.curves[name]) for case in cases if name in case.curves]
+        if not summaries or (name.endswith("_object") and not any(c.object_mask for c in cases)):
             continue
         if column.title != before and before:
             table.add_row()
         title = "" if column.title == before else column.title
-        table.add_row(title, column.where, *_cells(column.digits, found, one))
+        table.add_row(title, column.where, *_cells(column.digits, summaries, one))
         before = column.title
     if evaluation.fvd is not None:
         table.add_row()
@@ -243,18 +237,18 @@ def _cells(digits: int, summaries: list[Summary], one: bool) -> list[str]:
 
 
 def _left_out(curves: Mapping[str, Tensor]) -> Iterator[str]:
-    """Sentences on frames that count in no mean, or with a capped value."""
+    """Say which frames count in no mean, or with a capped value."""
     for name, region in REGIONS.items():
-        found = summarise(f"psnr_{name}", curves[f"psnr_{name}"])
-        total = found.frames + found.empty
-        if found.empty:
-            yield f"{region}: empty in {found.empty} of {total} frames, which are in no mean."
-        if found.capped:
+        psnr = summarise(f"psnr_{name}", curves[f"psnr_{name}"])
+        total = psnr.frames + psnr.empty
+        if psnr.empty:
+            yield f"{region}: empty in {psnr.empty} of {total} frames, which are in no mean."
+        if psnr.capped:
             yield (
-                f"{region}: identical in {found.capped} of {total} frames, whose infinite PSNR "
+                f"{region}: identical in {psnr.capped} of {total} frames, whose infinite PSNR "
                 f"counts as {PSNR_CAP:g} dB."
             )
-        if name == "frame" and found.capped == total:
+        if name == "frame" and psnr.capped == total:
             break
     if "texture" in curves:
         inside = summarise("psnr_object", curves["psnr_object"])

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import re
 import shlex
 import shutil
-import sys
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from genhoi.cli.common import PATH, plain_errors
+from genhoi.cli.common import PATH, bytes_text, plain_errors
+from genhoi.cli.train_flags import setting_flags, setting_text
+from genhoi.cli.train_screen import Screen, StepsShown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from accelerate import Accelerator
 
     from genhoi.bases.base import Base
@@ -36,72 +29,11 @@ __all__ = ["train"]
 
 _OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples")
 _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule")
-_MAX_WORKERS = 8
-_SMOOTHING = 0.95
-
-
-def _settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command a flag for every field of `TrainConfig`, with the help its docstring has."""
-    from genhoi.training.config import TrainConfig
-
-    hints, words = get_type_hints(TrainConfig), _field_help(TrainConfig.__doc__ or "")
-    for item in reversed(dataclasses.fields(TrainConfig)):
-        flag = item.name.replace("_", "-")
-        default = TrainConfig().to_dict()[item.name]
-        shown = _as_text(default)
-        if hints[item.name] is bool:
-            shown = ("" if default else "no-") + flag
-            flag = f"{flag}/--no-{flag}"
-        command = click.option(
-            f"--{flag}",
-            item.name,
-            default=None,
-            metavar=_metavar(hints[item.name]),
-            help=f"{words.get(item.name, '')}  [default: {shown}]",
-        )(command)
-    return command
-
-
-def _field_help(docstring: str) -> dict[str, str]:
-    """The sentences of a docstring's Args, by name."""
-    arguments = docstring.partition("Args:")[2].partition("Raises:")[0]
-    found: dict[str, str] = {}
-    for names, words in re.findall(r"^ {8}([a-z_, ]+): ((?:.|\n {12})+)", arguments, re.MULTILINE):
-        sentence = " ".join(words.split())
-        found |= {name: sentence[0].upper() + sentence[1:] for name in names.split(", ")}
-    return found
-
-
-def _metavar(hint: Any) -> str | None:
-    kinds = get_args(hint) if get_origin(hint) is not None else (hint,)
-    if hint is bool:
-        return None
-    if get_origin(hint) is dict:
-        return "SHARES"
-    words = [w for k in kinds for w in (get_args(k) or (k,)) if isinstance(w, str)]
-    if str in kinds and float in kinds:
-        words = ["paper", "release", "NUMBER"]
-    elif int in kinds or float in kinds:
-        words = ["INTEGER" if int in kinds else "NUMBER"]
-    if type(None) in kinds:
-        words = [*(words or ["TEXT"]), "none"]
-    return "|".join(words) or "TEXT"
-
-
-def _as_text(value: Any) -> str:
-    """As `parse_setting` reads it."""
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return ",".join(f"{key}={share:g}" for key, share in value.items())
-    if isinstance(value, list):
-        return ",".join(f"{item:g}" for item in value)
-    return str(value)
 
 
 @click.command()
 @click.option("--config", type=PATH, help="YAML file of these settings; flags win over it.")
-@_settings
+@setting_flags
 @click.option(
     "--out", default="genhoi-train", show_default=True, type=PATH, help="Folder of the run."
 )
@@ -110,14 +42,20 @@ def _as_text(value: Any) -> str:
     "--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda if there is one, else cpu]"
 )
 @click.option(
-    "--fresh", is_flag=True,
+    "--fresh",
+    is_flag=True,
     help="Start anew: remove checkpoints, metrics and samples of the run in OUT.",
-)  # fmt: skip
+)
 @click.option("--dry-run", is_flag=True, help="Only say what it would take.")
 def train(
-    config: Path | None, out: Path, latents: Path | None, device: str | None, fresh: bool,
-    dry_run: bool, **flags: Any,
-) -> None:  # fmt: skip
+    config: Path | None,
+    out: Path,
+    latents: Path | None,
+    device: str | None,
+    fresh: bool,
+    dry_run: bool,
+    **flags: Any,
+) -> None:
     """Train an adapter on a base, by rebuilding clips whose hand and object are hidden.
 
     Clips are encoded once. A run that was interrupted goes on when the command is repeated, or with
@@ -149,7 +87,7 @@ def train(
 def _read_settings(
     config: Path | None, changes: dict[str, Any], out: Path, fresh: bool
 ) -> TrainConfig:
-    """From the file, else from the run that is to go on, else the defaults; flags win."""
+    """Take settings from the file, else from the run to go on, else the defaults; flags win."""
     from genhoi.training.config import read_config
 
     earlier = out / "config.yaml"
@@ -159,7 +97,7 @@ def _read_settings(
 
 
 def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | None) -> None:
-    """Whatever can be found out before anything is loaded, encoded or started."""
+    """Refuse what can be known to fail before anything is loaded, encoded or started."""
     from genhoi.bases.load import base_config, base_kind
     from genhoi.training.config import TrainConfig
     from genhoi.training.trained_weights import load_adapter
@@ -188,12 +126,16 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
         raise ValueError(
             f"clips: got {config.clips} with data {config.data}, wanted it for synthetic clips only"
         )
-    for wanted, package, what in (
+    _check_packages(config)
+
+
+def _check_packages(config: TrainConfig) -> None:
+    for needed, package, what in (
         (True, "accelerate", "training"),
         (bool(config.video_rank), "peft", "video_rank"),
         (config.data == "synthetic", "skimage", "data synthetic"),
     ):
-        if wanted and find_spec(package) is None:
+        if needed and find_spec(package) is None:
             name = {"skimage": "scikit-image"}.get(package, package)
             raise ImportError(f"{what} needs {name}: pip install {name}")
 
@@ -203,28 +145,24 @@ def _dry_run(config: TrainConfig) -> None:
 
     from genhoi.training.estimate import estimate_training
 
-    found = estimate_training(config)
-    f, h, w = found.grid
-    share = f"{found.trained / found.parameters:.2%} of the base"
+    needs = estimate_training(config)
+    f, h, w = needs.grid
+    share = f"{needs.trained / needs.parameters:.2%} of the base"
+    latents = bytes_text(needs.latent_bytes) + ("" if needs.clips else " a clip")
+    rows = {name: setting_text(value) for name, value in config.to_dict().items()}
+    sizes = {
+        "tokens of a clip": f"{f} x {h} x {w} = {f * h * w:,}, and {h * w:,} of the object",
+        "base": f"{needs.parameters:,} parameters, {bytes_text(needs.weight_bytes)}",
+        "trained": f"{needs.trained:,} parameters, {share}",
+        "their state": f"{bytes_text(needs.state_bytes)}: weights, gradients, moments, average",
+        "activations": f"about {bytes_text(needs.working_bytes)}, a rough guess, for "
+        f"{needs.at_once} clips at once",
+        "latents on disk": latents,
+    }
     table = Table(show_header=False, title="Dry run: nothing is computed", title_justify="left")
-    for row in (
-        *((name, _as_text(value)) for name, value in config.to_dict().items()),
-        ("tokens of a clip", f"{f} x {h} x {w} = {f * h * w:,}, and {h * w:,} of the object"),
-        ("base", f"{found.parameters:,} parameters, {_bytes(found.weight_bytes)}"),
-        ("trained", f"{found.trained:,} parameters, {share}"),
-        ("their state", f"{_bytes(found.state_bytes)}: weights, gradients, moments, average"),
-        ("activations", f"about {_bytes(found.working_bytes)}, a rough guess, for "
-                        f"{found.at_once} clips at once"),
-        ("latents on disk", _bytes(found.latent_bytes) + ("" if found.clips else " a clip")),
-    ):  # fmt: skip
+    for row in (*rows.items(), *sizes.items()):
         table.add_row(*row)
     Console().print(table)
-
-
-def _bytes(count: float) -> str:
-    from genhoi.cli.edit import _bytes as words
-
-    return words(count)
 
 
 # ------------------------------------------------------------------------------------------- a run
@@ -235,50 +173,51 @@ def _run(
 ) -> None:
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
+    from genhoi.training.clips import open_clips
     from genhoi.training.same_run import check_same_run
     from genhoi.training.trainer import Trainer
 
-    say = _Screen(accelerator)
+    screen = Screen(accelerator)
     if fresh and accelerator.is_main_process:
         _remove_run(out)
     accelerator.wait_for_everyone()
     step = check_same_run(config, out)
     if step == config.steps and _results(config, out):
-        say.line(f"{out} holds the finished run, {step} steps; --fresh starts anew.")
-        _last_words(say, config, out)
+        screen.line(f"{out} holds the finished run, {step} steps; --fresh starts anew.")
+        _say_how_to_use(screen, config, out)
         return
-    dataset = _dataset(config)
+    dataset = open_clips(config)
     for note in getattr(dataset, "notes", ()):
-        say.line(note)
+        screen.line(note)
     base = load_base(
         config.base,
         device=accelerator.device,
         dtype=getattr(torch, config.base_dtype),
         seed=config.seed,
     )
-    say.line(f"Base: {base.about}.")
+    screen.line(f"Base: {base.about}.")
     if find_spec("tensorboard") is None:
-        say.line("TensorBoard's files are not written; metrics.csv is. pip install tensorboard")
-    with say.stopping("Interrupted while encoding; nothing of it is kept."):
+        screen.line("TensorBoard's files are not written; metrics.csv is. pip install tensorboard")
+    with screen.stopping("Interrupted while encoding; nothing of it is kept."):
         base.encoders_to(accelerator.device)
-        clips = _encode(say, config, base, dataset, latents)
-        samples = _sample_clips(say, config, base, out)
+        clips = _encode(screen, config, base, dataset, latents)
+        samples = _encode_samples(screen, config, base, out)
     trainer = Trainer(config, out, clips, base=base, accelerator=accelerator, samples=samples)
-    words = "from the start" if not step else f"on from step {step}"
-    say.line(f"Training {words} of {config.steps} on {len(clips)} clips: {accelerator.device}.")
-    with say.stopping(""):
+    begin = "from the start" if not step else f"on from step {step}"
+    screen.line(f"Training {begin} of {config.steps} on {len(clips)} clips: {accelerator.device}.")
+    with screen.stopping(""):
         try:
-            with say.bar() as bar:
-                trainer.run(_Show(bar, say, config, trainer.step), stopping=say.notice)
+            with screen.bar() as bar:
+                trainer.run(StepsShown(bar, screen, config, trainer.step), stopping=screen.notice)
         except KeyboardInterrupt:
             path = latest_checkpoint(out / "checkpoints")
-            say.line(f"Stopped after step {trainer.step}. The same command goes on from {path}.")
+            screen.line(f"Stopped after step {trainer.step}. The same command goes on from {path}.")
             raise
-    _last_words(say, config, out)
+    _say_how_to_use(screen, config, out)
 
 
 def _remove_run(out: Path) -> None:
-    """What an earlier run wrote while it ran; where there was none, nothing."""
+    """Remove what an earlier run wrote while it ran; where there was none, nothing."""
     from genhoi.training.checkpoint import latest_checkpoint
 
     if latest_checkpoint(out / "checkpoints") is None and not (out / "config.yaml").is_file():
@@ -292,7 +231,7 @@ def _remove_run(out: Path) -> None:
 
 
 def _results(config: TrainConfig, out: Path) -> dict[str, Path] | None:
-    """The folders of the result, if all are there."""
+    """Name the folders of the result, if all of them exist."""
     from genhoi.bases.load import base_kind
     from genhoi.training.result import result_folders
 
@@ -300,162 +239,53 @@ def _results(config: TrainConfig, out: Path) -> dict[str, Path] | None:
     return folders if all(path.is_dir() for path in folders.values()) else None
 
 
-def _dataset(config: TrainConfig) -> HOIDataset:
-    size = (config.height, config.width)
-    if config.data == "synthetic":
-        from genhoi.data.synthetic import SyntheticHOI
-
-        return SyntheticHOI(
-            "train", clips=config.clips, frames=config.frames, size=size,
-            mask=config.mask, seed=config.data_seed,
-        )  # fmt: skip
-    from genhoi.data.clip_dataset import ClipDataset
-    from genhoi.data.folders import find_clips
-
-    return ClipDataset(
-        find_clips(config.data), frames=config.frames, size=size, windows="all",
-        object_from_mask=config.object_from_mask,
-    )  # fmt: skip
-
-
 def _encode(
-    say: _Screen, config: TrainConfig, base: Base, dataset: HOIDataset, folder: Path
+    screen: Screen, config: TrainConfig, base: Base, dataset: HOIDataset, folder: Path
 ) -> EncodedClips:
-    """By the main process; the others wait as long as it takes, which no barrier does."""
-    from genhoi.data.encoded import EncodedClips, conditions_for, encode_dataset
+    """Encode in the main process; the others wait as long as it takes, which no barrier does."""
+    from genhoi.data.encoded import EncodedClips
+    from genhoi.training.clips import encode_clips
 
-    if not say.accelerator.is_main_process:
+    if not screen.accelerator.is_main_process:
         while not folder.exists():
             time.sleep(1)
         return EncodedClips(folder)
     if not folder.exists():
-        say.line(f"Encoding {len(dataset)} clips into {folder}")
-    with say.bar() as bar:
-        task = bar.add_task("", total=len(dataset), words="")
+        screen.line(f"Encoding {len(dataset)} clips into {folder}")
+    with screen.bar() as bar:
+        task = bar.add_task("", total=len(dataset))
 
         def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, words=f"encoding clip {done} of {total}")
+            bar.update(task, completed=done, description=f"encoding clip {done} of {total}")
             if done % max(1, total // 10) == 0:
-                say.log(f"encoded {done} of {total}")
+                screen.log(f"encoded {done} of {total}")
 
-        return encode_dataset(
-            base, dataset, folder, given=conditions_for(base, config.given),
-            workers=_workers(config, len(dataset)), progress=show,
-        )  # fmt: skip
+        return encode_clips(base, config, dataset, folder, progress=show)
 
 
-def _workers(config: TrainConfig, clips: int) -> int:
-    """As told. Else: to start processes takes longer than to draw a few clips; windows of one clip
-    are decoded together, by one process, while this one encodes."""
-    if config.workers or clips < 32:
-        return config.workers
-    return min(os.cpu_count() or 1, _MAX_WORKERS) if config.data == "synthetic" else 1
+def _encode_samples(
+    screen: Screen, config: TrainConfig, base: Base, out: Path
+) -> EncodedClips | None:
+    """Encode clips that are not trained on, in the main process; None where there are no others."""
+    from genhoi.data.encoded import EncodedClips
+    from genhoi.training.clips import encode_samples, has_samples
 
-
-def _sample_clips(say: _Screen, config: TrainConfig, base: Base, out: Path) -> EncodedClips | None:
-    """Clips that are not trained on, for the sample sheets; None where there are no others."""
-    if config.data != "synthetic" or not (config.sample_every and config.samples):
+    if not has_samples(config):
         return None
-    from genhoi.data.encoded import EncodedClips, conditions_for, encode_dataset
-    from genhoi.data.synthetic import SyntheticHOI
-
     folder = out / "sample_latents"
-    if say.accelerator.is_main_process:
-        held_out = SyntheticHOI(
-            "test", clips=config.samples, frames=config.frames,
-            size=(config.height, config.width), mask=config.mask, seed=config.data_seed,
-        )  # fmt: skip
-        given = conditions_for(base, config.given)
-        try:
-            encode_dataset(base, held_out, folder, given=given)
-        except FileExistsError:  # of another number, say; they are few
-            shutil.rmtree(folder)
-            encode_dataset(base, held_out, folder, given=given)
-    say.accelerator.wait_for_everyone()
+    if screen.accelerator.is_main_process:
+        encode_samples(base, config, folder)
+    screen.accelerator.wait_for_everyone()
     return EncodedClips(folder)
 
 
-# -------------------------------------------------------------------------------------- the screen
-
-
-class _Screen:
-    """Words of the main process; the others are silent."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self._main = accelerator.is_main_process
-        self._console = Console(quiet=not self._main)
-        self._bar: Progress | None = None
-
-    def line(self, words: str) -> None:
-        """Not wrapped to the terminal's width, so that paths can be copied."""
-        if self._main:
-            click.echo(words)
-
-    def log(self, words: str) -> None:
-        """For a file or a pipe, where no bar is seen."""
-        if not self._console.is_terminal:
-            self.line(words)
-
-    def notice(self) -> None:
-        """To be called when the run is to stop."""
-        words = "Stopping after this step; Ctrl-C once more stops at once, without a checkpoint."
-        if self._main and self._bar is not None:
-            self._bar.console.print(words)
-
-    @contextmanager
-    def bar(self) -> Iterator[Progress]:
-        """A progress bar with a field `words`."""
-        columns = BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()
-        words = TextColumn("{task.fields[words]}")
-        disable = not self._console.is_terminal
-        with Progress(
-            *columns, words, console=self._console, transient=True, disable=disable
-        ) as bar:
-            self._bar = bar
-            yield bar
-        self._bar = None
-
-    @contextmanager
-    def stopping(self, words: str) -> Iterator[None]:
-        """Ctrl-C in the block ends the program with code 130."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if words:
-                self.line(words)
-            sys.exit(130)
-
-
-class _Show:
-    """A training's steps, on a bar or in lines."""
-
-    def __init__(self, bar: Progress, say: _Screen, config: TrainConfig, step: int) -> None:
-        self._bar, self._say, self._config = bar, say, config
-        self._task = bar.add_task("", total=config.steps, completed=step, words="")
-        self._loss, self._weight = 0.0, 0.0
-
-    def __call__(self, progress: Any) -> None:
-        self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * progress.loss
-        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        left = time.strftime("%H:%M:%S", time.gmtime(progress.seconds_left % 86400))
-        days = int(progress.seconds_left // 86400)
-        words = (
-            f"step {progress.step} of {progress.steps}, loss {self._loss / self._weight:.4f}, "
-            f"{progress.clips_per_second:.3g} clips/s, {f'{days} d ' if days else ''}{left} left"
-        )
-        self._bar.update(self._task, completed=progress.step, words=words)
-        if progress.step % self._config.log_every == 0:
-            self._say.log(words)
-
-
-def _last_words(say: _Screen, config: TrainConfig, out: Path) -> None:
+def _say_how_to_use(screen: Screen, config: TrainConfig, out: Path) -> None:
     folders = _results(config, out) or {}
     for name, path in folders.items():
-        say.line(f"{name.replace('_', ' ').capitalize()}: {path}")
-    words = ["genhoi", "edit", "--base", str(folders.get("base", config.base))]
+        screen.line(f"{name.replace('_', ' ').capitalize()}: {path}")
+    command = ["genhoi", "edit", "--base", str(folders.get("base", config.base))]
     if "adapter" in folders:
-        words += ["--adapter", str(folders["adapter"])]
+        command += ["--adapter", str(folders["adapter"])]
     if "video_lora" in folders:
-        words += ["--video-lora", str(folders["video_lora"])]
-    say.line(f"To use it: {shlex.join(words)} --video V --mask M --object O")
+        command += ["--video-lora", str(folders["video_lora"])]
+    screen.line(f"To use it: {shlex.join(command)} --video V --mask M --object O")

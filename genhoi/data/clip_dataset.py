@@ -22,8 +22,7 @@ from torch import Tensor
 from genhoi.conditioning.grid import STRIDES
 from genhoi.data.folders import ClipFiles
 from genhoi.data.sample import HOISample
-from genhoi.media.media import (
-    BACKGROUND,
+from genhoi.media import (
     Clip,
     ResizeMode,
     count_frames,
@@ -33,6 +32,7 @@ from genhoi.media.media import (
     resize_clip,
     resize_mask,
 )
+from genhoi.media.image import BACKGROUND
 
 __all__ = ["ClipDataset"]
 

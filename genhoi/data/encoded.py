@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from genhoi.bases.base import Base
 from genhoi.data.sample import HOIDataset, HOISample
-from genhoi.media.locks import one_after_the_other
-from genhoi.media.media import fit_image
+from genhoi.media import fit_image
+from genhoi.media.files import one_after_the_other
+from genhoi_kernels.files import remove_unfinished, whole_folder
 
 __all__ = ["EncodedClips", "Given", "conditions_for", "encode_dataset"]
 
@@ -125,13 +123,13 @@ def encode_dataset(
         with one_after_the_other(folder):
             if not folder.exists():
                 _encode_new(base, dataset, folder, given, workers, progress)
-    found = EncodedClips(folder)
-    if found.fingerprint not in _fingerprints(base, dataset, given):
+    clips = EncodedClips(folder)
+    if clips.fingerprint not in _fingerprints(base, dataset, given):
         raise FileExistsError(
             f"latents: {folder} was encoded from other data or settings; name another folder or "
             f"remove it"
         )
-    return found
+    return clips
 
 
 def _encode_new(
@@ -143,22 +141,16 @@ def _encode_new(
     progress: Callable[[int, int], object] | None,
 ) -> None:
     """Make the folder, whole or not at all."""
-    for left in folder.parent.glob(f".{folder.name}.*.unfinished"):
-        shutil.rmtree(left)  # of a program that was killed
-    unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.unfinished"
-    unfinished.mkdir()
-    try:
+    remove_unfinished(folder.parent, target=folder)
+    with whole_folder(folder) as unfinished:
         job = _fingerprint(base, dataset, given)
         _encode_all(base, dataset, unfinished, job, given, workers, progress)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _fingerprint(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> str:
     codec = f"{type(base).__name__} {'' if base.frames_apart else base.about}"
-    words = json.dumps([_VERSION, codec, dataset.fingerprint(), sorted(set(given))])
-    return hashlib.sha256(words.encode()).hexdigest()
+    text = json.dumps([_VERSION, codec, dataset.fingerprint(), sorted(set(given))])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprints(base: Base, dataset: HOIDataset, given: Sequence[Given]) -> set[str]:

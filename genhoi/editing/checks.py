@@ -11,7 +11,7 @@ from torch import Tensor
 from genhoi.conditioning.condition import reference_tokens
 from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.conditioning.masks import MaskRule
-from genhoi.media.media import Clip, fit_image
+from genhoi.media import Clip, fit_image
 
 __all__ = ["check_inputs", "check_seen"]
 

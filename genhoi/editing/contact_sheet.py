@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genhoi.conditioning.condition import paint_grey
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
     atomic_path,
     fit_image,

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
+from genhoi_kernels.files import remove_unfinished
 
 __all__ = ["Parts", "fingerprint"]
 
@@ -28,7 +29,7 @@ _VALUES_A_WEIGHT = 64
 
 
 class Parts:
-    """See above.
+    """Keeps an edit's finished windows in a folder.
 
     Args:
         folder: made if it isn't there.
@@ -53,8 +54,7 @@ class Parts:
                 )
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(".*.tmp*"):
-            path.unlink()  # of a program that was killed while writing
+        remove_unfinished(self.folder)
         if not known.is_file():
             with atomic_path(known) as temporary:
                 temporary.write_text(json.dumps({"job": job}) + "\n")
@@ -88,15 +88,15 @@ class Parts:
 def fingerprint(
     settings: Mapping[str, Any], tensors: Mapping[str, Tensor | None], model: nn.Module
 ) -> str:
-    """A hash of settings, of every byte of some tensors, and of a few values of every weight."""
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    """Hash settings, every byte of some tensors, and a few values of every weight."""
+    hashed = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, x in tensors.items():
-        found.update(f"{name}: {None if x is None else tuple(x.shape)}".encode())
+        hashed.update(f"{name}: {None if x is None else tuple(x.shape)}".encode())
         if x is not None:
-            found.update(x.contiguous().cpu().numpy().tobytes())
+            hashed.update(x.contiguous().cpu().numpy().tobytes())
     for name, weight in model.named_parameters():
-        found.update(f"{name}: {tuple(weight.shape)} {weight.dtype}".encode())
+        hashed.update(f"{name}: {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:
             values = weight.detach().flatten()[:_VALUES_A_WEIGHT].double().cpu()
-            found.update(values.numpy().tobytes())
-    return found.hexdigest()
+            hashed.update(values.numpy().tobytes())
+    return hashed.hexdigest()

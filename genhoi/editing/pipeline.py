@@ -22,8 +22,9 @@ from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
 from genhoi.editing.run import EditArguments, EditRun, Progress
+from genhoi.editing.settings import resolve
 from genhoi.editing.windows import windows
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
 from genhoi.models.attach import attach
 from genhoi.models.options import UNSET, Preset, Unset
@@ -240,27 +241,26 @@ class GenHOIPipeline:
         mask_rule: MaskRule | None,
         **given: Any,
     ) -> EditArguments:
-        """With the base's own values for None.
+        """Take the base's own values for None.
 
         Raises:
             ValueError: guidance that the base cannot have.
         """
-        defaults = self.base.defaults
-        guidance = defaults.guidance if guidance is None else guidance
-        settings = EditArguments(
-            steps=defaults.steps if steps is None else steps,
+        resolved = resolve(
+            self.base.defaults,
+            steps=steps,
             guidance=guidance,
-            shift=defaults.shift if shift is None else shift,
-            window=defaults.window if window is None else window,
-            mask_rule=mask_rule or defaults.mask_rule,
-            **given,
+            shift=shift,
+            window=window,
+            mask_rule=mask_rule,
         )
-        noise_levels(settings.steps, settings.shift)  # raises
+        noise_levels(resolved.steps, resolved.shift)  # raises
+        guidance = resolved.guidance
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: got {guidance}, wanted a finite number")
         if guidance != 1 and not self.base.takes_text:
             raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
-        return settings
+        return EditArguments(**vars(resolved), **given)
 
     def _fingerprint(
         self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]

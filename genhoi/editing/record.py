@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
-import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import genhoi_kernels
-from genhoi.editing.files import EditInputs
+from genhoi.editing.figure import frame_means
+from genhoi.editing.inputs import EditInputs
 from genhoi.editing.windows import windows
+from genhoi.media import Clip
 
-__all__ = ["make_record"]
+__all__ = ["make_record", "result_record"]
 
 
 def make_record(
@@ -22,9 +26,11 @@ def make_record(
     inputs: EditInputs,
     pipeline: Any,
     settings: dict[str, Any],
+    *,
     notes: list[str],
+    repeat: str,
 ) -> dict[str, Any]:
-    """What edit.json says before the results are there; plain JSON values.
+    """Collect what edit.json says of how the clip was made; plain JSON values.
 
     Args:
         options: of the command line.
@@ -32,11 +38,12 @@ def make_record(
         pipeline: as used.
         settings: what the pipeline was called with.
         notes: what the user was told.
+        repeat: the command line that does it again.
     """
     clip = inputs.clip
     return {
         "genhoi": genhoi_kernels.__version__,
-        "repeat": shlex.join(["genhoi", "edit", *_arguments(options)]),
+        "repeat": repeat,
         "inputs": inputs.files,
         "clip": {
             "frames": clip.num_frames,
@@ -71,20 +78,33 @@ def make_record(
     }
 
 
-_FLAGS = {"keep_background"}
-_NAMES = {"masks": "mask", "objects": "object", "strengths": "strength"}
+def result_record(
+    edited: Clip,
+    *,
+    seconds: float,
+    earlier_windows: int,
+    attention_layer: int,
+    attention: Mapping[int, Tensor],
+) -> dict[str, Any]:
+    """Collect what edit.json says of the result; plain JSON values.
 
-
-def _arguments(options: dict[str, Any]) -> list[str]:
-    """A command line that means the same, with every default written out."""
-    words: list[str] = []
-    for name, value in options.items():
-        if name in ("force", "dry_run") or value is None:
-            continue
-        word = "--" + _NAMES.get(name, name).replace("_", "-")
-        if name in _FLAGS:
-            words += [word] if value else []
-            continue
-        for item in value if isinstance(value, tuple) else (value,):
-            words += [word, str(item)]
-    return words
+    Args:
+        edited: the result.
+        seconds: that it took.
+        earlier_windows: windows that an earlier, interrupted run had finished.
+        attention_layer: block whose attention to the objects was measured.
+        attention: window -> float32 [f, h, w] of its last step, see `frame_means`.
+    """
+    return {
+        # Of the frames, not of the file: x264 does not always write the same bytes for the same
+        # frames.
+        "edited_frames_sha256": hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest(),
+        "seconds": round(seconds, 3),
+        "windows_of_an_earlier_run": earlier_windows,
+        "attention": {
+            "layer": attention_layer,
+            "share_by_window_and_latent_frame": {
+                str(window): frame_means(share) for window, share in attention.items()
+            },
+        },
+    }

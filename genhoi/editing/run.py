@@ -14,7 +14,7 @@ from genhoi.bases.base import Base
 from genhoi.conditioning.condition import Condition, reference_tokens
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.parts import Parts
-from genhoi.media.media import Clip, fit_image
+from genhoi.media import Clip, fit_image
 from genhoi.models.attachment import Attachment
 from genhoi.models.sampling import denoise, noise, noise_levels
 

@@ -11,15 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi.evaluation.evaluation import (
-    COLUMNS,
-    REGIONS,
-    CaseResult,
-    Evaluation,
-    over_cases,
-    summarise,
-)
-from genhoi.media.media import atomic_path
+from genhoi.evaluation.columns import COLUMNS, REGIONS
+from genhoi.evaluation.measure import CaseResult, Evaluation
+from genhoi.evaluation.summary import over_cases, summarise
+from genhoi.media import atomic_path
 
 __all__ = ["draw_evaluation"]
 
@@ -54,7 +49,7 @@ def draw_evaluation(path: Path, evaluation: Evaluation, *, overwrite: bool = Fal
 
     Args:
         path: the target.
-        evaluation: of `genhoi.evaluation.evaluation.evaluate`.
+        evaluation: of `genhoi.evaluation.evaluate`.
         overwrite: replace an existing file.
 
     Raises:
@@ -100,7 +95,7 @@ def _bands(figure: Any, heights: Sequence[float], *, left: float, right: float) 
 
 
 def _panels(evaluation: Evaluation) -> list[tuple[str, dict[str, _Line]]]:
-    """Title and lines of each panel that has something to show."""
+    """Give title and lines of each panel that has something to show."""
     cases = evaluation.cases
     # Without object masks the object's line would lie on the mask's.
     shown = [name for name in REGIONS if name != "object" or any(c.object_mask for c in cases)]
@@ -181,7 +176,7 @@ def _panel(axes: Any, cases: Sequence[CaseResult], title: str, lines: dict[str, 
 
 
 def _numbers(axes: Any, rows: Sequence[tuple[str, str, str, list[str]]]) -> None:
-    """A legend with the means, right of the panel."""
+    """Write a legend with the means, right of the panel."""
     columns = (1.03, 1.305, 1.375, 1.445, 1.515)
     for x, text in zip(columns[1:], ("all", "first", "middle", "last"), strict=True):
         axes.text(
@@ -189,29 +184,25 @@ def _numbers(axes: Any, rows: Sequence[tuple[str, str, str, list[str]]]) -> None
         )
     for i, (label, color, style, values) in enumerate(rows):
         y = 0.83 - 0.14 * i
-        axes.plot(
-            [1.015, 1.045], [y, y], style, color=color, lw=1.8,
-            transform=axes.transAxes, clip_on=False,
-        )  # fmt: skip
-        for x, text in zip((columns[0] + 0.025, *columns[1:]), (label, *values), strict=True):
-            axes.text(
-                x, y, text, transform=axes.transAxes, size=9, color=color, va="center",
-                ha="left" if text == label else "right",
-            )  # fmt: skip
+        place = {"transform": axes.transAxes, "color": color}
+        axes.plot([1.015, 1.045], [y, y], style, lw=1.8, clip_on=False, **place)
+        axes.text(columns[0] + 0.025, y, label, size=9, va="center", ha="left", **place)
+        for x, text in zip(columns[1:], values, strict=True):
+            axes.text(x, y, text, size=9, va="center", ha="right", **place)
 
 
 def _means(name: str, curves: Sequence[Tensor]) -> list[str]:
     summaries = [summarise(name, curve) for curve in curves]
-    found = [
+    spreads = [
         over_cases(getattr(summary, part) for summary in summaries)
         for part in ("mean", "first", "middle", "last")
     ]
     digits = COLUMNS[name].digits
-    return ["–" if spread is None else f"{spread.mean:.{digits}f}" for spread in found]
+    return ["–" if spread is None else f"{spread.mean:.{digits}f}" for spread in spreads]
 
 
 def _over_cases(curves: Sequence[Tensor], longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and its standard error of every frame over the cases that have a value there."""
+    """Average every frame over the cases that have a value there; mean and standard error."""
     table = np.full((len(curves), longest), np.nan)
     for row, curve in zip(table, curves, strict=True):
         row[: len(curve)] = curve.numpy()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.media.media import BACKGROUND, fit_image
+from genhoi.media import fit_image
+from genhoi.media.image import BACKGROUND
 
 __all__ = [
     "REASONS",
@@ -73,12 +74,12 @@ class Lpips:
         try:
             self.model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(_lpips_words(weights)) from error
+            raise ValueError(_not_lpips(weights)) from error
         self.model.to(self.device).eval()
 
     @torch.inference_mode()
     def __call__(self, result: Tensor, truth: Tensor) -> Tensor:
-        """Distance around every pixel, float32 [F, H, W], of uint8 [F, H, W, 3].
+        """Measure the distance around every pixel, float32 [F, H, W], of uint8 [F, H, W, 3].
 
         Its mean over a frame is the usual LPIPS but for the interpolation of the layers' maps to
         the frame's size.
@@ -88,13 +89,13 @@ class Lpips:
         """
         a, b = (_planes(frames, self.device) for frames in (result, truth))
         try:
-            found: Tensor = self.model(a, b)
+            distance: Tensor = self.model(a, b)
         except RuntimeError as error:
             height, width = a.shape[2:]
             raise ValueError(
                 f"LPIPS: its network ({self.net}) does not take frames of {width}x{height}: {error}"
             ) from error
-        return found[:, 0].cpu()
+        return distance[:, 0].cpu()
 
 
 class Clip2Vector:
@@ -128,7 +129,7 @@ class Clip2Vector:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """Embeddings float32 [N, D] of N pictures uint8 [h, w, 3], each fitted onto a grey square.
+        """Embed N pictures uint8 [h, w, 3], each fitted onto a grey square; float32 [N, D].
 
         Grey 128, as the model that is measured takes its pictures; mean and deviation of the
         colours are those of OpenAI's CLIP.
@@ -140,9 +141,9 @@ class Clip2Vector:
         return F.normalize(torch.cat(parts).float(), dim=1).cpu()
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        found = self.model.get_image_features(pixel_values=pixels)
+        output = self.model.get_image_features(pixel_values=pixels)
         # A tensor up to transformers 4, afterwards an output that holds it.
-        embedded: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+        embedded: Tensor = output if isinstance(output, Tensor) else output.pooler_output
         return embedded
 
 
@@ -167,13 +168,13 @@ class Video2Vector:
             self.model = torch.jit.load(str(weights), map_location=self.device).eval()
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"FVD weights: {weights} is no TorchScript file ({error})") from error
-        wanted = {"rescale": False, "resize": False, "return_features": True}
+        settings = {"rescale": False, "resize": False, "return_features": True}
         known = {argument.name for argument in self.model.forward.schema.arguments}
-        self.settings = {name: value for name, value in wanted.items() if name in known}
+        self.settings = {name: value for name, value in settings.items() if name in known}
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
-        """Features float32 [D] of a clip, uint8 [F, H, W, 3], stretched to 224 x 224.
+        """Compute a clip's features, float32 [D], from uint8 [F, H, W, 3] stretched to 224 x 224.
 
         Raises:
             ValueError: the network does not take so few frames, or gives no [1, D].
@@ -185,14 +186,14 @@ class Video2Vector:
         ]
         video = torch.cat(small).permute(1, 0, 2, 3)[None]
         try:
-            found = self.model(video, **self.settings)
+            features = self.model(video, **self.settings)
         except RuntimeError as error:
             raise ValueError(
                 f"FVD: its network does not take a clip of {len(frames)} frames: {error}"
             ) from error
-        if found.ndim != 2 or found.shape[0] != 1:
-            raise ValueError(f"FVD: its network gave {tuple(found.shape)}, want [1, D]")
-        return found[0].float().cpu()
+        if features.ndim != 2 or features.shape[0] != 1:
+            raise ValueError(f"FVD: its network gave {tuple(features.shape)}, want [1, D]")
+        return features[0].float().cpu()
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def load_models(
 
 
 def on_grey(image: Tensor, inside: Tensor) -> Tensor:
-    """An image cut to its region's box, grey 128 around the region; uint8 [h, w, 3].
+    """Cut an image to its region's box, grey 128 around the region; uint8 [h, w, 3].
 
     Args:
         image: uint8 [H, W, 3].
@@ -255,9 +256,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and safetensors raise kinds of their own
-        raise ValueError(_lpips_words(path)) from error
+        raise ValueError(_not_lpips(path)) from error
     if not isinstance(state, dict):
-        raise ValueError(_lpips_words(path))
+        raise ValueError(_not_lpips(path))
     return state
 
 
@@ -268,7 +269,7 @@ def _lpips_net(state: dict[str, Tensor]) -> str:
     return "alex" if first is not None and first.shape[-1] == 11 else "vgg"
 
 
-def _lpips_words(path: Path) -> str:
+def _not_lpips(path: Path) -> str:
     return (
         f"LPIPS weights: {path} is not the state dict of a complete lpips.LPIPS, backbone and "
         'linear layers, as torch.save(lpips.LPIPS(net="alex").state_dict(), FILE) writes it'

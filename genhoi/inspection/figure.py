@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi.inspection.inspect import PATCH, Inspection, ScheduleResult, schedule_name
-from genhoi.media.media import atomic_path
+from genhoi.inspection.inspect import Inspection, ScheduleResult, schedule_name
+from genhoi.inspection.pixel_attention import PATCH
+from genhoi.inspection.summary import dtype_name
+from genhoi.media import atomic_path
 
 __all__ = ["draw_inspection"]
 
@@ -101,7 +103,7 @@ def _titles(figure: Any, inspection: Inspection, height: float) -> None:
         f"attend to the {math.prod(inspection.ref_grid):,} tokens of the object's picture.",
         "No trained weights: queries and keys are the pixels' own colours, so tokens attend to "
         f"what looks alike. {_count(inspection.heads, 'attention head')} of {inspection.head_dim} "
-        f"values, {_dtype(inspection)}.",
+        f"values, {dtype_name(inspection.dtype)}.",
     ]
     title = "Is the object seen equally in every frame, and only where the mask is?"
     figure.text(0.03, 1 - 0.4 / height, title, size=20, weight="bold", va="center")
@@ -115,7 +117,7 @@ def _titles(figure: Any, inspection: Inspection, height: float) -> None:
 
 
 def _shown_frames(inspection: Inspection) -> list[int]:
-    """Latent frames to show, spread evenly over those with a token that sees the reference."""
+    """Choose latent frames, spread evenly over those with a token that sees the reference."""
     seen = inspection.tokens.flatten(1).any(1).nonzero()[:, 0].tolist()
     count = min(_SHOWN_FRAMES, len(seen))
     return [seen[round(i * (len(seen) - 1) / max(1, count - 1))] for i in range(count)]
@@ -178,14 +180,14 @@ def _map_legend(figure: Any, cell: Any, inspection: Inspection, shade: float) ->
     bar.set_title("attention on the picture, %", size=10, loc="left")
     paragraphs = (
         "One square is one token (16 x 16 pixels, 4 frames); its share is averaged over the heads.",
-        _background_words(inspection),
+        _background_sentence(inspection),
         "Frame 0 is given finished, so it never looks.",
     )
-    words = "\n\n".join(textwrap.fill(paragraph, 36) for paragraph in paragraphs)
-    axes.text(0.04, 0.66, words, size=9.5, va="top", transform=axes.transAxes, linespacing=1.3)
+    text = "\n\n".join(textwrap.fill(paragraph, 36) for paragraph in paragraphs)
+    axes.text(0.04, 0.66, text, size=9.5, va="top", transform=axes.transAxes, linespacing=1.3)
 
 
-def _background_words(inspection: Inspection) -> str:
+def _background_sentence(inspection: Inspection) -> str:
     outside = int((~inspection.tokens).sum())
     largest = max(result.background_max for result in inspection.schedules)
     value = "exactly 0" if largest == 0 else f"at most {largest:.0e} (rounding)"
@@ -196,7 +198,7 @@ def _background_words(inspection: Inspection) -> str:
 
 
 def _shade(inspection: Inspection, maps: Sequence[ScheduleResult], frames: Sequence[int]) -> float:
-    """Upper end of the colour scale, in percent, shared by all maps."""
+    """Choose the upper end of the colour scale, in percent, shared by all maps."""
     values = [100 * r.mass[t][inspection.tokens[t].cpu()] for r in maps for t in frames]
     return max(float(torch.cat(values).quantile(0.97)), 1e-6)
 
@@ -298,16 +300,12 @@ def _machine(inspection: Inspection) -> str:
     about = inspection.environment
     return (
         f"{about['device']}, {about['threads']} threads\n"
-        f'backend "{about["backend"]}", torch {about["torch"]}, {_dtype(inspection)}'
+        f'backend "{about["backend"]}", torch {about["torch"]}, {dtype_name(inspection.dtype)}'
     )
 
 
 def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _dtype(inspection: Inspection) -> str:
-    return str(inspection.dtype).removeprefix("torch.")
 
 
 def _seconds(value: float) -> str:

@@ -10,53 +10,39 @@ The share of attention that a token spends on the reference comes from two calls
 and without the reference: 1 - exp(lse_without - lse_with). No attention matrix is ever built, and a
 token that the mask gate keeps out gets exactly 0.
 
-`inspect_clip` computes; `genhoi.inspection.figure` draws.
+`inspect_clip` computes; `genhoi.inspection.figure` draws, `genhoi.inspection.summary` writes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 import genhoi_kernels
 from genhoi.conditioning.masks import MaskRule, token_mask
-from genhoi.inspection.timing import Timing, time_attention
-from genhoi.media.media import Clip, atomic_path, fit_image
-from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope, reference_attention
+from genhoi.inspection.pixel_attention import (
+    LATENT_FRAMES,
+    PATCH,
+    FrameSchedule,
+    PixelAttention,
+    pixel_features,
+)
+from genhoi.inspection.timing import Timing
+from genhoi.media import Clip, fit_image
+from genhoi_kernels import MaskGate, VideoRope
 
-__all__ = [
-    "FrameSchedule",
-    "Inspection",
-    "ScheduleResult",
-    "inspect_clip",
-    "schedule_name",
-    "summary",
-    "summary_table",
-    "write_summary",
-]
+__all__ = ["Inspection", "ScheduleResult", "inspect_clip", "schedule_name"]
 
-FrameSchedule = str | float
 Progress = Callable[[int, int, str], None]
 
 SCHEDULES: tuple[FrameSchedule, ...] = (-1.0, "paper", "release")
-PATCH = 16
-_CELLS = 2
-_LATENT_FRAMES = 4
-# Below this, a block differs so little from grey that its colour says nothing; padding around the
-# object is such.
-_FAINT = 0.05
 
 
 @dataclass(frozen=True)
@@ -157,21 +143,13 @@ def inspect_clip(
             call.
     """
     _check_inputs(clip, mask, heads)
-    grid = (1 + (clip.num_frames - 1) // _LATENT_FRAMES, clip.height // PATCH, clip.width // PATCH)
-    tokens = token_mask(mask, grid, rule=mask_rule, kind="pixel", clear_first=True)
-    if not tokens.any():
-        raise ValueError(
-            "mask: no token after frame 0 lies inside it; "
-            "want white (above 127) where hand and object are"
-            + ("" if mask_rule == "any" else ', or the rule "any" for something thin')
-        )
+    grid = (1 + (clip.num_frames - 1) // LATENT_FRAMES, clip.height // PATCH, clip.width // PATCH)
+    tokens = _seeing_tokens(mask, grid, mask_rule)
     reference = fit_image(object_image, (clip.height, clip.width))
-    features, ref_features = _features(clip.frames), _features(reference[None])
-    ref_grid = (grid[1], grid[2])
     backend = _choose_backend(backend, head_dim, dtype, device)
-    run = _Run(
-        features=features.to(device),
-        ref_features=ref_features.to(device),
+    run = PixelAttention(
+        features=pixel_features(clip.frames).to(device),
+        ref_features=pixel_features(reference[None]).to(device),
         grid=grid,
         heads=heads,
         head_dim=head_dim,
@@ -196,7 +174,7 @@ def inspect_clip(
         mask=mask,
         reference=reference,
         grid=grid,
-        ref_grid=ref_grid,
+        ref_grid=(grid[1], grid[2]),
         tokens=tokens.view(grid),
         heads=heads,
         head_dim=head_dim,
@@ -215,163 +193,20 @@ def schedule_name(schedule: FrameSchedule) -> str:
     return f"one fixed frame ({schedule:g})"
 
 
-def summary(inspection: Inspection) -> dict[str, Any]:
-    """Return the numbers of an inspection as plain JSON values."""
-    timing = inspection.timing
-    return {
-        "clip": {
-            "frames": inspection.clip.num_frames,
-            "height": inspection.clip.height,
-            "width": inspection.clip.width,
-            "fps": float(inspection.clip.fps),
-        },
-        "grid": list(inspection.grid),
-        "video_tokens": math.prod(inspection.grid),
-        "reference_tokens": math.prod(inspection.ref_grid),
-        "tokens_that_see_the_reference": int(inspection.tokens.sum()),
-        "heads": inspection.heads,
-        "head_dim": inspection.head_dim,
-        "dtype": _dtype_name(inspection.dtype),
-        "mask_rule": inspection.mask_rule,
-        "schedules": [_schedule_summary(result) for result in inspection.schedules],
-        "background_exactly_zero": all(r.background_max == 0 for r in inspection.schedules),
-        "seconds": None
-        if timing is None
-        else {
-            "heads": timing.heads,
-            "repeats": timing.repeats,
-            "op_rotated_inputs": timing.op,
-            "op_with_rotation": timing.op_with_rotation,
-            "sdpa_dense_mask_rotated_inputs": timing.sdpa,
-            "sdpa_dense_mask_bytes": timing.mask_bytes,
-        },
-        "environment": inspection.environment,
-    }
-
-
-def write_summary(path: str | Path, inspection: Inspection, *, overwrite: bool = False) -> Path:
-    """Write `summary` as a JSON file, atomically.
-
-    Raises:
-        FileExistsError: the file exists and `overwrite` is False.
-    """
-    path = Path(path)
-    text = json.dumps(summary(inspection), indent=2) + "\n"
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-def summary_table(inspection: Inspection) -> Table:
-    """Return the main numbers as a table for the terminal."""
-    f, h, w = inspection.grid
-    table = Table(
-        title=f"Attention on the object: {f} x {h} x {w} = {f * h * w:,} video tokens, "
-        f"{math.prod(inspection.ref_grid):,} reference tokens, {inspection.heads} heads"
-    )
-    table.add_column("place of the reference", no_wrap=True)
-    table.add_column("spread over\nframes", justify="right")
-    table.add_column("mean share,\nhand and object", justify="right")
-    table.add_column("largest share,\nbackground", justify="right")
-    for result in inspection.schedules:
-        shares = [value for value in result.curve if value is not None]
-        table.add_row(
-            schedule_name(result.schedule),
-            f"{result.spread:.2f}",
-            f"{100 * statistics.fmean(shares):.2f} %",
-            "exactly 0" if result.background_max == 0 else f"{result.background_max:.1e}",
+def _seeing_tokens(mask: Tensor, grid: tuple[int, int, int], rule: MaskRule) -> Tensor:
+    """Tell which tokens see the reference, bool [1, f * h * w]; ValueError if none does."""
+    tokens = token_mask(mask, grid, rule=rule, kind="pixel", clear_first=True)
+    if not tokens.any():
+        raise ValueError(
+            "mask: no token after frame 0 lies inside it; "
+            "want white (above 127) where hand and object are"
+            + ("" if rule == "any" else ', or the rule "any" for something thin')
         )
-    return table
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One clip's features and how to attend over them, head by head to bound memory."""
-
-    features: Tensor
-    ref_features: Tensor
-    grid: tuple[int, int, int]
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
-    backend: str
-    gate: MaskGate
-    seed: int
-
-    @property
-    def rope(self) -> VideoRope:
-        return VideoRope(self.grid, head_dim=self.head_dim)
-
-    def ref_rope(self, schedule: FrameSchedule, first_head: int) -> HeadSlidingRope:
-        return HeadSlidingRope(
-            self.grid,
-            ((self.grid[1], self.grid[2]),),
-            head_dim=self.head_dim,
-            num_heads=self.heads,
-            schedule=schedule,
-            first_head=first_head,
-        )
-
-    def projected(self, first_head: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(queries = keys, values, reference keys, reference values), [1, N or M, count, D]."""
-        qk, v, k_ref, v_ref = [], [], [], []
-        for head in range(first_head, first_head + count):
-            random = torch.Generator().manual_seed(self.seed * 1_000_003 + head)
-            width = self.features.shape[1]
-            projection = torch.empty(self.head_dim, width)
-            torch.nn.init.orthogonal_(projection, generator=random)
-            projection = projection.to(self.features)
-            video, ref = self.features @ projection.T, self.ref_features @ projection.T
-            qk.append(_rms_norm(video))
-            k_ref.append(_rms_norm(ref))
-            v.append(video)
-            v_ref.append(ref)
-        stacked = (torch.stack(x, dim=1)[None].to(self.dtype) for x in (qk, v, k_ref, v_ref))
-        return tuple(stacked)  # type: ignore[return-value]
-
-    def lse_by_head(
-        self, schedule: FrameSchedule | None, before_each: Callable[[], None]
-    ) -> Tensor:
-        """Log-sum-exp of every row, float32 [heads, N]; without the reference if `schedule` is
-        None."""
-        rows = []
-        for head in range(self.heads):
-            before_each()
-            qk, v, k_ref, v_ref = self.projected(head, 1)
-            reference: dict[str, Any] = {}
-            if schedule is not None:
-                reference = {
-                    "k_ref": k_ref,
-                    "v_ref": v_ref,
-                    "mask": self.gate,
-                    "ref_rope": self.ref_rope(schedule, head),
-                }
-            _, lse = reference_attention(
-                qk, qk, v, **reference, rope=self.rope, return_lse=True, backend=self.backend
-            )
-            rows.append(lse[0, 0].float().cpu())
-        return torch.stack(rows)
-
-    def time(self, heads: int, repeats: int, report: Callable[[str], None]) -> Timing:
-        """Times of one call over the first `heads` heads."""
-        qk, v, k_ref, v_ref = self.projected(0, heads)
-        return time_attention(
-            qk,
-            qk,
-            v,
-            k_ref,
-            v_ref,
-            gate=self.gate,
-            rope=self.rope,
-            ref_rope=self.ref_rope("paper", 0),
-            backend=self.backend,
-            repeats=repeats,
-            report=report,
-        )
+    return tokens
 
 
 def _schedule_result(
-    schedule: FrameSchedule, without: Tensor, with_ref: Tensor, tokens: Tensor, run: _Run
+    schedule: FrameSchedule, without: Tensor, with_ref: Tensor, tokens: Tensor, run: PixelAttention
 ) -> ScheduleResult:
     share = -torch.expm1(without.double() - with_ref.double())
     inside = tokens[0].cpu()
@@ -394,31 +229,8 @@ def _schedule_result(
     )
 
 
-def _features(frames: Tensor) -> Tensor:
-    """uint8 [F, H, W, 3] -> float32 [f * h * w, 12]: mean colours of a token's pixels on a 2 x 2
-    raster, -1 to 1.
-
-    Grey 128, the colour of padding, is 0.
-    """
-    cell = PATCH // _CELLS
-    frame_count, height, width, _ = frames.shape
-    rasters = (frame_count, height // cell, cell, width // cell, cell, 3)
-    # Summed over columns first: the faster order, as colours lie side by side in memory.
-    total = frames.view(rasters).sum(4, dtype=torch.int32).sum(2)
-    pooled = ((total.float() / cell**2 - 128) / 128).permute(0, 3, 1, 2)
-    if len(pooled) > 1:
-        later = pooled[1:].unflatten(0, (-1, _LATENT_FRAMES)).mean(1)
-        pooled = torch.cat([pooled[:1], later])
-    blocks = pooled.unflatten(3, (-1, _CELLS)).unflatten(2, (-1, _CELLS))
-    return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
-
-
-def _rms_norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _FAINT**2 / x.shape[-1])
-
-
 def _check_inputs(clip: Clip, mask: Tensor, heads: int) -> None:
-    if clip.num_frames < 5 or (clip.num_frames - 1) % _LATENT_FRAMES:
+    if clip.num_frames < 5 or (clip.num_frames - 1) % LATENT_FRAMES:
         raise ValueError(f"clip: got {clip.num_frames} frames, want 1 + 4 n: 5, 9, ..., 81, ...")
     if clip.height % PATCH or clip.width % PATCH:
         raise ValueError(
@@ -458,22 +270,12 @@ def _counter(progress: Progress | None, total: int) -> Callable[[str], None]:
     return report
 
 
-def _schedule_summary(result: ScheduleResult) -> dict[str, Any]:
-    return {
-        "schedule": result.schedule,
-        "head_frames": list(result.head_frames),
-        "share_by_latent_frame": list(result.curve),
-        "spread": result.spread if math.isfinite(result.spread) else None,
-        "background_max": result.background_max,
-    }
-
-
 def _environment(backend: str, device: str) -> dict[str, str]:
+    on_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if on_gpu else genhoi_kernels.build_info()["cpu"]
     return {
         "backend": backend,
-        "device": torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else genhoi_kernels.build_info()["cpu"],
+        "device": name,
         "threads": str(torch.get_num_threads()),
         "cpus": str(os.cpu_count()),
         "torch": torch.__version__,
@@ -481,7 +283,3 @@ def _environment(backend: str, device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

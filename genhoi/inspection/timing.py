@@ -105,18 +105,18 @@ def _medians(
     device: torch.device,
     report: Callable[[str], None],
 ) -> list[float]:
-    """Median seconds of each call; in turn, so that a slow moment of the machine hits all."""
+    """Take each call's median seconds; in turn, so that a slow moment of the machine hits all."""
     seconds: list[list[float]] = [[] for _ in calls]
     for round_ in range(repeats + 1):
-        for call, found in zip(calls, seconds, strict=True):
+        for call, samples in zip(calls, seconds, strict=True):
             report("timing")
             _synchronize(device)
             start = time.perf_counter()
             call()
             _synchronize(device)
             if round_ > 0:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in seconds]
+                samples.append(time.perf_counter() - start)
+    return [statistics.median(samples) for samples in seconds]
 
 
 def _synchronize(device: torch.device) -> None:

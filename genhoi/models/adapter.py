@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from genhoi.models.placement import local_weight
 from genhoi.models.registry import model_of
 from genhoi_kernels import FlowGate
+from genhoi_kernels.files import whole_file
 
 __all__ = ["AdapterConfig", "AdapterLayer", "GenHOIAdapter", "LowRank"]
 
@@ -227,13 +227,10 @@ class GenHOIAdapter(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
-        _write_whole(
-            folder / WEIGHTS_NAME, lambda path: save_file(weights, path, metadata={"format": "pt"})
-        )
-        _write_whole(
-            folder / CONFIG_NAME,
-            lambda path: path.write_text(self.config.to_json(), encoding="utf-8"),
-        )
+        with whole_file(folder / WEIGHTS_NAME) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
+        with whole_file(folder / CONFIG_NAME) as temporary:
+            temporary.write_text(self.config.to_json(), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -352,22 +349,3 @@ def assign(module: nn.Module, weights: dict[str, Tensor], name: str) -> None:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{name}: weights do not fit: {'; '.join(problems[:5])}{more}")
     module.load_state_dict(weights, strict=True, assign=True)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and put it in its place in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        part.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner only
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

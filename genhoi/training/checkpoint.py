@@ -1,16 +1,14 @@
 """Checkpoints of a training run: whole or absent, and the same on one process or many.
 
 A checkpoint is a folder step-000123 with state.safetensors (weights, their moving average, the
-optimiser's moments) and state.json. It is written under another name and then renamed, so that a
-program killed at any moment leaves whole checkpoints only. Sharded tensors are written whole, so a
-run may go on with another number of processes.
+optimiser's moments) and state.json. A program killed at any moment leaves whole checkpoints only.
+Sharded tensors are written whole, so a run may go on with another number of processes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from genhoi_kernels.files import remove_folder, remove_unfinished, whole_folder
 
 __all__ = [
     "copy_into",
@@ -31,12 +31,12 @@ __all__ = [
     "whole",
 ]
 
-_PREFIX, _UNFINISHED = "step-", ".unfinished"
+_PREFIX = "step-"
 _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
 def whole(x: Tensor) -> Tensor:
-    """A copy of a tensor, of all processes' shards, on the CPU; every process has to call this."""
+    """Copy a tensor, with all processes' shards, to the CPU; every process has to call this."""
     x = x.detach()
     return x.full_tensor().cpu() if isinstance(x, DTensor) else x.to("cpu", copy=True)
 
@@ -68,21 +68,12 @@ def save_checkpoint(
     target = folder / f"{_PREFIX}{step:06}"
     if target in _all(folder):
         return target  # a run is the same every time, so this is it
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = _hidden(target)
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a program that was killed
-    try:
-        unfinished.mkdir()
+    with whole_folder(target) as unfinished:
         _write_tensors(unfinished / _TENSORS, tensors)
-        words = json.dumps(state | {"step": step}) + "\n"
-        (unfinished / _STATE).write_text(words, encoding="utf-8")
+        text = json.dumps(state | {"step": step}) + "\n"
+        (unfinished / _STATE).write_text(text, encoding="utf-8")
         for path in (unfinished / _TENSORS, unfinished / _STATE, unfinished):
             _flush(path)
-        if target.exists():
-            shutil.rmtree(target)  # not whole, or it would have been found above
-        os.replace(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     _flush(folder)
     remove_old(folder, keep=keep)
     return target
@@ -91,25 +82,23 @@ def save_checkpoint(
 def remove_old(folder: Path, *, keep: int) -> None:
     """Remove all checkpoints but the last ones, and what killed programs left unfinished."""
     for old in _all(folder)[:-keep]:
-        # Out of sight first: half removed, it would look whole.
-        os.replace(old, _hidden(old))
-    for left in folder.glob(f".*{_UNFINISHED}"):
-        shutil.rmtree(left)
+        remove_folder(old)
+    remove_unfinished(folder)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last whole one."""
+    """Find the last whole checkpoint."""
     return next(iter(_all(folder)[::-1]), None)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state alone."""
+    """Read a checkpoint's state alone."""
     state: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
     return state
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state.
+    """Read a checkpoint's tensors and state.
 
     Raises:
         OSError: the file was damaged after it was written.
@@ -123,17 +112,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _all(folder: Path) -> list[Path]:
-    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
+    named = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
     whole_ones = {
         int(path.name.removeprefix(_PREFIX)): path
-        for path in found
+        for path in named
         if path.name.removeprefix(_PREFIX).isdecimal() and (path / _STATE).is_file()
     }
     return [path for _, path in sorted(whole_ones.items())]
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_UNFINISHED}")
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

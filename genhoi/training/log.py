@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 
 __all__ = ["TrainingLog"]
 

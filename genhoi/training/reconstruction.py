@@ -11,6 +11,7 @@ from torch import Tensor
 from genhoi.bases.base import Base
 from genhoi.conditioning.masks import MaskRule
 from genhoi.data.encoded import EncodedClips, Given
+from genhoi.editing.settings import resolve
 from genhoi.models.sampling import denoise, noise, noise_levels
 from genhoi.training.objective import given_condition, seeing_tokens
 
@@ -31,7 +32,7 @@ def rebuild(
     shift: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Latents of clips whose hidden region the model has painted, float32 [B, C, f, h, w].
+    """Let the model paint clips' hidden regions; their latents, float32 [B, C, f, h, w].
 
     Args:
         base: the model.
@@ -44,26 +45,25 @@ def rebuild(
         seed: of the noise, which depends on a clip's index too, not on its place in the batch.
     """
     device = base.device
-    condition = torch.stack([given_condition(base.model, clips, i, given) for i in indices]).to(
-        device
-    )
+    model = base.model
+    settings = resolve(base.defaults, steps=steps, shift=shift, mask_rule=mask_rule)
+    condition = torch.stack([given_condition(model, clips, i, given) for i in indices]).to(device)
     _, _, f, h, w = condition.shape
     if attachment is not None:
         pictures = clips.take("object", indices if objects is None else objects)
-        rule = mask_rule or base.defaults.mask_rule
-        tokens = seeing_tokens(base.model, condition, rule=rule, mask_gate=mask_gate)
+        tokens = seeing_tokens(model, condition, rule=settings.mask_rule, mask_gate=mask_gate)
         attachment.set_reference([pictures.to(device)], tokens)
-    shape = (1, base.model.sizes.latent_channels, f, h, w)
+    shape = (1, model.sizes.latent_channels, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
     image = f"image_{given}"
     return denoise(
-        base.model,
+        model,
         start,
         condition,
         text=clips.texts(indices).to(device, base.transformer.dtype),
         no_text=None,
         image=clips.take(image, indices).to(device) if clips.has(image) else None,
         guidance=1.0,
-        sigmas=noise_levels(steps or base.defaults.steps, shift or base.defaults.shift),
+        sigmas=noise_levels(settings.steps, settings.shift),
         after_step=lambda step, latents: None,
     )

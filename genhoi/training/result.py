@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genhoi.bases.base import Base
-from genhoi.media.media import atomic_path
+from genhoi.media import atomic_path
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig

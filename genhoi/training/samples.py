@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.media.media import Clip, fit_image, write_clip, write_image
+from genhoi.media import Clip, fit_image, write_clip, write_image
 from genhoi.training.config import TrainConfig
 from genhoi.training.objective import given_condition
 from genhoi.training.reconstruction import rebuild

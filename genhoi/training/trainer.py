@@ -22,8 +22,9 @@ from torch import Tensor
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
 from genhoi.data.encoded import EncodedClips
-from genhoi.media.locks import alone_in
-from genhoi.media.media import atomic_path
+from genhoi.editing.settings import resolve
+from genhoi.media import atomic_path
+from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.attach import attach
 from genhoi.models.attachment import Attachment
@@ -199,14 +200,15 @@ class Trainer:
 
     def choices(self) -> SampleChoices:
         """What `make_batch` draws from in this run."""
-        config, defaults = self.config, self.base.defaults
+        config = self.config
+        settings = resolve(self.base.defaults, shift=config.shift, mask_rule=config.mask_rule)
         return SampleChoices(
             seed=config.seed,
             given=config.given,
             reference_dropout=config.reference_dropout,
-            shift=config.shift or defaults.shift,
+            shift=settings.shift,
             mask_gate=config.stage == "base" or self.adapter_config().mask_gate,
-            mask_rule=config.mask_rule or defaults.mask_rule,
+            mask_rule=settings.mask_rule,
         )
 
     def adapter_config(self) -> Any:

@@ -11,10 +11,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import genhoi_kernels
-from genhoi.cli import common as cli_common
-from genhoi.cli import group, main
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi import media
+from genhoi.cli import inspect as inspect_command
+from genhoi.cli import main
+from genhoi.editing.inputs import default_size
+from genhoi.media import Clip
 
 
 @pytest.fixture
@@ -86,10 +87,9 @@ def test_options_reach_the_computation(inputs: list[str], tmp_path: Path) -> Non
     assert numbers["environment"]["backend"] == "eager"
 
 
-def test_large_clips_are_scaled_down_by_default(tmp_path: Path) -> None:
-    clip = Clip(torch.zeros(5, 360, 640, 3, dtype=torch.uint8))
-    assert cli_common.default_size(clip) == (256, 480)
-    assert cli_common.default_size(Clip(torch.zeros(5, 100, 90, 3, dtype=torch.uint8))) == (96, 80)
+def test_large_clips_are_scaled_down_by_default() -> None:
+    assert default_size((360, 640), 480) == (256, 480)
+    assert default_size((100, 90), 480) == (96, 80)
 
 
 def test_results_are_not_overwritten_and_this_is_said_at_once(
@@ -102,8 +102,8 @@ def test_results_are_not_overwritten_and_this_is_said_at_once(
         raise AssertionError("the check must come first")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli_common, "read_clip", no_long_work)
-        patch.setattr(group, "inspect_clip", no_long_work)
+        patch.setattr(inspect_command, "read_clip_and_masks", no_long_work)
+        patch.setattr(inspect_command, "inspect_clip", no_long_work)
         refused(run(*inputs), "inspect.json exists already; --force overwrites it")
     assert (tmp_path / "out" / "inspect.json").read_text() == "mine"
     assert run(*inputs, "--force").exit_code == 0

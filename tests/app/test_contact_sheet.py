@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from genhoi import media
 from genhoi.editing import contact_sheet
 from genhoi.editing.contact_sheet import EditedRow, draw_contact_sheet
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 
 
 def clip(value: int, frames: int = 5, size: tuple[int, int] = (32, 48)) -> Clip:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from genhoi import media
 from genhoi.data import cup
-from genhoi.media import media
 
 pytest.importorskip("skimage", reason="scikit-image carries the photographs")
 

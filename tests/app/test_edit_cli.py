@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support.tiny_base import save_tiny_base
 
+from genhoi import media
 from genhoi.cli import main
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 
 ROOT = Path(__file__).parents[2]
 F, H, W = 11, 32, 48

@@ -17,7 +17,7 @@ from genhoi.data.clip_dataset import ClipDataset
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.folders import find_clips
 from genhoi.data.sample import HOIDataset, HOISample
-from genhoi.media.media import fit_image
+from genhoi.media import fit_image
 
 
 def test_what_is_stored(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dataset: got no sample"):
         encode_dataset(base, Noise(0), tmp_path / "latents", given=("none",))
     assert [path.name for path in tmp_path.iterdir()] == [".latents.lock"]
-    killed = tmp_path / ".latents.12ab.unfinished"
+    killed = tmp_path / ".latents.0123abcd.tmp"
     killed.mkdir()
     encode_dataset(base, Noise(1), tmp_path / "latents", given=("none",))
     assert {path.name for path in tmp_path.iterdir()} == {"latents", ".latents.lock"}

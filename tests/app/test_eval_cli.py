@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import genhoi
+from genhoi import media
 from genhoi.cli import main
-from genhoi.evaluation.evaluation import COLUMNS, Case, evaluate, over_cases, summarise
+from genhoi.evaluation import Case, evaluate
+from genhoi.evaluation.columns import COLUMNS
 from genhoi.evaluation.figure import draw_evaluation
 from genhoi.evaluation.learned_metrics import Clip2Vector, Lpips, Models, Video2Vector
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi.evaluation.summary import over_cases, summarise
+from genhoi.media import Clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
 

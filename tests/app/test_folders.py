@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from genhoi import media
 from genhoi.data.clip_dataset import ClipDataset
 from genhoi.data.folders import SWAP_COLUMNS, ClipFiles, Columns, find_clips
 from genhoi.data.sample import HOIDataset
-from genhoi.media import media
 
 SIZE = (32, 48)
 

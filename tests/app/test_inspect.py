@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import genhoi
-from genhoi.inspection import inspect as inspection_module
 from genhoi.inspection.inspect import Inspection, inspect_clip
-from genhoi.media.media import Clip
-from genhoi_kernels import HeadSlidingRope, VideoRope, apply_rope
+from genhoi.inspection.pixel_attention import PixelAttention, pixel_features
+from genhoi.media import Clip
+from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope, apply_rope
 
 SHARED = Path(os.environ.get("GENHOI_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "data" / "hoi_clip"
@@ -84,9 +84,9 @@ def test_sliding_heads_balance_what_a_fixed_frame_does_not(found: Inspection) ->
 
 def test_shares_equal_those_of_the_whole_attention_matrix(found: Inspection) -> None:
     """The module never builds it; here, at a small size, it is built in float64."""
-    run = inspection_module._Run(
-        features=inspection_module._features(found.clip.frames),
-        ref_features=inspection_module._features(found.reference[None]),
+    run = PixelAttention(
+        features=pixel_features(found.clip.frames),
+        ref_features=pixel_features(found.reference[None]),
         grid=found.grid,
         heads=6,
         head_dim=16,
@@ -109,8 +109,8 @@ def test_shares_equal_those_of_the_whole_attention_matrix(found: Inspection) -> 
         torch.testing.assert_close(result.mass.flatten(), share.float(), atol=2e-6, rtol=1e-4)
 
 
-def mask_gate(found: Inspection) -> inspection_module.MaskGate:
-    return inspection_module.MaskGate.build(found.tokens.view(1, -1))
+def mask_gate(found: Inspection) -> MaskGate:
+    return MaskGate.build(found.tokens.view(1, -1))
 
 
 def test_a_token_likes_the_object_better_than_a_token_of_another_colour() -> None:

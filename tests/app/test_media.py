@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genhoi.media import media
-from genhoi.media.media import Clip
+from genhoi import media
+from genhoi.media import Clip
 
 # Largest mean error of a colour, of 255: what compression may cost on smooth frames.
 TOLERANCE = {".mp4": 3, ".webm": 3, ".gif": 12, "": 0}

@@ -9,19 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from genhoi.evaluation.frechet import frechet_distance, frechet_of_features
 from genhoi.evaluation.metrics import (
     PSNR_CAP,
-    colour_similarity,
-    frechet_distance,
-    frechet_of_features,
-    object_pixels,
     region_mean,
     region_psnr,
     squared_error,
     ssim_map,
-    texture_similarity,
     thirds,
 )
+from genhoi.evaluation.object_metrics import colour_similarity, object_pixels, texture_similarity
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -161,7 +158,7 @@ def test_colours_fall_gradually_as_they_move_apart() -> None:
 
 def test_colours_agree_with_scikit_image() -> None:
     color = pytest.importorskip("skimage.color")
-    from genhoi.evaluation.metrics import _lab
+    from genhoi.evaluation.object_metrics import _lab
 
     pixels = noise(200)
     want = torch.from_numpy(color.rgb2lab(pixels.numpy()))

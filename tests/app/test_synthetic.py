@@ -8,10 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from genhoi import media
 from genhoi.data import sprites, synthetic
 from genhoi.data.sample import HOISample
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media import media
 
 pytest.importorskip("skimage", reason="scikit-image carries the photographs")
 

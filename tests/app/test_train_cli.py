@@ -21,7 +21,7 @@ from test_folders import make_clip
 from genhoi import GenHOIAdapter
 from genhoi.bases import tiny
 from genhoi.cli import main
-from genhoi.media.media import read_clip
+from genhoi.media import read_clip
 from genhoi.training.config import TrainConfig, read_config
 from genhoi.training.estimate import estimate_training
 from genhoi.training.trainer import Trainer, TrainProgress

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genhoi.media import media
+from genhoi import media
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

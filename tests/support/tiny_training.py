@@ -21,7 +21,7 @@ from genhoi.bases import tiny
 from genhoi.bases.tiny import TinyBase
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.sample import HOISample
-from genhoi.media.media import Clip
+from genhoi.media import Clip
 from genhoi.training.config import TrainConfig
 from genhoi.training.parallel import make_accelerator
 from genhoi.training.trainer import Trainer

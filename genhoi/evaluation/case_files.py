@@ -1,4 +1,4 @@
-"""The files of an evaluation: which there are, whether they belong together, read into cases."""
+"""Where cases lie: their files, whether these belong together, read into cases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from genhoi.evaluation.evaluation import Case
-from genhoi.media.media import (
+from genhoi.evaluation.case import Case
+from genhoi.media import (
     Clip,
     count_frames,
     digest,
@@ -83,8 +83,9 @@ def read_table(path: Path) -> list[CaseFiles]:
 
 
 def check_case(files: CaseFiles, *, frames: int | Literal["result"] | None, fit: bool) -> int:
-    """How many frames a case compares; refuses, without decoding more than a frame, what does not
-    belong together.
+    """Count the frames that a case compares; refuse what does not belong together.
+
+    No more than a frame of each file is decoded.
 
     Args:
         files: of the case.
@@ -97,18 +98,18 @@ def check_case(files: CaseFiles, *, frames: int | Literal["result"] | None, fit:
         ValueError: other lengths or sizes, or something is not readable.
     """
     result, truth = count_frames(files.result), count_frames(files.truth)
-    wanted = _length(files, result, truth, frames)
+    taken = _length(files, result, truth, frames)
     for option, path in (("mask", files.mask), ("object mask", files.object_mask)):
-        if path is not None and (length := count_frames(path)) not in (1, truth, wanted):
+        if path is not None and (length := count_frames(path)) not in (1, truth, taken):
+            compared = "" if taken == truth else f", {taken}, those compared,"
             raise ValueError(
                 f"case {files.name}: the {option} {path} has {length} frames; want {truth} as the "
-                f"truth {files.truth}" + ("" if wanted == truth else f", {wanted}, those compared,")
-                + " or a single image for all"
-            )  # fmt: skip
+                f"truth {files.truth}{compared} or a single image for all"
+            )
     if files.object is not None:
         read_image(files.object)
     _check_sizes(files, _size(files.result), _size(files.truth), fit)
-    return wanted
+    return taken
 
 
 def read_case(files: CaseFiles, *, frames: int, fit: bool) -> Case:
@@ -153,7 +154,7 @@ def read_case(files: CaseFiles, *, frames: int, fit: bool) -> Case:
 
 
 def _read_mask(name: str, path: Path, truth: Clip, notes: list[str]) -> Tensor:
-    """A mask of the truth's length and size; notes that it was scaled to that."""
+    """Read a mask in the truth's length and size; note that it was scaled to that."""
     height, width = read_mask(path, max_frames=1).shape[1:]
     if (height, width) != (truth.height, truth.width):
         notes.append(f"The {name} is scaled from {width}x{height} to {truth.width}x{truth.height}.")
@@ -173,8 +174,8 @@ def _row(path: Path, number: int, row: dict[str, str | None]) -> CaseFiles:
     for name in _NEEDED:
         if not cells[name]:
             raise ValueError(f"--cases: {path}, line {number}: {name} is empty, want a path")
-    found = {name: path.parent / cells[name] if cells[name] else None for name in _ALLOWED[:-1]}
-    return CaseFiles(cells["name"] or cells["result"], **found)  # type: ignore[arg-type]
+    paths = {name: path.parent / cells[name] if cells[name] else None for name in _ALLOWED[:-1]}
+    return CaseFiles(cells["name"] or cells["result"], **paths)  # type: ignore[arg-type]
 
 
 def _length(
@@ -183,7 +184,7 @@ def _length(
     if frames is None:
         if result == truth:
             return result
-        raise ValueError(_length_words(files, result, truth))
+        raise ValueError(_length_refusal(files, result, truth))
     wanted = result if frames == "result" else frames
     for what, path, length in (("result", files.result, result), ("truth", files.truth, truth)):
         if length < wanted:
@@ -194,18 +195,18 @@ def _length(
     return wanted
 
 
-def _length_words(files: CaseFiles, result: int, truth: int) -> str:
-    words = (
+def _length_refusal(files: CaseFiles, result: int, truth: int) -> str:
+    refusal = (
         f"case {files.name}: the result {files.result} has {result} frames, want {truth} as the "
         f"truth {files.truth} has. "
     )
     if result < truth < result + 4 and (result - 1) % 4 == 0:
-        words += (
+        refusal += (
             "`genhoi edit` works on 1 + 4 n frames, so it leaves out the last "
             f"{truth - result} of a clip of {truth}. "
         )
     prefix = "result" if result < truth else str(truth)
-    return f"{words}To compare only the first {min(result, truth)} say --frames {prefix}"
+    return f"{refusal}To compare only the first {min(result, truth)} say --frames {prefix}"
 
 
 def _size(path: Path) -> tuple[int, int]:

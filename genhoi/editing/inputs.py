@@ -1,23 +1,15 @@
-"""An edit's files: what goes in, read and made to fit; what comes out, written as a whole.
-
-`genhoi.editing.pipeline` does the work in between.
-"""
+"""What goes into an edit: clip, masks, pictures, read from files and made to fit each other."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from genhoi.media.media import (
+from genhoi.media import (
     Clip,
-    atomic_path,
-    check_target,
     count_frames,
     digest,
     read_clip,
@@ -25,10 +17,9 @@ from genhoi.media.media import (
     read_mask,
     resize_clip,
     resize_mask,
-    write_clip,
 )
 
-__all__ = ["EditInputs", "Targets", "read_inputs", "write_results"]
+__all__ = ["EditInputs", "default_size", "read_clip_and_masks", "read_inputs"]
 
 _PATCH = 16
 
@@ -86,26 +77,20 @@ def read_inputs(
             f"--mask: got {len(masks)}, want {len(objects)}, one for each --object in "
             f"the same order"
         )
-    length = count_frames(video)
-    for path in masks:
-        if (mask_length := count_frames(path)) not in (1, length):
-            raise ValueError(
-                f"--mask: {path} has {mask_length} frames, but the clip {video} has {length}; want "
-                f"{length}, or a single image for all"
-            )
-    wanted = _length(length, frames, video)
+    length = _common_length(video, masks)
+    taken = _frames_to_take(video, length, frames)
     images = [read_image(path) for path in objects]
-    clip = read_clip(video, max_frames=wanted)
+    clip = read_clip(video, max_frames=taken)
     stored = (clip.height, clip.width)
-    size = _default_size(stored, long_side) if size is None else size
+    size = default_size(stored, long_side) if size is None else size
     finished = [
         None if path is None else _finished(name, path, stored, size)
         for name, path in (("--first-frame", first_frame), ("--last-frame", last_frame))
     ]
-    inside = [resize_mask(read_mask(path, like=clip, max_frames=wanted), size) for path in masks]
+    inside = [resize_mask(read_mask(path, like=clip, max_frames=taken), size) for path in masks]
     notes = []
-    if wanted != length:
-        notes.append(f"Frames: the first {wanted} of {length}.")
+    if taken != length:
+        notes.append(f"Frames: the first {taken} of {length}.")
     if size != stored:
         notes.append(
             f"Size: {size[1]}x{size[0]}, scaled from {stored[1]}x{stored[0]}; what is left over at "
@@ -129,66 +114,69 @@ def read_inputs(
     )
 
 
-class Targets:
-    """The files of an edit in a folder, and whether they may be written.
+def read_clip_and_masks(
+    video: Path,
+    masks: Sequence[Path],
+    *,
+    frames: int | None = None,
+    most_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    long_side: int = 832,
+) -> tuple[Clip, list[Tensor]]:
+    """Read a clip and its masks, cut to 1 + 4 n frames and resized alike.
 
     Args:
-        folder: made when something is written.
-        overwrite: replace results that are there.
+        video, masks: as for `read_inputs`.
+        frames: so many from the start, 1 + 4 n. None: as many as there are, at most `most_frames`,
+            rounded down to that.
+        most_frames: for that; None: no limit.
+        size, long_side: as for `read_inputs`.
+
+    Returns:
+        The clip, and bool [F, H, W] for each mask.
 
     Raises:
-        FileExistsError: there are results and `overwrite` is False.
-        IsADirectoryError: a folder has the name of a result.
+        FileNotFoundError, ValueError: as `read_inputs`.
     """
-
-    def __init__(self, folder: Path, *, overwrite: bool) -> None:
-        self.folder = folder
-        self.edited = folder / "edited.mp4"
-        self.side_by_side = folder / "side_by_side.mp4"
-        self.sheet = folder / "sheet.png"
-        self.attention = folder / "attention.png"
-        self.record = folder / "edit.json"
-        self.parts = folder / ".unfinished"
-        # The record comes last: without it, results beside unfinished windows are of a program that
-        # was killed while writing them. Parts are compared with this job's before anything is done.
-        killed = self.parts.is_dir() and not self.record.exists()
-        self.overwrite = overwrite or killed
-        for path in (self.edited, self.side_by_side, self.sheet, self.attention, self.record):
-            if path.is_dir():
-                raise IsADirectoryError(f"--out: {path} is a folder, want a free file name")
-            if path.exists() and not self.overwrite:
-                raise FileExistsError(f"--out: {path} exists already; --force overwrites it")
-            check_target(path, overwrite=self.overwrite)
-            if killed:
-                for left in folder.glob(f".{path.stem}.*.tmp{path.suffix}"):
-                    left.unlink()
+    length = _common_length(video, masks)
+    taken = _frames_to_take(video, length, frames, most_frames)
+    clip = read_clip(video, max_frames=taken)
+    size = default_size((clip.height, clip.width), long_side) if size is None else size
+    inside = [resize_mask(read_mask(path, like=clip, max_frames=taken), size) for path in masks]
+    return resize_clip(clip, size), inside
 
 
-def write_results(targets: Targets, source: Clip, edited: Clip, record: Mapping[str, Any]) -> None:
-    """Write the edited clip, source and result side by side, and the record, in this order."""
-    write_clip(targets.edited, edited, overwrite=targets.overwrite)
-    both = torch.cat([source.frames, edited.frames], dim=2)
-    write_clip(targets.side_by_side, Clip(both, source.fps), overwrite=targets.overwrite)
-    with atomic_path(targets.record, overwrite=targets.overwrite) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def default_size(stored: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """Scale (height, width) down to a long side, and round it down to multiples of 16."""
+    scale = min(1.0, long_side / max(stored))
+    height, width = (max(_PATCH, int(side * scale) // _PATCH * _PATCH) for side in stored)
+    return height, width
 
 
-def _length(length: int, frames: int | None, video: Path) -> int:
+def _common_length(video: Path, masks: Sequence[Path]) -> int:
+    """Count the clip's frames; raise ValueError for a mask of another length."""
+    length = count_frames(video)
+    for path in masks:
+        if (mask_length := count_frames(path)) not in (1, length):
+            raise ValueError(
+                f"--mask: {path} has {mask_length} frames, but the clip {video} has {length}; want "
+                f"{length}, or a single image for all"
+            )
+    return length
+
+
+def _frames_to_take(
+    video: Path, length: int, frames: int | None, most_frames: int | None = None
+) -> int:
     if length < 5:
         raise ValueError(f"--video: {video} has {length} frames, want at least 5")
     if frames is None:
-        return 1 + (length - 1) // 4 * 4
+        return 1 + (min(length, most_frames or length) - 1) // 4 * 4
     if frames < 5 or (frames - 1) % 4:
         raise ValueError(f"--frames: got {frames}, want 1 + 4 n: 5, 9, ..., 81, ...")
     if frames > length:
         raise ValueError(f"--frames: got {frames}, but the clip {video} has only {length}")
     return frames
-
-
-def _default_size(stored: tuple[int, int], long_side: int) -> tuple[int, int]:
-    scale = min(1.0, long_side / max(stored))
-    height, width = (max(_PATCH, int(side * scale) // _PATCH * _PATCH) for side in stored)
-    return height, width
 
 
 def _finished(name: str, path: Path, stored: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,71 @@
+"""The flags of `genhoi train` that `TrainConfig` has: one for every field, with its help."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, get_args, get_origin, get_type_hints
+
+import click
+
+__all__ = ["setting_flags", "setting_text"]
+
+
+def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a flag for every field of `TrainConfig`, with the help its docstring has."""
+    from genhoi.training.config import TrainConfig
+
+    hints, helps = get_type_hints(TrainConfig), _field_help(TrainConfig.__doc__ or "")
+    for item in reversed(dataclasses.fields(TrainConfig)):
+        flag = item.name.replace("_", "-")
+        default = TrainConfig().to_dict()[item.name]
+        shown = setting_text(default)
+        if hints[item.name] is bool:
+            shown = ("" if default else "no-") + flag
+            flag = f"{flag}/--no-{flag}"
+        command = click.option(
+            f"--{flag}",
+            item.name,
+            default=None,
+            metavar=_metavar(hints[item.name]),
+            help=f"{helps.get(item.name, '')}  [default: {shown}]",
+        )(command)
+    return command
+
+
+def _field_help(docstring: str) -> dict[str, str]:
+    """Read the sentences of a docstring's Args, by name."""
+    arguments = docstring.partition("Args:")[2].partition("Raises:")[0]
+    helps: dict[str, str] = {}
+    for names, lines in re.findall(r"^ {8}([a-z_, ]+): ((?:.|\n {12})+)", arguments, re.MULTILINE):
+        sentence = " ".join(lines.split())
+        helps |= {name: sentence[0].upper() + sentence[1:] for name in names.split(", ")}
+    return helps
+
+
+def _metavar(hint: Any) -> str | None:
+    kinds = get_args(hint) if get_origin(hint) is not None else (hint,)
+    if hint is bool:
+        return None
+    if get_origin(hint) is dict:
+        return "SHARES"
+    choices = [x for kind in kinds for x in (get_args(kind) or (kind,)) if isinstance(x, str)]
+    if str in kinds and float in kinds:
+        choices = ["paper", "release", "NUMBER"]
+    elif int in kinds or float in kinds:
+        choices = ["INTEGER" if int in kinds else "NUMBER"]
+    if type(None) in kinds:
+        choices = [*(choices or ["TEXT"]), "none"]
+    return "|".join(choices) or "TEXT"
+
+
+def setting_text(value: Any) -> str:
+    """Write a setting's value as `parse_setting` reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={share:g}" for key, share in value.items())
+    if isinstance(value, list):
+        return ",".join(f"{item:g}" for item in value)
+    return str(value)

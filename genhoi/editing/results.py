@@ -1,0 +1,58 @@
+"""What comes out of an edit: its files, each written as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genhoi.media import Clip, atomic_path, check_target, write_clip
+from genhoi_kernels.files import remove_unfinished
+
+__all__ = ["Targets", "write_results"]
+
+
+class Targets:
+    """Names the files of an edit in a folder, and says whether they may be written.
+
+    Args:
+        folder: made when something is written.
+        overwrite: replace results that are there.
+
+    Raises:
+        FileExistsError: there are results and `overwrite` is False.
+        IsADirectoryError: a folder has the name of a result.
+    """
+
+    def __init__(self, folder: Path, *, overwrite: bool) -> None:
+        self.folder = folder
+        self.edited = folder / "edited.mp4"
+        self.side_by_side = folder / "side_by_side.mp4"
+        self.sheet = folder / "sheet.png"
+        self.attention = folder / "attention.png"
+        self.record = folder / "edit.json"
+        self.parts = folder / ".unfinished"
+        # The record comes last: without it, results beside unfinished windows are of a program that
+        # was killed while writing them. Parts are compared with this job's before anything is done.
+        killed = self.parts.is_dir() and not self.record.exists()
+        self.overwrite = overwrite or killed
+        for path in (self.edited, self.side_by_side, self.sheet, self.attention, self.record):
+            if path.is_dir():
+                raise IsADirectoryError(f"--out: {path} is a folder, want a free file name")
+            if path.exists() and not self.overwrite:
+                raise FileExistsError(f"--out: {path} exists already; --force overwrites it")
+            check_target(path, overwrite=self.overwrite)
+            if killed:
+                remove_unfinished(folder, target=path)
+
+
+def write_results(targets: Targets, source: Clip, edited: Clip, record: Mapping[str, Any]) -> None:
+    """Write the edited clip, source and result side by side, and the record, in this order."""
+    write_clip(targets.edited, edited, overwrite=targets.overwrite)
+    both = torch.cat([source.frames, edited.frames], dim=2)
+    write_clip(targets.side_by_side, Clip(both, source.fps), overwrite=targets.overwrite)
+    with atomic_path(targets.record, overwrite=targets.overwrite) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,212 @@
+"""Clips and masks in and out of files: a video, a GIF, a folder of images or a single image.
+
+A mask is a bool tensor [F, H, W].
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genhoi.media.clip import DEFAULT_FPS, Clip
+from genhoi.media.files import IMAGE_SUFFIXES, PathLike, atomic_path, existing
+from genhoi.media.image import BACKGROUND, image_paths, load_rgb
+from genhoi.media.resize import nearest
+from genhoi.media.video import (
+    MAX_GIF_FPS,
+    count_packets,
+    decode,
+    frame_rate,
+    write_gif,
+    write_video,
+)
+
+__all__ = ["count_frames", "read_clip", "read_mask", "write_clip", "write_mask"]
+
+_MASK_THRESHOLD = 127
+
+
+def read_clip(
+    path: PathLike, *, max_frames: int | None = None, fps: Fraction | float | None = None
+) -> Clip:
+    """Read a clip from a video, a GIF, a folder of images or a single image.
+
+    A folder's images are taken in natural order of their names (frame_2 before frame_10). A video's
+    stored rotation is applied. A clip with a varying frame rate keeps all its frames and gets the
+    average rate.
+
+    Args:
+        path: the file or folder.
+        max_frames: read no more than so many frames from the start.
+        fps: the rate to give the clip; default: the file's own, or 24 for images.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not readable, holds no frame, or its images differ in size.
+    """
+    path = existing(path, "clip")
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames: got {max_frames}, want at least 1")
+    if _is_video(path):
+        stored, frames = _read_video(path, max_frames)
+    else:
+        stored, frames = DEFAULT_FPS, _read_images(path, max_frames)
+    return Clip(torch.from_numpy(frames), fps if fps is not None else stored)
+
+
+def read_mask(path: PathLike, *, like: Clip | None = None, max_frames: int | None = None) -> Tensor:
+    """Read a mask as bool [F, H, W]: True where the mean of red, green and blue is above 127.
+
+    The threshold keeps out the faint noise that video compression leaves in black areas.
+    Transparent pixels of an image are outside.
+
+    Args:
+        path: a video, GIF, folder of images or single image.
+        like: the clip that the mask belongs to. A single frame is repeated for all its frames, and
+            another frame size is resized to the clip's (nearest neighbour).
+        max_frames: read no more than so many frames from the start.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not readable, or has neither one frame nor as many as `like`.
+    """
+    path = existing(path, "mask")
+    if _is_video(path):
+        # Frame by frame: 80 seconds of RGB would need three times the memory of the mask.
+        planes = [_bright(frame) for frame in decode(path, max_frames)]
+    else:
+        planes = [_bright(load_rgb(p, background=0)) for p in image_paths(path)[slice(max_frames)]]
+    _same_sizes(path, [p.shape for p in planes])
+    mask = torch.from_numpy(np.stack(planes))
+    return mask if like is None else _match(mask, like, path)
+
+
+def count_frames(path: PathLike) -> int:
+    """Count the frames of a video, GIF, folder of images or single image without decoding them.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not readable.
+    """
+    path = existing(path, "clip")
+    if not _is_video(path):
+        return len(image_paths(path))
+    return count_packets(path)
+
+
+def write_clip(path: PathLike, clip: Clip, *, overwrite: bool = False) -> Path:
+    """Write a clip as a video, a GIF or a folder of images.
+
+    The name chooses: .mp4 (H.264), .webm (VP9), .gif, or no suffix for a folder of PNG files.
+    Every format reads back with the size that went in. Videos with even sides use yuv420p, which
+    every player shows; yuv420p cannot hold an odd side, so those use yuv444p. GIFs hold 256 colours
+    and at most 50 frames a second.
+
+    Args:
+        path: the target; its suffix chooses the format.
+        clip: what to write.
+        overwrite: replace an existing target. A folder is replaced only if it holds nothing but
+            images.
+
+    Returns:
+        The target as a `Path`.
+
+    Raises:
+        FileExistsError: the target exists and `overwrite` is False.
+        ValueError: the suffix is unknown, or the rate does not fit the format.
+    """
+    path = Path(path)
+    writer = {
+        ".mp4": write_video,
+        ".webm": write_video,
+        ".gif": write_gif,
+        "": _write_folder,
+    }.get(path.suffix.lower())
+    if writer is None:
+        raise ValueError(
+            f"path: got {path}, want a name ending in .mp4, .webm or .gif, or none for a folder"
+        )
+    if path.suffix.lower() == ".gif" and Fraction(clip.fps) > MAX_GIF_FPS:
+        raise ValueError(f"clip.fps: got {float(clip.fps):g}, want at most {MAX_GIF_FPS} for a GIF")
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        writer(temporary, clip)
+    return path
+
+
+def write_mask(
+    path: PathLike, mask: Tensor, *, fps: Fraction | float = DEFAULT_FPS, overwrite: bool = False
+) -> Path:
+    """Write a bool mask [F, H, W] as a black-and-white clip; formats and errors as in `write_clip`.
+
+    Raises:
+        TypeError: `mask` is not bool.
+        ValueError: `mask` is not [F, H, W].
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: got {mask.dtype}, want torch.bool")
+    if mask.ndim != 3:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, want [F, H, W]")
+    frames = (mask.to(torch.uint8) * 255)[..., None].expand(*mask.shape, 3).contiguous()
+    return write_clip(path, Clip(frames, fps), overwrite=overwrite)
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
+
+
+def _read_video(path: Path, max_frames: int | None) -> tuple[Fraction, np.ndarray]:
+    rate = frame_rate(path)
+    frames = list(decode(path, max_frames))
+    _same_sizes(path, [frame.shape for frame in frames])
+    return rate, np.stack(frames)
+
+
+def _read_images(path: Path, max_frames: int | None) -> np.ndarray:
+    paths = image_paths(path)[:max_frames]
+    frames = [load_rgb(p, background=BACKGROUND) for p in paths]
+    for other, frame in zip(paths, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise ValueError(
+                f"{other}: {_size_words(frame)}, want {_size_words(frames[0])} like {paths[0].name}"
+            )
+    return np.stack(frames)
+
+
+def _bright(frame: np.ndarray) -> np.ndarray:
+    return frame.astype(np.uint16).sum(axis=2) > 3 * _MASK_THRESHOLD
+
+
+def _match(mask: Tensor, like: Clip, path: Path) -> Tensor:
+    """Bring a mask to a clip's length and frame size."""
+    if mask.shape[0] not in (1, like.num_frames):
+        raise ValueError(
+            f"mask {path}: has {mask.shape[0]} frames, but the clip has {like.num_frames}; "
+            f"want {like.num_frames}, or a single frame for all"
+        )
+    mask = nearest(mask, (like.height, like.width))
+    return mask.expand(like.num_frames, -1, -1).contiguous()
+
+
+def _same_sizes(path: Path, shapes: list[tuple[int, ...]]) -> None:
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{path}: frame {i} is {shape[1]}x{shape[0]}, want {shapes[0][1]}x{shapes[0][0]} "
+                "like the first"
+            )
+
+
+def _size_words(frame: np.ndarray) -> str:
+    return f"{frame.shape[1]}x{frame.shape[0]} pixels"
+
+
+def _write_folder(path: Path, clip: Clip) -> None:
+    path.mkdir()
+    digits = max(5, len(str(clip.num_frames - 1)))
+    for i, frame in enumerate(clip.frames):
+        Image.fromarray(frame.cpu().numpy()).save(path / f"{i:0{digits}}.png")

@@ -1,0 +1,148 @@
+"""Videos and GIFs, decoded and encoded by PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from genhoi.media.clip import DEFAULT_FPS, Clip
+
+__all__ = ["MAX_GIF_FPS", "count_packets", "decode", "frame_rate", "write_gif", "write_video"]
+
+MAX_GIF_FPS = 50
+
+_BT709 = 1
+
+
+def frame_rate(path: Path) -> Fraction:
+    """Frames a second: a video's average rate, or 24 where it does not tell."""
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
+        if container.format.name == "gif" and stream.duration:
+            # A GIF's delays are whole hundredths of a second: only their sum tells the rate.
+            rate = count_packets(path) / (stream.duration * stream.time_base)
+    return Fraction(rate)
+
+
+def count_packets(path: Path) -> int:
+    """Count a video's frames without decoding them.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    with _open_video(path) as container:
+        try:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+        except _pyav().FFmpegError as error:
+            raise ValueError(f"{path}: cannot read this video to its end: {error}") from error
+
+
+def decode(path: Path, max_frames: int | None) -> Iterator[np.ndarray]:
+    """Yield a video's frames as uint8 [H, W, 3], at least one.
+
+    Args:
+        path: of the video.
+        max_frames: stop after so many.
+
+    Raises:
+        ValueError: it is not readable, or holds no frame.
+    """
+    count = 0
+    with _open_video(path) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        try:
+            for frame in container.decode(video=0):
+                if count == max_frames:
+                    return
+                turns = round(frame.rotation / 90)
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+                count += 1
+        except _pyav().FFmpegError as error:
+            raise ValueError(f"{path}: broken after {count} frames ({error})") from error
+    if count == 0:
+        raise ValueError(f"{path}: holds no frame")
+
+
+def write_video(path: Path, clip: Clip) -> None:
+    """Write an .mp4 (H.264) or .webm (VP9); the suffix chooses."""
+    webm = path.suffix.lower() == ".webm"
+    codec, options = (
+        ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"})
+        if webm
+        else ("libx264", {"crf": "15", "preset": "medium"})
+    )
+    container = _pyav().open(str(path), mode="w", format="webm" if webm else "mp4")
+    with container:
+        stream: Any = container.add_stream(codec, rate=Fraction(clip.fps), options=options)
+        stream.width, stream.height = clip.width, clip.height
+        even = clip.width % 2 == 0 and clip.height % 2 == 0
+        stream.pix_fmt = "yuv420p" if even else "yuv444p"
+        # Untagged colours are guessed by players, differently by size; tagged ones are not.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        for frame in _video_frames(clip):
+            frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=_BT709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def write_gif(path: Path, clip: Clip) -> None:
+    """Write a GIF with one palette made from all frames, so that still areas do not flicker."""
+    av = _pyav()
+    graph: Any = av.filter.Graph()
+    time_base = 1 / Fraction(clip.fps)
+    source = graph.add_buffer(
+        width=clip.width, height=clip.height, format="rgb24", time_base=time_base
+    )
+    split, palette = graph.add("split"), graph.add("palettegen")
+    use, sink = graph.add("paletteuse"), graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(use, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    with av.open(str(path), mode="w", format="gif") as container:
+        stream: Any = container.add_stream("gif", rate=Fraction(clip.fps))
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "pal8"
+        for frame in _video_frames(clip):
+            source.push(frame)
+        source.push(None)
+        for _ in range(clip.num_frames):
+            container.mux(stream.encode(graph.pull()))
+        container.mux(stream.encode(None))
+
+
+def _pyav() -> ModuleType:
+    """PyAV, imported where a video is: models and still images do without it."""
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ImportError("reading and writing videos needs PyAV: pip install av") from error
+    return av
+
+
+def _open_video(path: Path) -> Any:
+    av = _pyav()
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(f"{path}: not a video that can be read ({error})") from error
+    if not container.streams.video:
+        container.close()
+        raise ValueError(f"{path}: holds no video stream")
+    return container
+
+
+def _video_frames(clip: Clip) -> Iterator[Any]:
+    new_frame = _pyav().VideoFrame.from_ndarray
+    for i, pixels in enumerate(clip.frames):
+        frame = new_frame(np.ascontiguousarray(pixels.cpu().numpy()), format="rgb24")
+        frame.pts, frame.time_base = i, 1 / Fraction(clip.fps)
+        yield frame
