@@ -115,7 +115,7 @@ class TinyBase(Base):
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """The two names, and folders that `save_pretrained` wrote."""
+        """Take the two names, and folders that `save_pretrained` wrote."""
         return str(name) in (SHIPPED, UNTRAINED) or (Path(name) / _MARK).is_file()
 
     @classmethod
@@ -140,6 +140,13 @@ class TinyBase(Base):
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
         """Name the adapter that comes with the trained base."""
         return SHIPPED_ADAPTER if str(name) == SHIPPED else None
+
+    def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
+        """Refuse them: training merges them into a tiny base."""
+        raise ValueError(
+            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a tiny base has such "
+            f"weights in it"
+        )
 
     def save_trained(
         self, folder: Path, transformer: Any, *, about: str, full_precision: bool
@@ -208,7 +215,7 @@ class TinyBase(Base):
         return zeros.to(self.transformer.dtype)
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
-        """None: what it sees of the clip lies in the condition's channels."""
+        """Return None: what the model sees of the clip lies in the condition's channels."""
         return None
 
 

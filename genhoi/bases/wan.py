@@ -54,7 +54,7 @@ class WanBase(Base):
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """Every name: what is missing, and what to fetch, is said when it is read."""
+        """Take every name: what is missing, and what to fetch, is said when it is read."""
         return True
 
     @classmethod
@@ -254,7 +254,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _hub_size(name: str) -> str:
-    """How large a repository is, in words; what is known without a connection otherwise."""
+    """Say how large a repository is, or what is known of it without a connection."""
     try:
         from huggingface_hub import HfApi
 

@@ -175,7 +175,7 @@ class WanAttachment(Attachment):
 
 
 def _check_ready(model: ReferenceStreamModel, adapter: GenHOIAdapter) -> None:
-    """No adapter is attached yet, processors are Wan's, and devices agree."""
+    """Check that no adapter is attached yet, processors are Wan's, and devices agree."""
     for block in model.blocks:
         for attention in (block.self_attention, block.cross_attention):
             processor = attention.processor

@@ -42,7 +42,7 @@ class WanAttentionShare(AttentionShare):
 
 
 def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
-    """Share of every head's attention that goes to the references.
+    """Measure the share of every head's attention that goes to the references.
 
     Args:
         q, k: rotated, [B, N, H, D], as a processor's observer gets them.

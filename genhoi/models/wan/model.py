@@ -26,7 +26,7 @@ class WanModel(ReferenceStreamModel):
 
     @classmethod
     def takes(cls, class_name: str, config: Mapping[str, Any]) -> bool:
-        """Every ``WanTransformer3DModel`` and no other class."""
+        """Take every ``WanTransformer3DModel`` and no other class."""
         return class_name == WanTransformer3DModel.__name__
 
     @classmethod
@@ -61,7 +61,7 @@ class WanModel(ReferenceStreamModel):
         first_frame: Tensor | None = None,
         last_frame: Tensor | None = None,
     ) -> Condition:
-        """[mask 4 | masked-video latent C]; see `genhoi.conditioning.condition.build_condition`."""
+        """Build [mask 4 | masked-video latent C]."""
         return build_condition(
             frames,
             mask,
@@ -72,11 +72,11 @@ class WanModel(ReferenceStreamModel):
         )
 
     def condition_mask(self, condition: Tensor) -> Tensor:
-        """The first 4 channels."""
+        """Return the first 4 channels."""
         return condition[:, : self.sizes.strides.time]
 
     def condition_latents(self, condition: Tensor) -> Tensor:
-        """All channels but the first 4."""
+        """Return all channels but the first 4."""
         return condition[:, self.sizes.strides.time :]
 
     def given_condition(self, clean: Tensor) -> Tensor:
