@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.media import check_target
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PATH = click.Path(path_type=Path)
-
-_PATCH = 16
 
 
 @contextmanager
@@ -92,8 +91,8 @@ def parse_size(size: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"--size: got {size!r}, want WIDTHxHEIGHT, for example 480x272")
     sides = int(height), int(width)
-    if any(side < _PATCH or side % _PATCH for side in sides):
-        raise ValueError(f"--size: got {size}, want both sides multiples of {_PATCH}")
+    if 0 in sides or not STRIDES.fits(*sides):
+        raise ValueError(f"--size: got {size}, want both sides multiples of {STRIDES.token}")
     return sides
 
 

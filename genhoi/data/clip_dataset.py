@@ -16,23 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from genhoi.conditioning.grid import STRIDES
+from genhoi.data.clip_decoding import DecodedClip, decode_clip
 from genhoi.data.folders import ClipFiles
 from genhoi.data.sample import HOISample
 from genhoi.media import (
     Clip,
     ResizeMode,
     count_frames,
-    read_clip,
-    read_image,
-    read_mask,
-    resize_clip,
-    resize_mask,
 )
-from genhoi.media.image import BACKGROUND
 
 __all__ = ["ClipDataset"]
 
@@ -50,18 +42,8 @@ class _Window:
     name: str
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A clip from its first frame to its last window's last, in the samples' size."""
-
-    clip: Clip
-    mask: Tensor
-    object_mask: Tensor | None
-    object: Tensor
-
-
 class ClipDataset:
-    """Samples out of clips' files, as `genhoi.data.HOIDataset` has them: ordered, always the same.
+    """Makes samples of clips' files, as a `HOIDataset`: ordered, always the same.
 
     The mask is white where the mean of red, green and blue is above 127 (`read_mask`). Pictures
     with transparency go onto grey 128; an opaque background stays what it is. A cut-out, of a
@@ -103,7 +85,7 @@ class ClipDataset:
         self._clips = list(clips)
         self._size, self._resize, self._cache = size, resize, cache
         _check_files(self._clips, object_from_mask)
-        self._windows, notes = _cut(self._clips, _lengths(self._clips), frames, windows)
+        self._windows, notes = _lay_windows(self._clips, _lengths(self._clips), frames, windows)
         to = "rounded down to multiples of 16" if size is None else f"{size[1]}x{size[0]}"
         how = "stretched" if resize == "exact" else "aspect kept, the rest cut off the sides"
         self._notes = [*(c.note for c in self._clips if c.note), *notes, f"Size: {to}, {how}."]
@@ -113,7 +95,7 @@ class ClipDataset:
             if c.object is None
         ]
         self._seen: dict[int, str] = {}
-        self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
+        self._decoded: OrderedDict[int, DecodedClip] = OrderedDict()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -132,7 +114,7 @@ class ClipDataset:
         """See `HOIDataset`: the files with their sizes and times of change, and the options."""
         roles = ("video", "mask", "object", "object_cutout", "object_mask")
         clips = [
-            (clip.name, clip.prompt, *(_file_words(getattr(clip, role)) for role in roles))
+            (clip.name, clip.prompt, *(_file_states(getattr(clip, role)) for role in roles))
             for clip in self._clips
         ]
         windows = [(part.name, part.clip, part.start, part.stop) for part in self._windows]
@@ -164,13 +146,13 @@ class ClipDataset:
             object_mask=None if whole.object_mask is None else whole.object_mask[part].clone(),
         )
 
-    def _read(self, number: int) -> _Decoded:
+    def _read(self, number: int) -> DecodedClip:
         """Decode a clip, or take it from the cache."""
         if number in self._decoded:
             self._decoded.move_to_end(number)
             return self._decoded[number]
         stop = max(window.stop for window in self._windows if window.clip == number)
-        decoded, self._seen[number] = _decode(
+        decoded, self._seen[number] = decode_clip(
             self._clips[number], stop, self._size, resize=self._resize
         )
         if self._cache:
@@ -183,13 +165,13 @@ class ClipDataset:
 # ------------------------------------------------------------------------- samples, the inner parts
 
 
-def _file_words(path: Path | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of all files in a folder of images."""
+def _file_states(path: Path | None) -> list[tuple[str, int, int]]:
+    """Give name, size and time of change of a file, or of all files in a folder of images."""
     if path is None:
         return []
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    found = ((p, p.stat()) for p in files)
-    return [(str(p.resolve()), stat.st_size, stat.st_mtime_ns) for p, stat in found]
+    states = ((p, p.stat()) for p in files)
+    return [(str(p.resolve()), state.st_size, state.st_mtime_ns) for p, state in states]
 
 
 def _check_options(
@@ -239,9 +221,9 @@ def _lengths(clips: Sequence[ClipFiles]) -> list[int]:
         try:
             length = count_frames(files.video)
             for role, path in (("mask", files.mask), ("object_mask", files.object_mask)):
-                if path is not None and (found := count_frames(path)) not in (1, length):
+                if path is not None and (count := count_frames(path)) not in (1, length):
                     wrong.append(
-                        f"  {files.name}: {role}: {path} has {found} frames, want {length} like "
+                        f"  {files.name}: {role}: {path} has {count} frames, want {length} like "
                         f"{files.video.name}, or a single image for all"
                     )
         except ValueError as error:
@@ -252,11 +234,11 @@ def _lengths(clips: Sequence[ClipFiles]) -> list[int]:
     return lengths
 
 
-def _cut(
+def _lay_windows(
     clips: Sequence[ClipFiles], lengths: Sequence[int], frames: int | None, windows: str
 ) -> tuple[list[_Window], list[str]]:
     """Lay windows over the clips, and say what they leave out."""
-    cut: list[_Window] = []
+    samples: list[_Window] = []
     notes = []
     for number, (files, length) in enumerate(zip(clips, lengths, strict=True)):
         each = frames if frames is not None else STRIDES.longest(length)
@@ -267,71 +249,9 @@ def _cut(
         count = length // each if windows == "all" else 1
         for start in range(0, count * each, each):
             name = f"{files.name}_{start:05}" if windows == "all" else files.name
-            cut.append(_Window(number, start, start + each, name))
+            samples.append(_Window(number, start, start + each, name))
         if rest := length - count * each:
             notes.append(f"{files.name}: the first {count * each} of {length} frames, {rest} cut.")
-    if not cut:
+    if not samples:
         raise ValueError("\n".join(["clips: got none that is long enough:", *notes]))
-    return cut, notes
-
-
-def _decode(
-    files: ClipFiles, stop: int, size: tuple[int, int] | None, *, resize: ResizeMode
-) -> tuple[_Decoded, str]:
-    """Read a clip's first `stop` frames and all that belongs to them; the note on its mask."""
-    clip = read_clip(files.video, max_frames=stop)
-    if clip.num_frames != stop:
-        raise ValueError(f"{files.video}: broken, {clip.num_frames} of {stop} frames can be read")
-    if size is None:
-        size = (STRIDES.side(clip.height), STRIDES.side(clip.width))
-    mask = read_mask(files.mask, like=clip, max_frames=stop)
-    inside = None
-    if files.object_mask is not None:
-        inside = read_mask(files.object_mask, like=clip, max_frames=stop)
-    decoded = _Decoded(
-        clip=resize_clip(clip, size, mode=resize),
-        mask=resize_mask(mask, size, mode=resize),
-        object_mask=None if inside is None else resize_mask(inside, size, mode=resize),
-        object=_picture(files, clip, mask if inside is None else inside),
-    )
-    return decoded, _mask_note(files.name, mask, decoded.mask, resize)
-
-
-def _mask_note(name: str, stored: Tensor, resized: Tensor, resize: ResizeMode) -> str:
-    """Say that a mask is empty, or how much of it was cut off (above the rounding of edges)."""
-    if not stored.any():
-        return f"{name}: the mask is empty."
-    if resize == "exact":
-        return ""
-    scale = max(new / old for new, old in zip(resized.shape[1:], stored.shape[1:], strict=True))
-    lost = 1 - int(resized.sum()) / (int(stored.sum()) * scale**2)
-    return f"{name}: {lost:.0%} of the mask cut off with the sides." if lost > 0.02 else ""
-
-
-def _picture(files: ClipFiles, clip: Clip, inside: Tensor) -> Tensor:
-    """Read the object's picture, or cut it out of the frame with the most masked pixels."""
-    if files.object is None:
-        areas = inside.sum((1, 2))
-        best = int((areas == areas.max()).nonzero()[0])
-        return _cut_out(clip.frames[best], inside[best], files.object_mask or files.mask)
-    if files.object.is_dir():
-        picture = read_clip(files.object, max_frames=1).frames[0]
-    else:
-        picture = read_image(files.object)
-    if files.object_cutout is None:
-        return picture
-    mask = read_mask(files.object_cutout, like=Clip(picture[None]), max_frames=1)[0]
-    return _cut_out(picture, mask, files.object_cutout)
-
-
-def _cut_out(picture: Tensor, mask: Tensor, path: Path) -> Tensor:
-    """Cut uint8 [H, W, 3] to the bounding box of a bool mask [H, W], grey outside the mask."""
-    if not mask.any():
-        raise ValueError(f"{path}: empty where the object is to be cut out")
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    box = (
-        slice(int(rows[0]), int(rows[-1]) + 1),
-        slice(int(columns[0]), int(columns[-1]) + 1),
-    )
-    grey = torch.full_like(picture, BACKGROUND)
-    return torch.where(mask[..., None], picture, grey)[box].contiguous()
+    return samples, notes

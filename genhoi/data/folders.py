@@ -173,15 +173,15 @@ def _entries(folder: Path, stem: str) -> list[Path]:
 
 
 def _entry(folder: Path, stem: str) -> Path | None:
-    found = _entries(folder, stem)
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
+    entries = _entries(folder, stem)
+    if len(entries) > 1:
+        names = ", ".join(p.name for p in entries)
         raise ValueError(f"{folder}: got {names}, want only one called {stem}")
-    return found[0] if found else None
+    return entries[0] if entries else None
 
 
 def _folder_clip(folder: Path, video_names: Sequence[str]) -> ClipFiles:
-    videos = [found for stem in video_names if (found := _entry(folder, stem)) is not None]
+    videos = [entry for stem in video_names if (entry := _entry(folder, stem)) is not None]
     prompt = folder / "prompt.txt"
     name = folder.resolve().name
     others = ", ".join(p.name for p in videos[1:])

@@ -26,11 +26,19 @@ Color = tuple[int, int, int]
 # Files that the package scikit-image carries, so that nothing is downloaded.
 PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     "train": (
-        "astronaut.png", "chelsea.png", "retina.jpg", "ihc.png", "brick.png", "grass.png",
-        "motorcycle_left.png", "camera.png", "coins.png", "page.png",
+        "astronaut.png",
+        "chelsea.png",
+        "retina.jpg",
+        "ihc.png",
+        "brick.png",
+        "grass.png",
+        "motorcycle_left.png",
+        "camera.png",
+        "coins.png",
+        "page.png",
     ),
     "test": ("coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "gravel.png"),
-}  # fmt: skip
+}
 LETTERS: dict[Split, str] = {"train": "ABCDEFGHIJKLMNOPQR", "test": "STUVWXYZ"}
 
 SPRITE_SIDE = 64

@@ -27,7 +27,7 @@ def check_inputs(
     strengths: Sequence[float] | None,
     strides: Strides = STRIDES,
 ) -> None:
-    """Raises TypeError or ValueError unless clip, masks, pictures and strengths fit each other."""
+    """Raise TypeError or ValueError unless clip, masks, pictures and strengths fit each other."""
     if not objects:
         raise ValueError("objects: got none, wanted at least one picture")
     if len(objects) > _MOST_OBJECTS:
@@ -70,7 +70,7 @@ def check_seen(
     first_given: bool,
     strides: Strides = STRIDES,
 ) -> None:
-    """Every object is seen by some token of the clip; frame 0 doesn't count if it is finished."""
+    """Raise ValueError for an object that no token sees; a finished frame 0 doesn't count."""
     grid = strides.grid(clip.num_frames, clip.height, clip.width)
     bits = reference_tokens(masks, grid, rule=rule, first_frame_given=first_given)
     for i in range(len(masks)):

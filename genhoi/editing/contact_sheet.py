@@ -115,7 +115,7 @@ def draw_contact_sheet(
 
 
 def _side_by_side(objects: Sequence[Tensor], source: Clip) -> Tensor:
-    """All pictures in one cell, as the model gets them: fitted on grey."""
+    """Put all pictures into one cell, as the model gets them: fitted on grey."""
     size = (source.height, max(1, source.width // len(objects)))
     return torch.cat([fit_image(x, size) for x in objects], dim=1)
 
@@ -124,9 +124,13 @@ def _side_by_side(objects: Sequence[Tensor], source: Clip) -> Tensor:
 @click.option("--source", required=True, type=click.Path(path_type=Path), help="The clip.")
 @click.option("--mask", required=True, type=click.Path(path_type=Path), help="What was hidden.")
 @click.option(
-    "--edited", required=True, multiple=True, nargs=2, type=click.Path(path_type=Path),
+    "--edited",
+    required=True,
+    multiple=True,
+    nargs=2,
+    type=click.Path(path_type=Path),
     help="An object's picture and the clip edited with it; may be repeated.",
-)  # fmt: skip
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def main(

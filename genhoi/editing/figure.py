@@ -20,7 +20,7 @@ _WIDTH = 13.0
 
 
 def frame_means(share: Tensor) -> list[float | None]:
-    """Mean of each latent frame of [f, h, w] over the tokens that see a reference; None if none."""
+    """Average each latent frame of [f, h, w] over the tokens that see a reference; None if none."""
     rows = share.flatten(1)
     return [float(row.nanmean()) if (~row.isnan()).any() else None for row in rows]
 
@@ -64,9 +64,14 @@ def draw_attention(
         axes = figure.add_subplot(grid[0, column])
         axes.imshow(clip.frames[frame].numpy())
         drawn: Any = axes.imshow(
-            maps[frame].numpy(), extent=(0, clip.width, clip.height, 0), vmin=0, vmax=top,
-            cmap="inferno", alpha=0.7, interpolation="nearest",
-        )  # fmt: skip
+            maps[frame].numpy(),
+            extent=(0, clip.width, clip.height, 0),
+            vmin=0,
+            vmax=top,
+            cmap="inferno",
+            alpha=0.7,
+            interpolation="nearest",
+        )
         axes.set_title(f"frame {frame}", fontsize=9)
         axes.axis("off")
         if column == len(picks) - 1:
@@ -87,9 +92,9 @@ def draw_attention(
 
 
 def _by_frame(shares: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Frame of the clip, every fourth -> [h, w]; where windows meet, the earlier one's."""
-    found: dict[int, Tensor] = {}
+    """Give the map [h, w] of every fourth frame; where windows meet, the earlier one's."""
+    maps: dict[int, Tensor] = {}
     for begin, share in sorted(shares.items()):
         for i, plane in enumerate(torch.unbind(share)):
-            found.setdefault(begin + 4 * i, plane)
-    return found
+            maps.setdefault(begin + 4 * i, plane)
+    return maps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.media import (
     Clip,
     count_frames,
@@ -20,8 +21,6 @@ from genhoi.media import (
 )
 
 __all__ = ["EditInputs", "default_size", "read_clip_and_masks", "read_inputs"]
-
-_PATCH = 16
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,8 @@ def read_clip_and_masks(
 def default_size(stored: tuple[int, int], long_side: int) -> tuple[int, int]:
     """Scale (height, width) down to a long side, and round it down to multiples of 16."""
     scale = min(1.0, long_side / max(stored))
-    height, width = (max(_PATCH, int(side * scale) // _PATCH * _PATCH) for side in stored)
-    return height, width
+    height, width = stored
+    return STRIDES.side(scale * height), STRIDES.side(scale * width)
 
 
 def _common_length(video: Path, masks: Sequence[Path]) -> int:
@@ -168,11 +167,11 @@ def _common_length(video: Path, masks: Sequence[Path]) -> int:
 def _frames_to_take(
     video: Path, length: int, frames: int | None, most_frames: int | None = None
 ) -> int:
-    if length < 5:
-        raise ValueError(f"--video: {video} has {length} frames, want at least 5")
+    if length < (least := STRIDES.pixel_frames(2)):
+        raise ValueError(f"--video: {video} has {length} frames, want at least {least}")
     if frames is None:
-        return 1 + (min(length, most_frames or length) - 1) // 4 * 4
-    if frames < 5 or (frames - 1) % 4:
+        return STRIDES.longest(min(length, most_frames or length))
+    if not STRIDES.is_clip(frames):
         raise ValueError(f"--frames: got {frames}, want 1 + 4 n: 5, 9, ..., 81, ...")
     if frames > length:
         raise ValueError(f"--frames: got {frames}, but the clip {video} has only {length}")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.evaluation.case import Case
 from genhoi.media import (
     Clip,
@@ -26,7 +27,6 @@ __all__ = ["CaseFiles", "check_case", "read_case", "read_table"]
 
 _NEEDED = ("result", "truth", "mask")
 _ALLOWED = (*_NEEDED, "object", "object_mask", "name")
-_PATCH = 16
 
 
 @dataclass(frozen=True)
@@ -185,14 +185,14 @@ def _length(
         if result == truth:
             return result
         raise ValueError(_length_refusal(files, result, truth))
-    wanted = result if frames == "result" else frames
+    taken = result if frames == "result" else frames
     for what, path, length in (("result", files.result, result), ("truth", files.truth, truth)):
-        if length < wanted:
+        if length < taken:
             raise ValueError(
                 f"--frames: got {frames}, but the {what} {path} of case {files.name} has only "
-                f"{length} frames, want {wanted}"
+                f"{length} frames, want {taken}"
             )
-    return wanted
+    return taken
 
 
 def _length_refusal(files: CaseFiles, result: int, truth: int) -> str:
@@ -228,8 +228,8 @@ def _check_sizes(
             f"{came}; want one size. If `genhoi edit` scaled the clip, --fit scales and crops the "
             "truth and the masks in the same way"
         )
-    if result[0] % _PATCH or result[1] % _PATCH:
+    if not STRIDES.fits(*result):
         raise ValueError(
-            f"{came}; --fit wants a result with sides of multiples of {_PATCH}, as `genhoi edit` "
-            "makes them"
+            f"{came}; --fit wants a result with sides of multiples of {STRIDES.token}, as "
+            "`genhoi edit` makes them"
         )

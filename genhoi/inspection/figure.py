@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.inspection.inspect import Inspection, ScheduleResult, schedule_name
-from genhoi.inspection.pixel_attention import PATCH
 from genhoi.inspection.summary import dtype_name
 from genhoi.media import atomic_path
 
@@ -209,7 +209,8 @@ def _pixel_frame(latent: int) -> int:
 
 
 def _enlarge(tokens: Tensor, inspection: Inspection) -> np.ndarray:
-    big = tokens.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
+    side = STRIDES.token
+    big = tokens.repeat_interleave(side, 0).repeat_interleave(side, 1)
     return np.asarray(big[: inspection.clip.height, : inspection.clip.width].numpy())
 
 

@@ -26,14 +26,9 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels
+from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import MaskRule, token_mask
-from genhoi.inspection.pixel_attention import (
-    LATENT_FRAMES,
-    PATCH,
-    FrameSchedule,
-    PixelAttention,
-    pixel_features,
-)
+from genhoi.inspection.pixel_attention import FrameSchedule, PixelAttention, pixel_features
 from genhoi.inspection.timing import Timing
 from genhoi.media import Clip, fit_image
 from genhoi_kernels import MaskGate, VideoRope
@@ -143,7 +138,7 @@ def inspect_clip(
             call.
     """
     _check_inputs(clip, mask, heads)
-    grid = (1 + (clip.num_frames - 1) // LATENT_FRAMES, clip.height // PATCH, clip.width // PATCH)
+    grid = STRIDES.grid(clip.num_frames, clip.height, clip.width)
     tokens = _seeing_tokens(mask, grid, mask_rule)
     reference = fit_image(object_image, (clip.height, clip.width))
     backend = _choose_backend(backend, head_dim, dtype, device)
@@ -230,11 +225,12 @@ def _schedule_result(
 
 
 def _check_inputs(clip: Clip, mask: Tensor, heads: int) -> None:
-    if clip.num_frames < 5 or (clip.num_frames - 1) % LATENT_FRAMES:
+    if not STRIDES.is_clip(clip.num_frames):
         raise ValueError(f"clip: got {clip.num_frames} frames, want 1 + 4 n: 5, 9, ..., 81, ...")
-    if clip.height % PATCH or clip.width % PATCH:
+    if not STRIDES.fits(clip.height, clip.width):
         raise ValueError(
-            f"clip: got {clip.width}x{clip.height} pixels, want multiples of {PATCH}: resize_clip"
+            f"clip: got {clip.width}x{clip.height} pixels, want multiples of {STRIDES.token}: "
+            "resize_clip"
         )
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: got {mask.dtype}, want torch.bool")

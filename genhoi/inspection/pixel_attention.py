@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genhoi.conditioning.grid import STRIDES
 from genhoi.inspection.timing import Timing, time_attention
 from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope, reference_attention
 
-__all__ = ["LATENT_FRAMES", "PATCH", "FrameSchedule", "PixelAttention", "pixel_features"]
+__all__ = ["FrameSchedule", "PixelAttention", "pixel_features"]
 
 FrameSchedule = str | float
 
-PATCH = 16
-LATENT_FRAMES = 4
 _CELLS = 2
 # Below this, a block differs so little from grey that its colour says nothing; padding around the
 # object is such.
@@ -148,14 +147,14 @@ def pixel_features(frames: Tensor) -> Tensor:
     Returns:
         float32 [f * h * w, 12].
     """
-    cell = PATCH // _CELLS
+    cell = STRIDES.token // _CELLS
     frame_count, height, width, _ = frames.shape
     rasters = (frame_count, height // cell, cell, width // cell, cell, 3)
     # Summed over columns first: the faster order, as colours lie side by side in memory.
     total = frames.view(rasters).sum(4, dtype=torch.int32).sum(2)
     pooled = ((total.float() / cell**2 - 128) / 128).permute(0, 3, 1, 2)
     if len(pooled) > 1:
-        later = pooled[1:].unflatten(0, (-1, LATENT_FRAMES)).mean(1)
+        later = pooled[1:].unflatten(0, (-1, STRIDES.time)).mean(1)
         pooled = torch.cat([pooled[:1], later])
     blocks = pooled.unflatten(3, (-1, _CELLS)).unflatten(2, (-1, _CELLS))
     return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)

@@ -21,10 +21,21 @@ __all__ = ["TrainConfig", "changed_settings", "parse_setting", "read_config"]
 Stage = Literal["adapter", "base"]
 Mask = Literal["tight", "box", "mixed"]
 
+_NOT_NEGATIVE = (
+    "warmup",
+    "weight_decay",
+    "video_rank",
+    "workers",
+    "checkpoint_every",
+    "sample_every",
+    "samples",
+    "mask_weight",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a run.
+    """Says how a run goes.
 
     Args:
         stage: "adapter" trains GenHOI's own weights on a frozen base; "base" trains the base
@@ -142,10 +153,7 @@ class TrainConfig:
         for name in ("clips", "steps", "batch", "log_every", "keep", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
-        for name in (
-            "warmup", "weight_decay", "video_rank", "workers", "checkpoint_every", "sample_every",
-            "samples", "mask_weight",
-        ):  # fmt: skip
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 0")
         for name in ("ema", "reference_dropout", "decay"):
@@ -154,6 +162,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted a positive number")
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise ValueError(f"shift: got {self.shift}, wanted a positive number")
         if not STRIDES.is_clip(self.frames):
             raise ValueError(f"frames: got {self.frames}, wanted 1 + 4 n: 5, 9, ..., 81, ...")
         if not STRIDES.fits(self.height, self.width):
@@ -187,7 +197,7 @@ class TrainConfig:
             raise ValueError(f"given: got {self.given}, wanted shares that add up to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as for YAML."""
+        """Give plain values, as for YAML."""
         return dataclasses.asdict(self)
 
 
@@ -199,7 +209,7 @@ FREE_TO_CHANGE = frozenset(_WITHOUT_INFLUENCE | _ROUNDING_ONLY)
 
 
 def changed_settings(before: dict[str, Any], now: TrainConfig) -> list[str]:
-    """What keeps a run from going on: "name old -> new" for each setting that changed.
+    """List what keeps a run from going on: "name old -> new" for each setting that changed.
 
     Args:
         before: `TrainConfig.to_dict` of the run so far. What it lacks is newer than it, and had its
@@ -207,18 +217,18 @@ def changed_settings(before: dict[str, Any], now: TrainConfig) -> list[str]:
         now: of the run that is to go on.
     """
     defaults = TrainConfig().to_dict()
-    found = []
+    changes = []
     for name, value in now.to_dict().items():
         old = before.get(name, defaults[name])
         # Shares are drawn from in their order, so another order is another run.
         in_order = (list(old), list(value)) if isinstance(value, dict) else (0, 0)
         if name not in FREE_TO_CHANGE and (old != value or in_order[0] != in_order[1]):
-            found.append(f"{name} {old!r} -> {value!r}")
-    return found
+            changes.append(f"{name} {old!r} -> {value!r}")
+    return changes
 
 
 def read_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
-    """Settings from a YAML file, if any, with some of them changed.
+    """Read settings from a YAML file, if any, and change some of them.
 
     Args:
         path: of the file; None for the defaults.
@@ -247,9 +257,19 @@ def read_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
 
 # --------------------------------------------------------------------------------- values from text
 
+_KINDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    type(None): "none",
+    list: "numbers as 0,1,2",
+    dict: "shares as first=0.5,none=0.5",
+}
+
 
 def parse_setting(name: str, value: Any) -> Any:
-    """A setting's value in its own type, from YAML or from text.
+    """Turn a setting's value from YAML or text into its own type.
 
     YAML reads 1e-3 as a word; on a command line everything is one. "none" stands for None, and
     "first=0.5,none=0.5" for shares.
@@ -267,12 +287,12 @@ def parse_setting(name: str, value: Any) -> Any:
             return _parsed(kind, value)
         except (ValueError, TypeError):
             continue
-    wanted = " or ".join(_words(kind) for kind in kinds)
+    wanted = " or ".join(_kind_text(kind) for kind in kinds)
     raise ValueError(f"{name}: got {value!r}, wanted {wanted}")
 
 
 def _parsed(kind: Any, value: Any) -> Any:
-    """Raises ValueError or TypeError where the value is of another kind."""
+    """Turn a value into one kind; raise ValueError or TypeError where it is of another."""
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
@@ -297,12 +317,7 @@ def _parsed(kind: Any, value: Any) -> Any:
     raise ValueError
 
 
-def _words(kind: Any) -> str:
+def _kind_text(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
-    plain = {
-        int: "an integer", float: "a number", bool: "true or false", str: "a word",
-        type(None): "none",
-    }  # fmt: skip
-    lists = {list: "numbers as 0,1,2", dict: "shares as first=0.5,none=0.5"}
-    return lists.get(get_origin(kind)) or plain[kind]  # type: ignore[call-overload,no-any-return]
+    return _KINDS[get_origin(kind) or kind]

@@ -57,9 +57,17 @@ def draw_samples(
     # Not one batch: clips of a large model are many tokens. The encoders are away while it trains.
     for index in range(min(config.samples, len(clips))):
         latents = rebuild(
-            base, attachment, clips, [index], given=given, mask_gate=mask_gate,
-            mask_rule=config.mask_rule, steps=_EULER_STEPS, shift=config.shift, seed=config.seed,
-        )  # fmt: skip
+            base,
+            attachment,
+            clips,
+            [index],
+            given=given,
+            mask_gate=mask_gate,
+            mask_rule=config.mask_rule,
+            steps=_EULER_STEPS,
+            shift=config.shift,
+            seed=config.seed,
+        )
         if not write:
             continue
         base.encoders_to(base.device)
@@ -81,7 +89,7 @@ def draw_samples(
 
 
 def _given(config: TrainConfig) -> Given:
-    """The frames that are given most often, of those that are the same every time."""
+    """Choose the frames that are given most often, of those that are the same every time."""
     names: tuple[Given, ...] = get_args(Given)
     shares = {name: config.given.get(name, 0.0) for name in names}
     return max(names, key=lambda name: (shares[name], name == "first"))
@@ -98,7 +106,7 @@ def _row(picture: Tensor, *clips: Tensor) -> Tensor:
 
 
 def _joined(pictures: list[Tensor], dim: int) -> Tensor:
-    """Beside each other, with white gaps."""
+    """Join pictures beside each other, with white gaps."""
     shape = list(pictures[0].shape)
     shape[dim] = _GAP
     gap = torch.full(shape, 255, dtype=torch.uint8)

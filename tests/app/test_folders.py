@@ -255,7 +255,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(
         read.append(path)
         return media.read_clip(path, max_frames=max_frames)
 
-    monkeypatch.setattr("genhoi.data.clip_dataset.read_clip", reading)
+    monkeypatch.setattr("genhoi.data.clip_decoding.read_clip", reading)
     dataset = ClipDataset(find_clips(tmp_path), frames=5, windows="all")
     assert len(dataset) == 4 and not read
     first = list(dataset)

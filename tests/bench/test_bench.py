@@ -5,24 +5,25 @@ Nothing here needs the model layer, except where a test says so: the suite runs 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from support.bench_cases import CPU, CUDA, FEW_PEERS, HAS_MODEL_LAYER, bench, case_of, rows_of
 
 from benchmarks import cli, machine, report, runner
 from benchmarks.peers import GATHERED, PEERS
 from benchmarks.shapes import SHAPES
 from genhoi_kernels.files import whole_file
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytest_plugins = ["support.bench_cases"]
 
@@ -165,40 +166,55 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "torch finds no CUDA device" in result.output
 
 
-@pytest.fixture
-def genhoi_bench() -> Callable[..., Result]:
-    """`genhoi bench` with more words; it needs the model layer's packages."""
+def genhoi_bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `genhoi bench` in a folder; it needs the model layer's packages."""
     pytest.importorskip("av", reason="needs av, as the package genhoi does")
-    from genhoi.cli.group import main
+    code = "from genhoi.cli import main; main(prog_name='genhoi')"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, "bench", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
 
-    return lambda *words: CliRunner().invoke(main, ["bench", *words], prog_name="genhoi")
 
-
-def test_the_command_of_the_package_is_the_suite_s(genhoi_bench: Callable[..., Result]) -> None:
-    helped = genhoi_bench("--help")
-    assert helped.exit_code == 0 and "Usage: genhoi bench [OPTIONS]" in helped.output
+def test_the_command_of_the_package_is_the_suite_s(tmp_path: Path) -> None:
+    helped = genhoi_bench(tmp_path, "--help")
+    assert helped.returncode == 0 and "Usage: genhoi bench [OPTIONS]" in helped.stdout
     for option in cli.bench.params:
-        assert option.opts[0] in helped.output
-    refused = genhoi_bench("--suite", "slow")
-    assert refused.exit_code == 1 and "--suite: got 'slow'" in refused.output
-    assert genhoi_bench("--slow").exit_code == 2
+        assert option.opts[0] in helped.stdout
+    refused = genhoi_bench(tmp_path, "--suite", "slow")
+    assert refused.returncode == 1 and "--suite: got 'slow'" in refused.stderr
+    assert genhoi_bench(tmp_path, "--slow").returncode == 2
+    assert not list(tmp_path.iterdir())
 
 
-def test_without_the_repository(
-    genhoi_bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name="benchmarks")
+def test_without_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="needs av, as the package genhoi does")
+    from genhoi.cli import bench as command
+    from genhoi.cli import main
 
-    monkeypatch.setattr(importlib, "import_module", missing)
-    result = genhoi_bench()
+    monkeypatch.setattr(command, "_checkout", lambda: None)
+    result = CliRunner().invoke(main, ["bench"])
     assert result.exit_code == 1 and "checkout of the repository" in result.output
+
+
+def test_the_suite_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package is installed, the checkout in which one stands has the suite."""
+    pytest.importorskip("av", reason="needs av, as the package genhoi does")
+    from genhoi.cli import bench as command
+
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "site" / "genhoi" / "cli" / "bench.py"))
+    monkeypatch.chdir(tmp_path)
+    assert command._checkout() is None
+    monkeypatch.chdir(ROOT)
+    assert command._checkout() == ROOT
 
 
 def test_without_the_model_layer() -> None:
     """The suite, its command and the GPU tests, where diffusers and others are missing."""
-    root = Path(__file__).resolve().parents[2]
-    tests = [str(root), *(str(root / "tests" / name) for name in (".", "kernels", "bench"))]
+    tests = [str(ROOT), *(str(ROOT / "tests" / name) for name in (".", "kernels", "bench"))]
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys(("diffusers", "av", "expecttest", "transformers", "peft")))
