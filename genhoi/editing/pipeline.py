@@ -265,7 +265,7 @@ class GenHOIPipeline:
     def _fingerprint(
         self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]
     ) -> str:
-        """Tells an edit from all others, for the windows that it left unfinished."""
+        """Tell an edit from all others, for the windows that it left unfinished."""
         values = vars(settings) | {
             "base": self.base.about,
             "options": self.attachment.options,

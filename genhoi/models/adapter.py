@@ -70,16 +70,16 @@ class AdapterConfig:
 
     @property
     def dim(self) -> int:
-        """Width of the base."""
+        """Return the width of the base."""
         return self.num_heads * self.head_dim
 
     def to_json(self) -> str:
-        """The file ``adapter_config.json``."""
+        """Write the text of ``adapter_config.json``."""
         return json.dumps({"format": _FORMAT, "version": _VERSION} | asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:
-        """Inverse of ``to_json``.
+        """Read what ``to_json`` wrote.
 
         Raises:
             ValueError: not such a file, a later version of it, or keys missing or unknown.
@@ -104,7 +104,7 @@ class AdapterConfig:
 
 
 def check_flow_gate(flow_gate: object) -> None:
-    """Raises ValueError unless it is a reduction or None."""
+    """Raise ValueError unless it is a reduction or None."""
     _check_choice("flow_gate", flow_gate, (*get_args(FlowGateReduction), None))
 
 
@@ -131,12 +131,12 @@ class LowRank(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise."""
+        """Initialise both matrices."""
         nn.init.normal_(self.down, std=1 / len(self.down))
         nn.init.zeros_(self.up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[..., dim]`` in any dtype; computed in the weights', returned in x's."""
+        """Multiply x ``[..., dim]`` of any dtype, in the weights' dtype; return x's."""
         down, up = local_weight(self.down, x), local_weight(self.up, x)
         return F.linear(F.linear(x.to(down.dtype), down), up).to(x.dtype)
 
@@ -181,7 +181,7 @@ class GenHOIAdapter(nn.Module):
 
     @classmethod
     def for_transformer(cls, transformer: nn.Module, **options: Any) -> GenHOIAdapter:
-        """A fresh adapter for a diffusers Wan transformer, float32, on the CPU.
+        """Make a fresh adapter for a diffusers Wan transformer, float32, on the CPU.
 
         Args:
             transformer: a ``WanTransformer3DModel``; only its configuration is read.
@@ -194,13 +194,13 @@ class GenHOIAdapter(nn.Module):
         return cls(AdapterConfig(**base_sizes(transformer), **options))
 
     def requires_grad_(self, requires_grad: bool = True) -> GenHOIAdapter:
-        """As for any module; the last block's ``lora_q`` stays without (see the class)."""
+        """Set it for all weights but the last block's ``lora_q``, which stays without."""
         super().requires_grad_(requires_grad)
         self.layers[-1].lora_q.requires_grad_(False)
         return self
 
     def check_fits(self, transformer: nn.Module) -> None:
-        """Raises ValueError, naming what differs, unless the adapter fits this base."""
+        """Raise ValueError, naming what differs, unless the adapter fits this base."""
         for name, wanted in base_sizes(transformer).items():
             got = getattr(self.config, name)
             if got != wanted:
@@ -210,7 +210,7 @@ class GenHOIAdapter(nn.Module):
                 )
 
     def copy_to(self, device: torch.device, dtype: torch.dtype) -> GenHOIAdapter:
-        """A copy with weights of its own, in another place and type."""
+        """Make a copy with weights of its own, on a device and in a dtype."""
         weights = {name: x.to(device, dtype, copy=True) for name, x in self.state_dict().items()}
         return GenHOIAdapter.from_state_dict(self.config, weights)
 
@@ -276,7 +276,7 @@ class GenHOIAdapter(nn.Module):
 
     @classmethod
     def from_state_dict(cls, config: AdapterConfig, weights: dict[str, Tensor]) -> GenHOIAdapter:
-        """An adapter around given tensors, without copying them.
+        """Make an adapter around given tensors, without copying them.
 
         Raises:
             ValueError: weights missing, unknown, or of another shape.
@@ -321,7 +321,7 @@ class GenHOIAdapter(nn.Module):
 
 
 def base_sizes(transformer: nn.Module) -> dict[str, Any]:
-    """The part of an ``AdapterConfig`` that the base dictates."""
+    """Return the part of an ``AdapterConfig`` that the base dictates."""
     sizes = model_of(transformer).sizes
     return {
         "num_heads": sizes.num_heads,

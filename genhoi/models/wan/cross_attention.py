@@ -48,8 +48,10 @@ class CrossAttention(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """As ``WanAttnProcessor``; encoder_hidden_states ``[B, image + 512 text tokens, H*D]``,
-        None in a reference pass."""
+        """Attend as ``WanAttnProcessor`` does.
+
+        encoder_hidden_states is ``[B, image + 512 text tokens, H*D]``, None in a reference pass.
+        """
         if encoder_hidden_states is None:
             return torch.zeros_like(hidden_states)
         if self.flow_gate is None:

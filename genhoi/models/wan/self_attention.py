@@ -46,7 +46,7 @@ class SelfAttention(Processor):
         self._of_forward = WeakTensorKeyDictionary()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Counts changes of the weights' dtype by ``to``, which leave versions as they are."""
+        """Count changes of the weights' dtype by ``to``, which leave versions as they are."""
         before = self.lora_k.down.dtype
         super()._apply(fn, recurse)
         self.casts += self.lora_k.down.dtype != before
@@ -73,7 +73,7 @@ class SelfAttention(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """As ``WanAttnProcessor``; hidden_states ``[B, N, H*D]``."""
+        """Attend as ``WanAttnProcessor`` does; hidden_states ``[B, N, H*D]``."""
         if isinstance(rotary_emb, ReferencePass):
             return self._reference(attn, hidden_states, rotary_emb)
         current = self._pass_of(rotary_emb)
