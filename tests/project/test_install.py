@@ -1,4 +1,4 @@
-"""Installing the package: where its C++ extension cannot be built, and beside torch and numpy alone.
+"""Installing the package: where it cannot compile its extension, and beside torch and numpy alone.
 
 What is missing is said in a sentence. The CUDA library's own build is in test_cuda_build.py.
 """
