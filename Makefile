@@ -192,7 +192,7 @@ EMULATED := PYTHONPATH=tools/emugpu EMUGPU_BUILD_DIR=$(CURDIR)/build/emugpu \
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
 
-$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) $(BUILD) | $(READY_DEV)
+$(CUDA_LIBRARY): $(filter csrc/cuda/% %.h,$(CPP)) $(BUILD) | $(READY_DEV)
 	@echo "Compiling the CUDA kernels"
 	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
 		$(RUN) setup.py --quiet build_ext --inplace >/dev/null

@@ -240,12 +240,12 @@ def test_library(tree: Path, torch_of: Path) -> None:
     assert "compile csrc/cuda/sm80/fill.cu" in built
     assert not (tree / CUDA_REASON_FILE).exists()
     table = run_checked("readelf", "--wide", "--dyn-syms", LIBRARY, cwd=tree)
-    symbols = [line.split() for line in table.splitlines() if " GLOBAL " in line]
-    shown = [words[7] for words in symbols if words[6] != "UND"]
-    assert shown == ["genhoi_fill"]
+    rows = [line.split() for line in table.splitlines() if " GLOBAL " in line]
+    exported = [row[7] for row in rows if row[6] != "UND"]
+    assert exported == ["genhoi_fill"]
     needed = run_checked("readelf", "--wide", "--dynamic", LIBRARY, cwd=tree)
     assert "libcudart.so" in needed
-    assert not any(word in needed for word in ("torch", "c10", "RPATH", "RUNPATH"))
+    assert not any(name in needed for name in ("torch", "c10", "RPATH", "RUNPATH"))
 
     again = {"GENHOI_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
     assert "compile" not in build(tree, without, **again)

@@ -1,6 +1,6 @@
-"""Building the package where its C++ extension cannot be built: it installs, and says why.
+"""Installing the package: where it cannot compile its extension, and beside torch and numpy alone.
 
-The CUDA library's own build is in test_cuda_build.py.
+What is missing is said in a sentence. The CUDA library's own build is in test_cuda_build.py.
 """
 
 import os
@@ -58,7 +58,7 @@ pytestmark = [
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in OPTIONS}
     return subprocess.run(
-        [str(word) for word in command],
+        [str(argument) for argument in command],
         cwd=cwd,
         env=clean | environment,
         stdout=subprocess.PIPE,
@@ -295,6 +295,7 @@ def test_sdist_can_be_built_from(tree: Path, tmp_path: Path) -> None:
     )
     (sdist,) = (tmp_path / "sdist").iterdir()
     with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {
         path.relative_to(tree).as_posix()
@@ -303,3 +304,7 @@ def test_sdist_can_be_built_from(tree: Path, tmp_path: Path) -> None:
     }
     assert {"setup.py", "pyproject.toml", "genhoi_kernels/_version.py"} | sources <= names
     assert REASON_FILE not in names
+
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    wheel = build_wheel(unpacked, tmp_path / "wheels", GENHOI_BUILD_CPU="0")
+    assert wheel.name.endswith("-py3-none-any.whl")
