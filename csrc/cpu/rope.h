@@ -103,7 +103,27 @@ class RotationAt {
     return {x.re * c - x.im * s, x.im * c + x.re * s};
   }
 
+  // Rotates a row of float32 in place.
+  void rotate_row(float* x, int64_t dim) const {
+    const int64_t pairs = dim / 2;
+    if (pairs < kVector) {
+      store_complex<kFloat32>(rotate(load_complex<kFloat32>(as_bytes(x), pairs), 0), pairs,
+                              as_bytes(x));
+      return;
+    }
+    // The last vector may overlap the one before: it is loaded before that is stored.
+    const int64_t last = pairs - kVector;
+    const Complex last_pairs = load_complex<kFloat32>(as_bytes(x + 2 * last), kVector);
+    for (int64_t p = 0; p < last; p += kVector) {
+      const Complex some = load_complex<kFloat32>(as_bytes(x + 2 * p), kVector);
+      store_complex<kFloat32>(rotate(some, p), kVector, as_bytes(x + 2 * p));
+    }
+    store_complex<kFloat32>(rotate(last_pairs, last), kVector, as_bytes(x + 2 * last));
+  }
+
  private:
+  static constexpr DType kFloat32 = DType::kFloat32;
+
   // A token's position along an axis.
   int64_t position_of(int64_t token, int64_t head, int axis) const {
     return axis == 0 && rope_->frame_is_head ? head : rope_->index[3 * token + axis];
@@ -120,7 +140,7 @@ class RotationAt {
     }
     for (int64_t i = 0; i < pairs; i += kVector) {
       const int64_t p = min_of(i, pairs - kVector);
-      const Complex some = load_complex<DType::kFloat32>(as_bytes(angles + 2 * p), kVector);
+      const Complex some = load_complex<kFloat32>(as_bytes(angles + 2 * p), kVector);
       store(cos_ + first_pair + p, some.re);
       store(sin_ + first_pair + p, some.im * splat(sign_));
     }
@@ -131,14 +151,6 @@ class RotationAt {
   int64_t position_[3] = {-1, -1, -1};
   alignas(64) float cos_[kMaxDim / 2] = {}, sin_[kMaxDim / 2] = {};  // zeros behind the last pair
 };
-
-// Rotates a row of float32 in place.
-inline void rotate_row(float* x, int64_t dim, const RotationAt& rotation) {
-  for_pairs(dim, [&](int64_t p, int64_t n) {
-    const Complex pairs = load_complex<DType::kFloat32>(as_bytes(x + 2 * p), n);
-    store_complex<DType::kFloat32>(rotation.rotate(pairs, p), n, as_bytes(x + 2 * p));
-  });
-}
 
 }  // namespace
 }  // namespace genhoi::cpu

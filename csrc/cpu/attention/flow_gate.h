@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/attention/normal_cdf.h"
+#include "cpu/attention/gelu.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/pack.h"
 #include "cpu/row_math.h"

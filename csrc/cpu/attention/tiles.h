@@ -31,7 +31,7 @@ inline void load_tile(const Attention& in, const Rows& x, const TileRows& rows,
     }
     float* row = to + i * in.dim;
     load_row(row_at(x, in.dtype, rows.b, rows[i], rows.h), in.dtype, in.dim, row);
-    if (rope) rotate_row(row, in.dim, rotation.move_to(rows[i], rows.h));
+    if (rope) rotation.move_to(rows[i], rows.h).rotate_row(row, in.dim);
   }
 }
 
@@ -42,7 +42,7 @@ inline void store_grad_tile(const Attention& in, float* grad, int64_t stride, co
   for (int64_t i = 0; i < rows.count; i++) {
     float* row = grad + i * stride;
     scale_row(row, in.dim, factor);
-    if (rope) rotate_row(row, in.dim, rotation.move_to(rows[i], rows.h));
+    if (rope) rotation.move_to(rows[i], rows.h).rotate_row(row, in.dim);
     store_row(row, in.dtype, in.dim, row_at(to, in.dtype, rows.b, rows[i], rows.h));
   }
 }

@@ -3,14 +3,15 @@
 // (-DGENHOI_BFLOAT16; the case is then computed in bfloat16): reads one case from stdin, runs
 // forward and backward on one thread, writes every result to stdout (test_isa.py).
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #if defined(GENHOI_BFLOAT16)
-#define GENHOI_BFLOAT16_UNIT "../../tests/native/software_bfloat16.h"
+#define GENHOI_BFLOAT16_UNIT "../tests/native/software_bfloat16.h"
 #endif
 
-#include "../../csrc/cpu/attention_backward.h"
-#include "../../csrc/cpu/attention_forward.h"
+#include "cpu/attention/backward.h"
+#include "cpu/attention/forward.h"
 
 using namespace genhoi::cpu;
 
@@ -44,6 +45,10 @@ void give_values(const std::vector<Value>& values) {
   std::vector<float> x(values.size());
   load_row(values.data(), kDType, x.size(), x.data());
   give(x);
+}
+
+Rows contiguous(void* data, int64_t rows, int64_t heads, int64_t dim) {
+  return {.data = data, .batch = rows * heads * dim, .row = heads * dim, .head = dim};
 }
 
 void run_serially(int64_t items, void (*body)(int64_t, int64_t, void*), void* context) {

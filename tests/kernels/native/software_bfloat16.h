@@ -1,9 +1,11 @@
-// What csrc/cpu/bfloat16_pairs.h and bfloat16_tiles.h do with one instruction each, in plain C++,
-// for CPUs without AVX512-BF16 and AMX. Rounding may differ: the instructions flush subnormal
+// What csrc/cpu/gemm/avx512bf16.h and amx.h do with one instruction each, in plain C++, for CPUs
+// without AVX512-BF16 and AMX. Rounding may differ: the instructions flush subnormal
 // numbers.
 #pragma once
 
-#include "../../csrc/cpu/simd.h"
+#include <cstdlib>
+
+#include "cpu/convert.h"
 
 namespace genhoi::cpu {
 namespace {
