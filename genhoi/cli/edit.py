@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from genhoi.bases.load import base_config, base_defaults
+from genhoi.bases.settings import resolve
 from genhoi.cli.common import (
     DTYPES,
     PATH,
@@ -27,7 +28,6 @@ from genhoi.cli.common import (
 from genhoi.editing.inputs import EditInputs, read_inputs
 from genhoi.editing.record import make_record, result_record
 from genhoi.editing.results import Targets, write_results
-from genhoi.editing.settings import resolve
 from genhoi.media import Clip
 
 __all__ = ["edit"]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from genhoi.bases.base import Base, Offload
 from genhoi.bases.load import base_kind, load_base
+from genhoi.bases.settings import resolve
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
 from genhoi.editing.run import EditArguments, EditRun, Progress
-from genhoi.editing.settings import resolve
 from genhoi.editing.windows import windows
 from genhoi.media import Clip
 from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from genhoi.bases.base import Base
+from genhoi.bases.settings import resolve
 from genhoi.conditioning.masks import MaskRule
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.editing.settings import resolve
 from genhoi.models.sampling import denoise, noise, noise_levels
 from genhoi.training.objective import given_condition, seeing_tokens
 

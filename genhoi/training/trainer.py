@@ -21,8 +21,8 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
+from genhoi.bases.settings import resolve
 from genhoi.data.encoded import EncodedClips
-from genhoi.editing.settings import resolve
 from genhoi.media import atomic_path
 from genhoi.media.files import alone_in
 from genhoi.models.adapter import GenHOIAdapter
