@@ -89,14 +89,6 @@ def test_what_is_wanted_reaches_the_backend(spy: Spy, wanted: WantedGrads) -> No
     assert spy.wanted == [wanted]
 
 
-def test_what_only_autograd_leaves_out_is_not_wanted(spy: Spy) -> None:
-    """torch.autograd.grad toward some of the leaves."""
-    given = given_arguments("spy")
-    out, _ = gk.reference_attention(**given)
-    torch.autograd.grad(out.sum(), [given["v"], given["gate"].fc1_bias])
-    assert spy.wanted == [NOTHING._replace(v=True, gate=True)]
-
-
 def backward(
     backend: Any, call: AttentionCall, tensors: AttentionTensors, wanted: WantedGrads
 ) -> InputGrads:
