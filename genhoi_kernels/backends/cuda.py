@@ -17,8 +17,6 @@ from ..rope import HeadSlidingRope, Rope
 
 DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128
-BACKWARD_SHARED = 164864
-"""Bytes of shared memory of a block of gradient_of_keys at head dim 128."""
 
 _HALVES = (torch.bfloat16, torch.float16)
 _GATE_MODES = {"none": 0, "token": 1, "sum": 2}  # GenhoiGateMode in csrc/cuda/launch.h
@@ -67,14 +65,16 @@ def _too_small(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability not in ((8, 6), (8, 9)) and capability[0] != 12:
         return None
+    assert native.module is not None
+    shared = max(native.module.cuda_limits()["bwd_shared_bytes"].values())
     return (
-        f"gradients of head dims above 64 need up to {BACKWARD_SHARED} bytes of shared memory for "
+        f"gradients of head dims above 64 need up to {shared} bytes of shared memory for "
         f"a block, more than compute capability {capability[0]}.{capability[1]} has"
     )
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See csrc/cuda/attention_forward.cuh."""
+    """See csrc/cuda/sm80/fwd.cuh."""
     t = tensors
     out, lse, sums, ungated = torch.ops.genhoi_kernels.cuda_attention_forward(
         *_inputs(call, t), _gate(t.gate, t.q.dtype), _GATE_MODES[call.gate_mode],
@@ -90,7 +90,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> AttentionTensors:
-    """See csrc/cuda/gate_backward.cuh, gradient_of_queries.cuh and gradient_of_keys.cuh."""
+    """See flow_gate_bwd.cuh, bwd_dq.cuh and bwd_dkdv.cuh in csrc/cuda/sm80."""
     t = tensors
     dO, delta, dgate = _through_gate(call, t.gate, aligned(o), grads)
     found = torch.ops.genhoi_kernels.cuda_attention_backward(
