@@ -87,7 +87,7 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 		$(VENV)/bin/genhoi edit $(DEMO_CLIP) --object $(DEMO)/object-$$i/object.png \
 			--out $(DEMO)/edit-$$i --force --keep-background || exit 1; \
 	done
-	@$(RUN) -m genhoi.contact_sheet --source $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4 \
+	@$(RUN) -m genhoi.editing.contact_sheet --source $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4 \
 		$(foreach i,$(DEMO_OBJECTS),--edited $(DEMO)/object-$(i)/object.png $(DEMO)/edit-$(i)/edited.mp4) \
 		--out $(DEMO)/edits.png --force
 	@echo "The figures and the edited clips are in $(DEMO)/; edits.png shows both edits"
@@ -140,14 +140,14 @@ gpu-compile: $(READY_TRITON) ## compile every shipped Triton kernel for each GPU
 
 NVCC := $(or $(CUDACXX),$(CUDA_HOME),$(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 
-# The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tests/emugpu).
+# The GPU tests without a GPU or its driver: their kernels' PTX runs in an emulator (tools/emugpu).
 # It needs a CUDA build of torch, in an environment of its own: .venv-cuda, or, of another torch than
 # the default, .venv-cuda-2.11.0.
 DEFAULT_CUDA_TORCH := torch==2.14.1
 CUDA_TORCH ?= $(DEFAULT_CUDA_TORCH)
 EMULATED_ARCHS ?= 80 90
-EMULATED_TESTS ?= tests/test_gpu.py tests/test_gpu_wan.py tests/test_cuda.py tests/test_cuda_backward.py \
-	tests/test_cuda_norm_rope.py tests/test_flash.py tests/test_flash_versions.py
+EMULATED_TESTS ?= tests/kernels/test_gpu.py tests/models/test_gpu_wan.py tests/kernels/test_cuda.py tests/kernels/test_cuda_backward.py \
+	tests/kernels/test_cuda_norm_rope.py tests/kernels/test_flash.py tests/kernels/test_flash_versions.py
 VENV_CUDA := .venv-cuda$(patsubst torch==%,-%,$(filter-out $(DEFAULT_CUDA_TORCH),$(CUDA_TORCH)))
 RUN_CUDA := $(VENV_CUDA)/bin/python
 READY_CUDA := $(VENV_CUDA)/.ready
@@ -177,7 +177,7 @@ $(READY_CUDA): pyproject.toml | $(RUN)
 .PHONY: environments
 environments: $(READY_DEV) $(READY_CUDA) ## set up both environments, that of the emulated GPU too
 
-EMULATED := PYTHONPATH=tests $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
+EMULATED := PYTHONPATH=tools/emugpu $(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
@@ -199,16 +199,16 @@ test-gpu-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## run the GPU te
 
 .PHONY: gpu-report-emulated
 gpu-report-emulated: $(READY_CUDA) $(if $(NVCC),$(CUDA_LIBRARY)) ## a dry run of gpu-report on an emulated GPU, at tiny sizes
-	@EMULATED_GPU=$(lastword $(EMULATED_ARCHS)) $(EMULATED) tests/test_gpu_report.py
+	@EMULATED_GPU=$(lastword $(EMULATED_ARCHS)) $(EMULATED) tests/bench/test_gpu_report.py
 
 .PHONY: test-emulator
 test-emulator: $(READY_CUDA) ## validate the emulated GPU itself
 	@status=0; \
 	echo "The PTX emulator's own tests"; \
-	EMULATED_GPU=$(firstword $(EMULATED_ARCHS)) $(EMULATED) tests/emugpu_tests/ptx || status=1; \
+	EMULATED_GPU=$(firstword $(EMULATED_ARCHS)) $(EMULATED) tools/emugpu/tests/ptx || status=1; \
 	for arch in $(EMULATED_ARCHS); do \
 		echo "Launches on an emulated GPU, sm_$$arch (not hardware)"; \
-		EMULATED_GPU=$${arch}x2 $(EMULATED) tests/emugpu_tests/launch || status=1; \
+		EMULATED_GPU=$${arch}x2 $(EMULATED) tools/emugpu/tests/launch || status=1; \
 	done; \
 	exit $$status
 
@@ -238,7 +238,7 @@ cuda-build-check: wheel ## install one wheel beside each torch of CHECKED_TORCHE
 			touch $$folder/.ready; \
 		fi; \
 		$$python $(CHECKED_PIP) --no-deps --force-reinstall dist/*.whl; \
-		(cd $$folder; $$python -P $(CURDIR)/tests/native/check_wheel.py $(CURDIR)/csrc/cuda/launch.h); \
+		(cd $$folder; $$python -P $(CURDIR)/tests/kernels/native/check_wheel.py $(CURDIR)/csrc/cuda/launch.h); \
 	done
 
 .PHONY: lint

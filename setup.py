@@ -2,7 +2,7 @@
 else is in pyproject.toml.
 
 The extension holds the CPU backend's kernels, and the registration of all kernels through torch's
-stable ABI, so one binary serves every torch from MIN_TORCH (in genhoi_kernels/native.py) on. It is
+stable ABI, so one binary serves every torch from MIN_TORCH (in native.py) on. It is
 compiled by ninja rather than by torch's BuildExtension, because every instruction set has its own
 source file with its own flags, and because importing torch is not possible here: pip isolates the
 build from the environment it installs into, so torch's headers are looked up on disk.
@@ -65,10 +65,10 @@ MIN_NVCC = (12, 8)  # the first that knows all of CUDA_ARCHITECTURES
 
 def oldest_torch() -> tuple[int, ...]:
     """MIN_TORCH of the package, read as text: to import it takes a torch."""
-    text = (ROOT / PACKAGE / "native.py").read_text(encoding="utf-8")
+    text = (ROOT / PACKAGE / "backends" / "native.py").read_text(encoding="utf-8")
     found = re.search(r"^MIN_TORCH = \((\d+), (\d+)\)$", text, re.MULTILINE)
     if found is None:
-        raise SetupError(f"{PACKAGE}/native.py has no line MIN_TORCH = (major, minor)")
+        raise SetupError(f"{PACKAGE}/backends/native.py has no line MIN_TORCH = (major, minor)")
     return tuple(map(int, found.groups()))
 
 

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
+from benchmarks.case import Case, Contender, Results, Truth, Workload, first_line
+from benchmarks.checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
+from benchmarks.context import Context, Pair, autograd_pair
+from benchmarks.peers import GATHERED, PEERS, strongest
 from genhoi_kernels import AttentionCall, MaskGate
-from genhoi_kernels.backends import flash
-
-from .case import Case, Contender, Results, Truth, Workload, first_line
-from .checks import Part, attention_truth, choose_part, joined_gradients, spread_upstream
-from .context import Context, Pair, autograd_pair
-from .peers import GATHERED, PEERS, strongest
+from genhoi_kernels.backends.flash import backend as flash
 
 __all__ = ["attention_flops", "attention_moved", "backend_of", "build_attention", "op_backends",
            "op_label"]  # fmt: skip

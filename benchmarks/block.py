@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bare_attention import attention_flops, attention_moved
+from benchmarks.case import Case, Contender, Results, Truth, Workload
+from benchmarks.context import draw_normal
+from benchmarks.torch_parts import cos_sin, rotate, token_gate
 from genhoi_kernels import FlowGate, GateWeights, HeadSlidingRope, VideoRope
-
-from .bare_attention import attention_flops, attention_moved
-from .case import Case, Contender, Results, Truth, Workload
-from .context import draw_normal
-from .torch_parts import cos_sin, rotate, token_gate
 
 if TYPE_CHECKING:  # else where it is used: the other suites do without the model layer
     from genhoi import GenHOIAdapter

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .shapes import Shape
+from benchmarks.shapes import Shape
 
 __all__ = ["Case", "Contender", "Direction", "Results", "Truth", "Workload", "first_line"]
 

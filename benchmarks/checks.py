@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.case import Contender, Results, Truth
+from benchmarks.context import Context
 from genhoi_kernels import GateWeights, VideoRope, apply_rope, reference_attention
-
-from .case import Contender, Results, Truth
-from .context import Context
 
 __all__ = [
     "Accuracy",

@@ -158,15 +158,8 @@ def _tune(options: dict[str, Any]) -> None:
     from benchmarks.machine import find_device
     from benchmarks.shapes import SHAPES
     from benchmarks.suites import Selection, select
-    from benchmarks.tune import (
-        DEFAULT_SHAPES,
-        Question,
-        gpu_backends,
-        measure,
-        measure_apart,
-        tune,
-    )
-    from genhoi_kernels import choices
+    from benchmarks.tune import DEFAULT_SHAPES, Question, gpu_backends, measure, measure_apart, tune
+    from genhoi_kernels.backends import preferences as choices
 
     device = find_device(options["device"], option="--device")
     if device.type != "cuda":

@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .case import Case, Direction
-from .memory import available_bytes
+from benchmarks.case import Case, Direction
+from benchmarks.memory import available_bytes
 
 __all__ = ["Context", "HeldForward", "Pair", "autograd_pair", "draw_normal"]
 

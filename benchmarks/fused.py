@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import genhoi_kernels as gk
+from benchmarks.bare_attention import attention_flops, attention_moved, op_backends, op_label
+from benchmarks.case import Case, Contender, Results, Workload
+from benchmarks.checks import Part, attention_truth, choose_part
+from benchmarks.context import Context
+from benchmarks.gathered import CUDNN, Attention, default_attention, gathered_attention
+from benchmarks.peers import GATHERED_CUDNN, strongest
+from benchmarks.torch_parts import cos_sin, rotate, token_gate
 from genhoi_kernels import GateWeights, MaskGate, VideoRope
-from genhoi_kernels.gate import gate_shapes
-
-from .bare_attention import attention_flops, attention_moved, op_backends, op_label
-from .case import Case, Contender, Results, Workload
-from .checks import Part, attention_truth, choose_part
-from .context import Context
-from .gathered import CUDNN, Attention, default_attention, gathered_attention
-from .peers import GATHERED_CUDNN, strongest
-from .torch_parts import cos_sin, rotate, token_gate
+from genhoi_kernels.flow_gate import gate_shapes
 
 __all__ = ["build_fused", "peer_labels", "random_gate"]
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from genhoi_kernels import native
-
-from .timing import stopwatch
+from benchmarks.timing import stopwatch
+from genhoi_kernels.backends import native
 
 __all__ = ["Limits", "measure_limits"]
 

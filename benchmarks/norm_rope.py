@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import genhoi_kernels as gk
+from benchmarks.bare_attention import op_backends, op_label
+from benchmarks.case import Case, Contender, Results, Truth, Workload
+from benchmarks.context import HeldForward, draw_normal
+from benchmarks.torch_parts import cos_sin, rotate
 from genhoi_kernels import VideoRope, reference
-
-from .bare_attention import op_backends, op_label
-from .case import Case, Contender, Results, Truth, Workload
-from .context import HeldForward, draw_normal
-from .torch_parts import cos_sin, rotate
 
 __all__ = ["PEER_LABELS", "build_norm_rope"]
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .case import first_line
-from .context import Context, Pair, autograd_pair
-from .gathered import CUDNN, Attention, default_attention, gathered_attention
+from benchmarks.case import first_line
+from benchmarks.context import Context, Pair, autograd_pair
+from benchmarks.gathered import CUDNN, Attention, default_attention, gathered_attention
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from genhoi_kernels._files import whole_file
+from genhoi_kernels.files import whole_file
 
 __all__ = ["draw_plots"]
 

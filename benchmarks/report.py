@@ -10,10 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from genhoi_kernels._files import whole_file
-
-from .machine import Machine
-from .runner import Finished
+from benchmarks.machine import Machine
+from benchmarks.runner import Finished
+from genhoi_kernels.files import whole_file
 
 __all__ = ["CSV_NAME", "append_rows", "print_case", "print_legend", "read_numbers"]
 

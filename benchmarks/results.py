@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 
-from .gpu_report.figures import draw
-from .gpu_report.folder import FILES, LOG, REPORT, RESULTS, read_json
-from .gpu_report.table import is_apart, is_ours, label, ms_words
-from .report import Row, read_numbers
+from benchmarks.gpu_report.figures import draw
+from benchmarks.gpu_report.folder import FILES, LOG, REPORT, RESULTS, read_json
+from benchmarks.gpu_report.table import is_apart, is_ours, label, ms_words
+from benchmarks.report import Row, read_numbers
 
 __all__ = ["README_TABLE", "gpu_table"]
 

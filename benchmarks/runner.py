@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from .apart import DiedError, Progress, call_apart
-from .case import Case, Contender, Workload, first_line
-from .checks import Accuracy, compare
-from .limits import Limits, measure_limits
-from .machine import Machine
-from .memory import peak_extra_bytes
-from .timing import Timings, interleave, ratio
+from benchmarks.apart import DiedError, Progress, call_apart
+from benchmarks.case import Case, Contender, Workload, first_line
+from benchmarks.checks import Accuracy, compare
+from benchmarks.limits import Limits, measure_limits
+from benchmarks.machine import Machine
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.timing import Timings, interleave, ratio
 
 __all__ = ["Budget", "Finished", "run_cases"]
 

@@ -8,15 +8,22 @@ from dataclasses import dataclass, replace
 import torch
 
 import genhoi_kernels as gk
-
-from . import fused, norm_rope
-from .bare_attention import build_attention, op_backends, op_label
-from .block import LABELS, build_block
-from .case import Case, Direction
-from .fused import build_fused
-from .norm_rope import build_norm_rope
-from .peers import GATHERED, PEERS, strongest
-from .shapes import HEADLINE, SHAPES, Shape, find_shape, merge_equal, reduce_shape, sweep_shapes
+from benchmarks import fused, norm_rope
+from benchmarks.bare_attention import build_attention, op_backends, op_label
+from benchmarks.block import LABELS, build_block
+from benchmarks.case import Case, Direction
+from benchmarks.fused import build_fused
+from benchmarks.norm_rope import build_norm_rope
+from benchmarks.peers import GATHERED, PEERS, strongest
+from benchmarks.shapes import (
+    HEADLINE,
+    SHAPES,
+    Shape,
+    find_shape,
+    merge_equal,
+    reduce_shape,
+    sweep_shapes,
+)
 
 __all__ = ["DEFAULT_SUITES", "DTYPES", "SUITES", "Selection", "contender_labels", "select"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .case import first_line
+from benchmarks.case import first_line
 
 __all__ = [
     "Sample",

@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.ablation.measure import GIVEN, Arrays, edited_latents, measure
 from benchmarks.ablation.results import mean_error, thirds
 from benchmarks.ablation.test_set import TestSet
-from genhoi.adapter import WEIGHTS_NAME, GenHOIAdapter
-from genhoi.base import Base
-from genhoi.bases import load_base
-from genhoi.media import atomic_path
-from genhoi.metrics import region_psnr, squared_error
-from genhoi.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
-from genhoi.wan import attach
+from genhoi.bases.base import Base
+from genhoi.bases.load import load_base
+from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
+from genhoi.evaluation.metrics import region_psnr, squared_error
+from genhoi.media.media import atomic_path
+from genhoi.models.adapter import WEIGHTS_NAME, GenHOIAdapter
+from genhoi.models.wan.attach import attach
 
 _SIDE = 96
 _LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}

@@ -1,6 +1,6 @@
 """`genhoi bench --tune`: times the op's GPU backends and writes which to try first.
 
-The table is the user's own (genhoi_kernels/choices.py), for this GPU: the registry reads it before
+The table is the user's own (backends/preferences.py), for this GPU: the registry reads it before
 the built-in one. Measured is bare attention with the mask gate at the named shapes: forward for
 inference, forward and backward for training. A backend whose results are wrong, or which raises, is
 not chosen. The table is written after every question, with all that was measured till then.
@@ -19,16 +19,16 @@ from dataclasses import dataclass
 import torch
 
 import genhoi_kernels as gk
-from genhoi_kernels import choices, registry
-from genhoi_kernels.call import AttentionCall
-from genhoi_kernels.choices import Choice
-
-from . import checks
-from .apart import DiedError, Progress, call_apart
-from .bare_attention import build_attention, op_label
-from .case import Case, Contender, Direction, first_line
-from .shapes import SHAPES, Shape
-from .timing import Timings, interleave
+from benchmarks import checks
+from benchmarks.apart import DiedError, Progress, call_apart
+from benchmarks.bare_attention import build_attention, op_label
+from benchmarks.case import Case, Contender, Direction, first_line
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.timing import Timings, interleave
+from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends import registry
+from genhoi_kernels.backends.preferences import Choice
+from genhoi_kernels.spec import AttentionCall
 
 __all__ = [
     "DEFAULT_SHAPES",

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genhoi.conditioning import paint_grey
+from genhoi.conditioning.condition import paint_grey
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media import fit_image, write_image
+from genhoi.media.media import fit_image, write_image
 
 ROWS = (("train", 2), ("train", 3), ("train", 7), ("train", 6), ("test", 1), ("test", 4))
 FRAMES = (0, 12, 24, 36, 48)

@@ -4,10 +4,16 @@ a look at where attention goes."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from genhoi.figures import draw_inspection
-from genhoi.inspect import Inspection, inspect_clip, summary, summary_table, write_summary
-from genhoi.masks import clear_first_frame, token_mask
-from genhoi.media import (
+from genhoi.conditioning.masks import clear_first_frame, token_mask
+from genhoi.inspection.figure import draw_inspection
+from genhoi.inspection.inspect import (
+    Inspection,
+    inspect_clip,
+    summary,
+    summary_table,
+    write_summary,
+)
+from genhoi.media.media import (
     Clip,
     fit_image,
     read_clip,
@@ -22,26 +28,26 @@ from genhoi.media import (
 from genhoi_kernels import __version__
 
 if TYPE_CHECKING:
-    from genhoi.adapter import AdapterConfig, GenHOIAdapter
-    from genhoi.convert import from_official, to_official
-    from genhoi.evaluation import evaluate
-    from genhoi.pipeline import GenHOIPipeline
-    from genhoi.train_config import TrainConfig
-    from genhoi.trainer import Trainer
-    from genhoi.wan import Attachment, attach
+    from genhoi.editing.pipeline import GenHOIPipeline
+    from genhoi.evaluation.evaluation import evaluate
+    from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
+    from genhoi.models.wan.attach import Attachment, attach
+    from genhoi.models.wan.convert import from_official, to_official
+    from genhoi.training.config import TrainConfig
+    from genhoi.training.trainer import Trainer
 
 # Imported on first use: diffusers takes seconds, and most commands do without it.
 _LAZY = {
-    "AdapterConfig": "genhoi.adapter",
-    "Attachment": "genhoi.wan",
-    "GenHOIAdapter": "genhoi.adapter",
-    "GenHOIPipeline": "genhoi.pipeline",
-    "TrainConfig": "genhoi.train_config",
-    "Trainer": "genhoi.trainer",
-    "attach": "genhoi.wan",
-    "evaluate": "genhoi.evaluation",
-    "from_official": "genhoi.convert",
-    "to_official": "genhoi.convert",
+    "AdapterConfig": "genhoi.models.adapter",
+    "Attachment": "genhoi.models.wan.attach",
+    "GenHOIAdapter": "genhoi.models.adapter",
+    "GenHOIPipeline": "genhoi.editing.pipeline",
+    "TrainConfig": "genhoi.training.config",
+    "Trainer": "genhoi.training.trainer",
+    "attach": "genhoi.models.wan.attach",
+    "evaluate": "genhoi.evaluation.evaluation",
+    "from_official": "genhoi.models.wan.convert",
+    "to_official": "genhoi.models.wan.convert",
 }
 
 __all__ = [

@@ -1,14 +1,14 @@
 """Fused attention of GenHOI: head-sliding RoPE, mask gate and flow gate in one op."""
 
-from ._version import __version__
-from .call import AttentionCall, RopeCall
-from .functional import apply_rope, explain, qk_norm_rope, reference_attention
-from .gate import GateWeights
-from .mask_gate import MaskGate
-from .modules import FlowGate, HeadSlidingRoPE, ReferenceAttention
-from .native import build_info
-from .registry import BackendStatus, backends, supports
-from .rope import HeadSlidingRope, VideoRope, head_frames
+from genhoi_kernels._version import __version__
+from genhoi_kernels.backends.native import build_info
+from genhoi_kernels.backends.registry import BackendStatus, backends, supports
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.functional import apply_rope, explain, qk_norm_rope, reference_attention
+from genhoi_kernels.mask_gate import MaskGate
+from genhoi_kernels.modules import FlowGate, HeadSlidingRoPE, ReferenceAttention
+from genhoi_kernels.rope import HeadSlidingRope, VideoRope, head_frames
+from genhoi_kernels.spec import AttentionCall, RopeCall
 
 __all__ = [
     "AttentionCall",

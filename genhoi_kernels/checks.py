@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .gate import GateWeights, gate_shapes
-from .mask_gate import MAX_SEGMENTS, MaskGate
-from .rope import HeadSlidingRope, VideoRope
+from genhoi_kernels.flow_gate import GateWeights, gate_shapes
+from genhoi_kernels.mask_gate import MAX_SEGMENTS, MaskGate
+from genhoi_kernels.rope import HeadSlidingRope, VideoRope
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GATE_REDUCTIONS = ("token", "sequence")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, ops, reference, registry
-from .gate import GateWeights
-from .mask_gate import MaskGate, mask_bits
-from .rope import HeadSlidingRope, Rope, VideoRope, encode_rope
+from genhoi_kernels import checks, ops, reference
+from genhoi_kernels.backends import registry
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.mask_gate import MaskGate, mask_bits
+from genhoi_kernels.rope import HeadSlidingRope, Rope, VideoRope, encode_rope
 
 
 def reference_attention(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from . import checks, reference
-from .functional import apply_rope, reference_attention
-from .gate import GateWeights
-from .mask_gate import MaskGate
-from .rope import HeadSlidingRope, Schedule, VideoRope
+from genhoi_kernels import checks, reference
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.functional import apply_rope, reference_attention
+from genhoi_kernels.mask_gate import MaskGate
+from genhoi_kernels.rope import HeadSlidingRope, Schedule, VideoRope
 
 OPEN_GATE = 0.99
 

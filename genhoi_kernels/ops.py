@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import registry
-from .call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
-from .gate import GateWeights
-from .mask_gate import MaskGate
-from .reference import wide_dtype
-from .rope import decode_ref_rope, decode_rope, decode_video_rope
+from genhoi_kernels.backends import registry
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.mask_gate import MaskGate
+from genhoi_kernels.reference import wide_dtype
+from genhoi_kernels.rope import decode_ref_rope, decode_rope, decode_video_rope
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
 
 _VMAP_REFUSAL = (
     "{}: torch.vmap is not supported; the batch dimension is there already: pass tensors with "

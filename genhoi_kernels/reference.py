@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import AttentionCall, AttentionGrads, AttentionTensors
-from .gate import GateWeights
-from .rope import Rope, VideoRope
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.rope import Rope, VideoRope
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
 
 GATE_NORM_EPS = 1e-5
 

@@ -16,10 +16,10 @@ INTERPRETS = importlib.util.find_spec("triton") is not None and not torch.cuda.i
 if INTERPRETS:
     os.environ["TRITON_INTERPRET"] = "1"
 
-import interpreter  # noqa: E402
-from cases import backend_params  # noqa: E402
-from faulted_gpu import pytest_runtest_logfinish  # noqa: E402, F401  (a hook of pytest)
 from hypothesis import Phase, settings  # noqa: E402
+from support import interpreter  # noqa: E402
+from support.cases import backend_params  # noqa: E402
+from support.faulted_gpu import pytest_runtest_logfinish  # noqa: E402, F401  (a hook of pytest)
 
 import genhoi_kernels  # noqa: E402
 
@@ -71,14 +71,14 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The data folder: $GENHOI_SHARED, else ``shared`` beside the repository."""
-    beside = Path(__file__).resolve().parent.parent.parent / "shared"
+    beside = Path(__file__).resolve().parents[2] / "shared"
     path = Path(os.environ.get("GENHOI_SHARED", beside))
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}; name one in GENHOI_SHARED")
     return path
 
 
-if not os.environ.get("EMULATED_GPU"):  # else tests/emugpu's plugin has it
+if not os.environ.get("EMULATED_GPU"):  # else tools/emugpu's plugin has it
 
     @pytest.fixture
     def launches() -> None:

@@ -13,9 +13,9 @@ import torch
 from benchmarks.ablation.plan import VARIANTS, Run, Scale, adapt_config
 from benchmarks.ablation.run import VariantTrainer
 from benchmarks.timing import interleave, ratio
-from genhoi.bases import UNTRAINED, load_base
+from genhoi.bases.load import UNTRAINED, load_base
 from genhoi.data.encoded import EncodedClips
-from genhoi.training import make_batch, reconstruction_loss
+from genhoi.training.objective import make_batch, reconstruction_loss
 
 __all__ = ["measure_cost"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, thirds
-from genhoi.media import atomic_path
+from genhoi.media.media import atomic_path
 
 __all__ = ["draw_figures"]
 
@@ -252,7 +252,7 @@ def _attention(path: Path, measured: Sequence[Measured], regime: str) -> Path | 
 def _rope_response(ax: Any, variant: str) -> None:
     """Mean cosine over the temporal frequencies between a frame's query and the reference's key."""
     from benchmarks.ablation.plan import LATENT_FRAMES, schedule_for
-    from genhoi.tiny import TINY_CONFIG
+    from genhoi.bases.tiny import TINY_CONFIG
     from genhoi_kernels import head_frames
 
     head_dim, heads = TINY_CONFIG["attention_head_dim"], TINY_CONFIG["num_attention_heads"]

@@ -13,8 +13,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
-from genhoi.adapter import AdapterLayer, GenHOIAdapter
-from genhoi.reference_stream import complete_channels
+from genhoi.models.adapter import AdapterLayer, GenHOIAdapter
+from genhoi.models.wan.reference_stream import complete_channels
 from genhoi_kernels import VideoRope, qk_norm_rope, reference_attention
 
 __all__ = ["FirstFrame"]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablation.test_set import TestClip, TestSet
-from genhoi.attention_share import reference_share
-from genhoi.base import Base
+from genhoi.bases.base import Base
+from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import Given
-from genhoi.masks import token_mask
-from genhoi.metrics import (
+from genhoi.evaluation.metrics import (
     colour_similarity,
     region_mean,
     region_psnr,
@@ -24,7 +23,8 @@ from genhoi.metrics import (
     ssim_map,
     texture_similarity,
 )
-from genhoi.reconstruction import rebuild
+from genhoi.models.wan.attention_share import reference_share
+from genhoi.training.reconstruction import rebuild
 
 __all__ = ["GIVEN", "Arrays", "attention_mass", "edited_latents", "measure", "save_arrays"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from genhoi.train_config import TrainConfig
+from genhoi.training.config import TrainConfig
 
 __all__ = ["REGIMES", "SCALES", "VARIANTS", "Regime", "Run", "Scale", "Variant", "adapt_config",
            "base_config", "schedule_for"]  # fmt: skip

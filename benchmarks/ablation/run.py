@@ -42,13 +42,13 @@ from benchmarks.ablation.plan import (
 )
 from benchmarks.ablation.posed import PosedClips
 from benchmarks.ablation.test_set import TestSet
-from genhoi.adapter import GenHOIAdapter
-from genhoi.base import Base
-from genhoi.bases import UNTRAINED, load_base
+from genhoi.bases.base import Base
+from genhoi.bases.load import UNTRAINED, load_base
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.media import atomic_path
-from genhoi.trainer import Trainer, TrainProgress
+from genhoi.media.media import atomic_path
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.training.trainer import Trainer, TrainProgress
 
 __all__ = ["Study", "VariantTrainer"]
 

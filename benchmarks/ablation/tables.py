@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.ablation.plan import VARIANTS
 from benchmarks.ablation.results import PARTS, Measured, mean_error, read_measured, thirds
-from genhoi.media import atomic_path
+from genhoi.media.media import atomic_path
 
 __all__ = ["collect_tables", "write_table"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.ablation.plan import SIDE
 from benchmarks.ablation.posed import PosedClips
-from genhoi.base import Base
+from genhoi.bases.base import Base
+from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.masks import token_mask
-from genhoi.metrics import region_psnr, squared_error
+from genhoi.evaluation.metrics import region_psnr, squared_error
 
 __all__ = ["TestClip", "TestSet"]
 

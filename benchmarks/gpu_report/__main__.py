@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from .plan import plan
-from .runner import Run
-from .table import summary
+from benchmarks.gpu_report.plan import plan
+from benchmarks.gpu_report.runner import Run
+from benchmarks.gpu_report.table import summary
 
 _PATH = click.Path(path_type=Path, file_okay=False)
 

@@ -12,14 +12,20 @@ import torch
 
 import genhoi_kernels as gk
 from benchmarks.case import Case
+from benchmarks.gpu_report.folder import (
+    CHECKS,
+    ENVIRONMENT,
+    RESULTS,
+    add_rows,
+    read_json,
+    read_rows,
+)
+from benchmarks.gpu_report.stage import DEVICE, say, stage_options
+from benchmarks.gpu_report.table import row_words
 from benchmarks.limits import Limits
 from benchmarks.machine import describe_machine
 from benchmarks.runner import Budget, Finished, run_cases
 from benchmarks.suites import Selection, select
-
-from .folder import CHECKS, ENVIRONMENT, RESULTS, add_rows, read_json, read_rows
-from .stage import DEVICE, say, stage_options
-from .table import row_words
 
 _TINY = {"grid": (2, 8, 16), "ref_grid": (8, 8), "heads": 1}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import torch
 
-from .stage import DEVICE, say, stage_options
+from benchmarks.gpu_report.stage import DEVICE, say, stage_options
 
 _MOST_JOBS = 16
 

@@ -16,10 +16,9 @@ from torch import Tensor
 import genhoi_kernels as gk
 from benchmarks.case import first_line
 from benchmarks.checks import error_budget
-from genhoi_kernels.gate import gate_shapes
-
-from .folder import CHECKS, add_rows
-from .stage import DEVICE, say, stage_options
+from benchmarks.gpu_report.folder import CHECKS, add_rows
+from benchmarks.gpu_report.stage import DEVICE, say, stage_options
+from genhoi_kernels.flow_gate import gate_shapes
 
 _REPEATS = 6
 """No kernel has atomics: what moves from run to run is a race."""

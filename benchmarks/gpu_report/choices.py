@@ -9,12 +9,11 @@ import click
 import torch
 
 from benchmarks.bare_attention import backend_of
+from benchmarks.gpu_report.folder import CHOICES, RESULTS, read_rows
+from benchmarks.gpu_report.stage import DEVICE, say, stage_options
 from benchmarks.shapes import find_shape
 from benchmarks.tune import Found, Question, choose
-from genhoi_kernels import choices
-
-from .folder import CHOICES, RESULTS, read_rows
-from .stage import DEVICE, say, stage_options
+from genhoi_kernels.backends import preferences as choices
 
 _ORDINARY = ("", "tuned blocks")
 """Settings under which a call without a backend's name would run."""

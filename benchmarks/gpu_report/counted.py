@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
+from benchmarks.gpu_report.stage import DEVICE
 from benchmarks.shapes import Shape, find_shape
 from genhoi_kernels import MaskGate
-
-from .stage import DEVICE
 
 # Of its heads a third: enough to fill any GPU, and Nsight Compute runs each kernel many times.
 _SHAPE, _HEADS = "wan1.3b-480p", 4

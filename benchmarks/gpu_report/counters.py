@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from .bench import chosen_backends
-from .folder import COUNTERS, add_rows
-from .stage import is_emulated, say, stage_options
+from benchmarks.gpu_report.bench import chosen_backends
+from benchmarks.gpu_report.folder import COUNTERS, add_rows
+from benchmarks.gpu_report.stage import is_emulated, say, stage_options
 
 _KERNELS = "regex:attention|gradient|bwd|gate|cudnn|flash|sm90"
 _ACTIVE = "avg.pct_of_peak_sustained_active"

@@ -15,11 +15,10 @@ import click
 import torch
 
 import genhoi_kernels
+from benchmarks.gpu_report.folder import ENVIRONMENT, write_json
+from benchmarks.gpu_report.stage import DEVICE, is_emulated, say, stage_options
 from benchmarks.limits import measure_limits
-from genhoi_kernels import native
-
-from .folder import ENVIRONMENT, write_json
-from .stage import DEVICE, is_emulated, say, stage_options
+from genhoi_kernels.backends import native
 
 _PACKAGES = (
     "torch", "triton", "numpy", "diffusers", "av", "accelerate", "transformers", "pytest",

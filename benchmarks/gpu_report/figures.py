@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.bare_attention import backend_of
+from benchmarks.gpu_report.folder import REPORT, RESULTS, TUNING, read_json
+from benchmarks.gpu_report.table import is_apart, label, ms_words
 from benchmarks.report import read_numbers
-
-from .folder import REPORT, RESULTS, TUNING, read_json
-from .table import is_apart, label, ms_words
 
 __all__ = ["draw"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import append_rows
-from genhoi_kernels._files import whole_file
+from genhoi_kernels.files import whole_file
 
 __all__ = [
     "CHECKS",

@@ -13,13 +13,12 @@ from torch import Tensor
 import genhoi_kernels as gk
 from benchmarks.case import first_line
 from benchmarks.fused import random_gate
+from benchmarks.gpu_report.bench import chosen_backends
+from benchmarks.gpu_report.folder import RESULTS, add_rows
+from benchmarks.gpu_report.stage import DEVICE, is_emulated, say, stage_options
 from benchmarks.shapes import HEADLINE, find_shape
 from benchmarks.timing import interleave
 from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope
-
-from .bench import chosen_backends
-from .folder import RESULTS, add_rows
-from .stage import DEVICE, is_emulated, say, stage_options
 
 _ROUNDS, _SECONDS = 30, 3.0
 

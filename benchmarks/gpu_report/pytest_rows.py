@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .folder import add_rows
+from benchmarks.gpu_report.folder import add_rows
 
 VARIABLE = "GENHOI_REPORT_CHECKS"
 _counts: Counter[str] = Counter()

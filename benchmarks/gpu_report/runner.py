@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from .folder import ENVIRONMENT, FILES, LOG, REPORT, read_json, write_json
-from .plan import Group, Stage
-from .stage import SECONDS
+from benchmarks.gpu_report.folder import ENVIRONMENT, FILES, LOG, REPORT, read_json, write_json
+from benchmarks.gpu_report.plan import Group, Stage
+from benchmarks.gpu_report.stage import SECONDS
 
 __all__ = ["Ended", "Run"]
 

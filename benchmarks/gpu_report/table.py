@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare_attention import backend_of
-
-from .folder import CHECKS, REPORT, RESULTS, read_json, read_rows
+from benchmarks.gpu_report.folder import CHECKS, REPORT, RESULTS, read_json, read_rows
 
 __all__ = ["is_apart", "is_ours", "label", "ms_words", "row_words", "summary"]
 

@@ -9,15 +9,30 @@ from pathlib import Path
 
 import click
 
-from .folder import CHECKS
-from .pytest_rows import VARIABLE
-from .stage import SECONDS, is_emulated, say, stage_options
+from benchmarks.gpu_report.folder import CHECKS
+from benchmarks.gpu_report.pytest_rows import VARIABLE
+from benchmarks.gpu_report.stage import SECONDS, is_emulated, say, stage_options
 
-_FIRST = ("test_gpu.py", "test_cuda.py", "test_cuda_backward.py", "test_cuda_norm_rope.py",
-          "test_flash_hardware.py", "test_flash.py", "test_flash_versions.py",
-          "test_descriptors.py", "test_gpu_wan.py")  # fmt: skip
-_MORE = ("test_norm_rope.py", "test_attention.py", "test_properties.py", "test_torch.py",
-         "test_modules.py", "test_mask_gate.py", "test_errors.py")  # fmt: skip
+_FIRST = (
+    "kernels/test_gpu.py",
+    "kernels/test_cuda.py",
+    "kernels/test_cuda_backward.py",
+    "kernels/test_cuda_norm_rope.py",
+    "kernels/test_flash_hardware.py",
+    "kernels/test_flash.py",
+    "kernels/test_flash_versions.py",
+    "kernels/test_descriptors.py",
+    "models/test_gpu_wan.py",
+)
+_MORE = (
+    "kernels/test_norm_rope.py",
+    "kernels/test_attention.py",
+    "kernels/test_properties.py",
+    "kernels/test_torch.py",
+    "kernels/test_modules.py",
+    "kernels/test_mask_gate.py",
+    "kernels/test_errors.py",
+)
 _MOST_WORKERS = 12
 _TO_END, _LEAST = 12.0, 5.0
 """Seconds before the stage's limit at which no further test is begun; and at least."""
@@ -29,7 +44,7 @@ _TO_END, _LEAST = 12.0, 5.0
 def main(out: Path, work: Path, tiny: bool, more: bool) -> None:
     """Run pytest in several processes."""
     folder = Path("tests")
-    files = [str(folder / name) for name in (_MORE if more else _FIRST) if (folder / name).exists()]
+    files = [str(folder / name) for name in (_MORE if more else _FIRST)]
     command = [
         sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark",
         "-p", "benchmarks.gpu_report.pytest_rows", "--timeout", "150", "-q", "--tb=short", "-rfE",

@@ -18,15 +18,14 @@ from torch import Tensor
 import genhoi_kernels as gk
 from benchmarks.case import first_line
 from benchmarks.fused import random_gate
+from benchmarks.gpu_report.folder import CONFIGS, TUNING, add_rows
+from benchmarks.gpu_report.stage import DEVICE, say, stage_options
 from benchmarks.shapes import Shape
 from genhoi_kernels import MaskGate
-from genhoi_kernels.backends import triton as backend
-from genhoi_kernels.triton_kernels import autotune, configs
-from genhoi_kernels.triton_kernels.candidates import candidates
-from genhoi_kernels.triton_kernels.configs import Config, Key
-
-from .folder import CONFIGS, TUNING, add_rows
-from .stage import DEVICE, say, stage_options
+from genhoi_kernels.backends.triton import backend as backend
+from genhoi_kernels.backends.triton.tuning import autotune, configs
+from genhoi_kernels.backends.triton.tuning.candidates import candidates
+from genhoi_kernels.backends.triton.tuning.configs import Config, Key
 
 _SHAPES = {
     128: Shape("tuning", (16, 16, 32), (32, 32), heads=12, head_dim=128),

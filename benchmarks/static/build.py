@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from genhoi_kernels.triton_kernels.variant import Variant
-
-from .architectures import ARCHITECTURES
-from .compile import Compiled
-from .pool import compile_all, list_variants
+from benchmarks.static.architectures import ARCHITECTURES
+from benchmarks.static.compile import Compiled
+from benchmarks.static.pool import compile_all, list_variants
+from benchmarks.static.variant import Variant
 
 __all__ = ["SUBSETS", "Build", "build"]
 

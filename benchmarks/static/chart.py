@@ -9,10 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from genhoi.media import atomic_path
-
-from .performance import AIMS
-from .table import Row
+from benchmarks.static.performance import AIMS
+from benchmarks.static.table import Row
+from genhoi.media.media import atomic_path
 
 __all__ = ["draw_chart"]
 

@@ -1,4 +1,4 @@
-"""Make genhoi_kernels/triton_kernels/configs.json: what compiles well, in an order of preference.
+"""Make the table of Triton configurations (tuning/configs.json): what compiles well, best first.
 
 For every architecture, kernel, size of a value and head dim, candidates are compiled bare and with
 everything a call can ask for. The first that spills nothing and fits the shared memory is taken.
@@ -18,13 +18,14 @@ import click
 import torch
 import triton
 
+from benchmarks.static import shipped
 from benchmarks.static.compile import Compiled, compile_variant
 from benchmarks.static.performance import our_row
 from benchmarks.static.violations import violations
-from genhoi.media import atomic_path
-from genhoi_kernels.triton_kernels import compiler, configs, shipped
-from genhoi_kernels.triton_kernels.candidates import candidates
-from genhoi_kernels.triton_kernels.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
+from genhoi.media.media import atomic_path
+from genhoi_kernels.backends.triton.tuning import compiler, configs
+from genhoi_kernels.backends.triton.tuning.candidates import candidates
+from genhoi_kernels.backends.triton.tuning.configs import ARCHS, HEAD_DIMS, KERNELS, Config, Key
 
 __all__ = ["main"]
 

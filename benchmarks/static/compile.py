@@ -11,11 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genhoi_kernels.triton_kernels.variant import Variant
-
-from .architectures import ARCHITECTURES, Architecture
-from .sass import TENSOR, Function, classify, opcode_of, read_functions, tensor_loops
-from .tools import disassemble, resource_usage
+from benchmarks.static.architectures import ARCHITECTURES, Architecture
+from benchmarks.static.sass import (
+    TENSOR,
+    Function,
+    classify,
+    opcode_of,
+    read_functions,
+    tensor_loops,
+)
+from benchmarks.static.tools import disassemble, resource_usage
+from benchmarks.static.variant import Variant
 
 __all__ = ["Compiled", "compile_variant", "describe", "is_pipelined"]
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from genhoi.cli_common import PATH, plain_errors
-
-from .architectures import ARCHITECTURES
-from .build import SUBSETS, build
-from .pool import SHIPPED
-from .table import compiled_row, print_compiled, write_rows
-from .violations import violations
+from benchmarks.static.architectures import ARCHITECTURES
+from benchmarks.static.build import SUBSETS, build
+from benchmarks.static.pool import SHIPPED
+from benchmarks.static.table import compiled_row, print_compiled, write_rows
+from benchmarks.static.violations import violations
+from genhoi.cli.common import PATH, plain_errors
 
 __all__ = ["CSV_NAME", "main"]
 

@@ -21,14 +21,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from genhoi.cli_common import PATH, plain_errors
+from benchmarks.static.architectures import ARCHITECTURES
+from benchmarks.static.sass import read_functions, tensor_loops
+from benchmarks.static.sass_model import MODELLED, Kernel, model_loops
+from benchmarks.static.table import Row, write_rows
+from benchmarks.static.tools import Usage, disassemble
+from genhoi.cli.common import PATH, plain_errors
 from genhoi_kernels import native
-
-from .architectures import ARCHITECTURES
-from .sass import read_functions, tensor_loops
-from .sass_model import MODELLED, Kernel, model_loops
-from .table import Row, write_rows
-from .tools import Usage, disassemble
 
 __all__ = ["CSV_NAME", "KERNELS", "compile_source", "main", "rows_of"]
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .sass_model import MODELLED, Kernel, model_sass
-from .tools import library_sass, library_usage
+from benchmarks.static.sass_model import MODELLED, Kernel, model_sass
+from benchmarks.static.tools import library_sass, library_usage
 
 __all__ = ["BACKWARD", "FORWARD", "find_cuda_torch", "products_of", "read_peers", "read_torch"]
 

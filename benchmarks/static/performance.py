@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .compile import Compiled
-from .peers import BACKWARD, FORWARD, products_of
-from .sass import Function, read_functions, tensor_loops
-from .sass_model import MODELLED, Kernel, choose_loop, count_work, model_loops
-from .table import Row, compiled_row
-from .tools import Usage
+from benchmarks.static.compile import Compiled
+from benchmarks.static.peers import BACKWARD, FORWARD, products_of
+from benchmarks.static.sass import Function, read_functions, tensor_loops
+from benchmarks.static.sass_model import MODELLED, Kernel, choose_loop, count_work, model_loops
+from benchmarks.static.table import Row, compiled_row
+from benchmarks.static.tools import Usage
 
 __all__ = ["AIMS", "Aim", "Extra", "aims_met", "compare_extras", "our_row", "peer_row"]
 

@@ -11,13 +11,12 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from genhoi_kernels.triton_kernels.variant import Variant
-
-from .compile import Compiled, compile_variant, describe
+from benchmarks.static.compile import Compiled, compile_variant, describe
+from benchmarks.static.variant import Variant
 
 __all__ = ["SHIPPED", "WORKERS", "compile_all", "list_variants"]
 
-SHIPPED = "genhoi_kernels.triton_kernels.shipped:variants"
+SHIPPED = "benchmarks.static.shipped:variants"
 WORKERS = 2
 _INTERPRET = "TRITON_INTERPRET"
 

@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .architectures import ARCHITECTURES
-from .build import build
-from .chart import draw_chart
-from .peers import find_cuda_torch, read_peers, read_torch
-from .performance import Extra, aims_met, compare_extras, our_row, peer_row
-from .pool import SHIPPED
-from .table import DASH, Row, write_rows
+from benchmarks.static.architectures import ARCHITECTURES
+from benchmarks.static.build import build
+from benchmarks.static.chart import draw_chart
+from benchmarks.static.peers import find_cuda_torch, read_peers, read_torch
+from benchmarks.static.performance import Extra, aims_met, compare_extras, our_row, peer_row
+from benchmarks.static.pool import SHIPPED
+from benchmarks.static.table import DASH, Row, write_rows
 
 __all__ = ["CSV_NAME", "PICTURE_NAME", "Report", "make_report", "print_report", "write_report"]
 

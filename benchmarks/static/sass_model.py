@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .architectures import ARCHITECTURES
-from .sass import (
+from benchmarks.static.architectures import ARCHITECTURES
+from benchmarks.static.sass import (
     CLASSES,
     HALF_OPCODES,
     Function,
@@ -36,7 +36,7 @@ from .sass import (
     read_functions,
     tensor_loops,
 )
-from .tools import Usage
+from benchmarks.static.tools import Usage
 
 __all__ = [
     "MODELLED",

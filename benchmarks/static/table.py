@@ -10,10 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from genhoi.media import atomic_path
-
-from .compile import Compiled
-from .violations import violations
+from benchmarks.static.compile import Compiled
+from benchmarks.static.violations import violations
+from genhoi.media.media import atomic_path
 
 __all__ = ["DASH", "Row", "compiled_row", "print_compiled", "write_rows"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compile import Compiled
+from benchmarks.static.compile import Compiled
 
 __all__ = ["violations"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genhoi.data.folders import ClipFiles
 from genhoi.data.sample import HOISample
-from genhoi.media import (
+from genhoi.media.media import (
     BACKGROUND,
     Clip,
     ResizeMode,

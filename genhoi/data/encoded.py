@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genhoi.base import Base
-from genhoi.conditioning import build_condition
+from genhoi.bases.base import Base
+from genhoi.conditioning.condition import build_condition
 from genhoi.data.sample import HOIDataset, HOISample
-from genhoi.locks import one_after_the_other
-from genhoi.media import fit_image
+from genhoi.media.locks import one_after_the_other
+from genhoi.media.media import fit_image
 
 __all__ = ["EncodedClips", "Given", "conditions_for", "encode_dataset"]
 
@@ -264,12 +264,12 @@ def _encode(base: Base, sample: HOISample, given: Sequence[Given]) -> Iterator[t
 def conditions_for(base: Base, given: Collection[str]) -> tuple[Given, ...]:
     """Which conditions to encode, so that these frames can be given.
 
-    A base that encodes every latent frame by itself needs few: `genhoi.training.given_condition`
+    A base that encodes every latent frame by itself needs few: `objective.given_condition`
     puts the others together. The last frame alone is no latent frame, so that has to be encoded.
 
     Args:
         base: whose codec is used.
-        given: names of `genhoi.training.GivenFrames`.
+        given: names of `genhoi.training.objective.GivenFrames`.
     """
     names: tuple[Given, ...] = get_args(Given)
     if not base.frames_apart:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from genhoi.media import IMAGE_SUFFIXES, PathLike
+from genhoi.media.media import IMAGE_SUFFIXES, PathLike
 
 __all__ = [
     "PLAIN_COLUMNS",

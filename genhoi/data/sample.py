@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genhoi.media import Clip
+from genhoi.media.media import Clip
 
 __all__ = ["HOIDataset", "HOISample"]
 

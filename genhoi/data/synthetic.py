@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from genhoi.data.hand import Hand, draw_capsules, make_hand
 from genhoi.data.sample import HOISample
 from genhoi.data.sprites import Split, background, sprite
-from genhoi.media import BACKGROUND, Clip, check_target, write_clip, write_image, write_mask
+from genhoi.media.media import BACKGROUND, Clip, check_target, write_clip, write_image, write_mask
 
 __all__ = ["MaskKind", "SyntheticHOI", "write_sample"]
 

@@ -1,1 +1,1 @@
-"""One file a backend; see ``genhoi_kernels.registry`` for what each has to offer."""
+"""One file a backend; see ``genhoi_kernels.backends.registry`` for what each has to offer."""

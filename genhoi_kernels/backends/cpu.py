@@ -7,11 +7,11 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import native
-from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
-from ..gate import GateWeights
-from ..reference import AttentionResult
-from ..rope import HeadSlidingRope, Rope, token_places
+from genhoi_kernels.backends import native
+from genhoi_kernels.flow_gate import GateWeights
+from genhoi_kernels.reference import AttentionResult
+from genhoi_kernels.rope import HeadSlidingRope, Rope, token_places
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall, present
 
 DESCRIPTION = "C++ kernels for CPU tensors; float32, bfloat16, float16"
 MAX_HEAD_DIM = 256

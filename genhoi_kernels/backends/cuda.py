@@ -7,13 +7,13 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import native
-from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
-from ..device_constants import angles, segments
-from ..gate import GateSums, GateWeights
-from ..mask_gate import tile_bits
-from ..reference import AttentionResult
-from ..rope import HeadSlidingRope, Rope
+from genhoi_kernels.backends import native
+from genhoi_kernels.backends.device_tables import angles, segments
+from genhoi_kernels.flow_gate import GateSums, GateWeights
+from genhoi_kernels.mask_gate import tile_bits
+from genhoi_kernels.reference import AttentionResult
+from genhoi_kernels.rope import HeadSlidingRope, Rope
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
 
 DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import reference
-from ..call import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
-from ..reference import AttentionResult
-from ..rope import Rope
+from genhoi_kernels import reference
+from genhoi_kernels.reference import AttentionResult
+from genhoi_kernels.rope import Rope
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
 
 DESCRIPTION = "plain PyTorch, the oracle; any device and dtype, N x (Nk + M) memory"
 

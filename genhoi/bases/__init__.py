@@ -1,0 +1,1 @@
+"""What `--base` names: models with their codecs and encoders, ready to be edited with."""

@@ -1,0 +1,3 @@
+from genhoi.cli import main
+
+main()

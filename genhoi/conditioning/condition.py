@@ -1,0 +1,175 @@
+"""The condition that a GenHOI model sees beside the noisy latents.
+
+Input of the model, for every latent pixel: [noisy latent C | mask 4 | masked-video latent C]. In
+the mask 1 means "generate here", the opposite of stock Wan image-to-video, where 1 marks what is
+given.
+
+Source: GenHOI, arXiv 2603.06048.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genhoi.conditioning.masks import MaskRule, token_mask
+
+__all__ = ["GREY", "Condition", "build_condition", "latent_mask", "paint_grey", "reference_tokens"]
+
+TIME, SPACE = 4, 8
+# The middle of 0..255, as for the background of reference pictures: near 0 for the VAE.
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What stays the same over all denoising steps of one window.
+
+    Args:
+        channels: float32 [1, 4 + C, f, H/8, W/8], mask and masked-video latent.
+        mask: bool [F, H, W], what is generated.
+        first_image: uint8 [H, W, 3], frame 0 as the model sees it; for the image encoder.
+        last_image: uint8 [H, W, 3], the last frame as the model sees it.
+    """
+
+    channels: Tensor
+    mask: Tensor
+    first_image: Tensor
+    last_image: Tensor
+
+    @property
+    def latent_mask(self) -> Tensor:
+        """float32 [1, 4, f, H/8, W/8]."""
+        return self.channels[:, :TIME]
+
+
+def latent_mask(mask: Tensor) -> Tensor:
+    """Bring a pixel mask into the form of the latents.
+
+    Nearest resize by 8; frame 0 repeated 4 times; then every 4 frames become the 4 channels of one
+    latent frame.
+
+    Args:
+        mask: bool [B, F, H, W] or [F, H, W], F = 1 + 4 (f - 1), H and W multiples of 16.
+
+    Returns:
+        float32 [B, 4, f, H/8, W/8] of exact zeros and ones.
+
+    Raises:
+        TypeError: another dtype. A mask with noise in it has to be binarised first.
+        ValueError: another shape.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: got {mask.dtype}, wanted torch.bool; binarise it first")
+    if mask.ndim == 3:
+        mask = mask[None]
+    if mask.ndim != 4 or (mask.shape[1] - 1) % TIME or mask.shape[2] % 16 or mask.shape[3] % 16:
+        raise ValueError(
+            f"mask: got shape {tuple(mask.shape)}, wanted [B, 1 + 4 n, H, W] with H and W "
+            f"multiples of 16"
+        )
+    height, width = mask.shape[2] // SPACE, mask.shape[3] // SPACE
+    small = F.interpolate(mask.float(), size=(height, width), mode="nearest")
+    frames = torch.cat([small[:, :1].expand(-1, TIME, -1, -1), small[:, 1:]], dim=1)
+    return frames.unflatten(1, (-1, TIME)).transpose(1, 2).contiguous()
+
+
+def paint_grey(frames: Tensor, mask: Tensor) -> Tensor:
+    """Paint masked pixels grey.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        mask: bool [F, H, W].
+
+    Returns:
+        A new uint8 tensor [F, H, W, 3].
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: the shapes do not belong together.
+    """
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"frames: got {frames.dtype}, wanted torch.uint8")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: got {mask.dtype}, wanted torch.bool; binarise it first")
+    if frames.ndim != 4 or frames.shape[3] != 3 or mask.shape != frames.shape[:3]:
+        raise ValueError(
+            f"mask: got shape {tuple(mask.shape)}, wanted {tuple(frames.shape[:3])} for frames of "
+            f"shape {tuple(frames.shape)}"
+        )
+    return torch.where(mask[..., None], torch.full_like(frames, GREY), frames)
+
+
+def build_condition(
+    frames: Tensor,
+    mask: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    first_frame: Tensor | None = None,
+    last_frame: Tensor | None = None,
+) -> Condition:
+    """Build the condition of one window.
+
+    Args:
+        frames: uint8 [F, H, W, 3], F = 1 + 4 n, H and W multiples of 16.
+        mask: bool [F, H, W], where to generate.
+        encode: uint8 [F, H, W, 3] -> normalised latents [1, C, f, H/8, W/8].
+        first_frame: uint8 [H, W, 3], frame 0 finished: it takes the place of the clip's, and
+            nothing is masked there. None: frame 0 is masked like any other, which departs from the
+            authors' release.
+        last_frame: the same for the last frame.
+
+    Raises:
+        TypeError, ValueError: as `latent_mask` and `paint_grey`; a finished frame of another dtype
+            or shape; nothing masked at all.
+    """
+    frames, mask = frames.clone(), mask.clone()
+    for name, index, image in (("first_frame", 0, first_frame), ("last_frame", -1, last_frame)):
+        if image is None:
+            continue
+        if image.dtype != torch.uint8:
+            raise TypeError(f"{name}: got {image.dtype}, wanted torch.uint8")
+        if image.shape != frames.shape[1:]:
+            raise ValueError(
+                f"{name}: got shape {tuple(image.shape)}, wanted {tuple(frames.shape[1:])} like "
+                f"the clip's frames"
+            )
+        frames[index], mask[index] = image, False
+    channels = latent_mask(mask)
+    painted = paint_grey(frames, mask)
+    latents = encode(painted).float()
+    return Condition(
+        channels=torch.cat([channels.to(latents.device), latents], dim=1),
+        mask=mask,
+        first_image=painted[0],
+        last_image=painted[-1],
+    )
+
+
+def reference_tokens(
+    masks: Sequence[Tensor],
+    grid: tuple[int, int, int],
+    *,
+    rule: MaskRule = "release",
+    first_frame_given: bool,
+) -> Tensor:
+    """Say of every video token which references it may see.
+
+    Args:
+        masks: bool [F, H, W] for each reference, with finished frames still in.
+        grid: the token grid (f, h, w).
+        rule: see `token_mask`.
+        first_frame_given: frame 0 is finished, so none of its tokens sees a reference.
+
+    Returns:
+        int32 [1, f * h * w]; bit r: the token sees reference r.
+    """
+    bits = torch.zeros(1, grid[0] * grid[1] * grid[2], dtype=torch.int32)
+    for r, mask in enumerate(masks):
+        seen = token_mask(mask, grid, rule=rule, kind="pixel", clear_first=first_frame_given)
+        bits |= seen.to(torch.int32) << r
+    return bits

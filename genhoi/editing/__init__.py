@@ -1,0 +1,1 @@
+"""Clip, mask and picture of an object in; edited clip out."""

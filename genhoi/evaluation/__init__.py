@@ -1,0 +1,1 @@
+"""Edited clips beside their ground truths."""

@@ -1,0 +1,1 @@
+"""Where a clip looks at the picture of an object."""

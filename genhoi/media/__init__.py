@@ -1,0 +1,1 @@
+"""Clips, masks and images: in and out of files."""

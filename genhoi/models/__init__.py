@@ -1,0 +1,1 @@
+"""GenHOI on pretrained video models: the adapter, and what attaches it to each."""

@@ -1,0 +1,1 @@
+"""GenHOI on a diffusers Wan transformer (docs/model_layer.md)."""

@@ -1,0 +1,306 @@
+"""All that says how a training run goes: one dataclass, a YAML file, the same names as flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from genhoi.conditioning.masks import MaskRule
+from genhoi.models.adapter import FlowGateReduction, GateInit, Schedule
+from genhoi.training.objective import GivenFrames
+
+__all__ = ["TrainConfig", "changed_settings", "parse_setting", "read_config"]
+
+Stage = Literal["adapter", "base"]
+Mask = Literal["tight", "box", "mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a run.
+
+    Args:
+        stage: "adapter" trains GenHOI's own weights on a frozen base; "base" trains the base
+            itself, without any reference (for tiny ones).
+        base: "tiny", "tiny-untrained", the folder of a tiny base, or a diffusers Wan pipeline.
+        data: "synthetic", or a folder or CSV of clips (see `genhoi.data.folders`).
+        clips: number of synthetic clips.
+        frames: of every clip, 1 + 4 n; longer ones are cut into several.
+        height, width: of every clip, multiples of 16; others are resized, and cut at the sides.
+        mask: of synthetic clips: close to hand and object, or a box around both.
+        data_seed: another one gives other synthetic clips.
+        object_from_mask: where your own clips lack a picture of the object, cut it out of the clip.
+        steps: steps of the optimiser, in all.
+        batch: samples a step, over all processes.
+        micro_batch: samples a process takes at once; gradients are accumulated over the rest.
+            None: all at once.
+        learning_rate: after the warm-up.
+        warmup: steps over which the learning rate rises.
+        decay: share of the steps, at the end, over which the learning rate falls to a tenth.
+        weight_decay: of AdamW.
+        clip_norm: the gradient's norm is cut to it.
+        ema: decay of the weights' moving average, which is sampled from and saved; 0 for none.
+        shift: of the noise levels, towards noise. None: the base's own.
+        mask_weight: weight of the loss where something is to be generated; 1 elsewhere.
+        given: which frames are given, finished, and how often: none, first, first_last, and for a
+            tiny base near (one beside every hidden one) and mixed (none to half of them).
+        reference_dropout: how often a sample sees no reference.
+        mask_rule: when a token counts as masked for the gate. None: the base's own.
+        adapter: folder or Hub name of an adapter to go on from; None for a fresh one.
+        rank: of a fresh adapter's low-rank weights.
+        queries_keys: whether the low-rank weights of q and k are trained, or those of v alone.
+        gate_init: of a fresh adapter: gates start open, or at one half.
+        mask_gate: of a fresh adapter: whether only tokens inside the mask see the reference.
+        flow_gate: of a fresh adapter: a gate for every token or sequence, or none.
+        schedule: of a fresh adapter: paper, release, or the frame of all heads' references.
+        video_rank: of low-rank weights on the video's own q, k, v (through peft); 0 for none.
+        train_base: train the whole base along with the adapter (for tiny ones).
+        backend: of the fused op, see `genhoi doctor`; None for the first that fits.
+        base_dtype: "bfloat16" halves the memory of a frozen base.
+        precision: "bf16" computes in it under autocast; "no" in float32.
+        parallel: how several processes share the work: "ddp" or "fsdp" (FSDP2).
+        checkpointing: compute activations again in the backward pass, to save memory.
+        workers: processes that read or draw clips, for encoding. 0: `genhoi train` chooses.
+        log_every: steps between two rows of metrics.
+        checkpoint_every: steps between two checkpoints; 0 for the last one alone.
+        sample_every: steps between two sheets of samples; 0 for none.
+        keep: number of checkpoints that are kept, the latest ones.
+        samples: clips that a sample sheet shows.
+        seed: of weights, order and noise.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+
+    stage: Stage = "adapter"
+    base: str = "tiny"
+    data: str = "synthetic"
+    clips: int = 2000
+    frames: int = 49
+    height: int = 96
+    width: int = 96
+    mask: Mask = "tight"
+    data_seed: int = 0
+    object_from_mask: bool = False
+    steps: int = 1000
+    batch: int = 8
+    micro_batch: int | None = None
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    decay: float = 0.4
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.99
+    shift: float | None = None
+    mask_weight: float = 4.0
+    given: dict[GivenFrames, float] = field(default_factory=lambda: {"first": 1.0})
+    reference_dropout: float = 0.1
+    mask_rule: MaskRule | None = None
+    adapter: str | None = None
+    rank: int = 32
+    queries_keys: bool = True
+    gate_init: GateInit = "open"
+    mask_gate: bool = True
+    flow_gate: FlowGateReduction | None = "token"
+    schedule: Schedule = "paper"
+    video_rank: int = 0
+    train_base: bool = False
+    backend: str | None = None
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["no", "bf16"] = "bf16"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpointing: bool = False
+    workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    sample_every: int = 0
+    keep: int = 2
+    samples: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked alone."""
+        for name, choices in (
+            ("stage", get_args(Stage)),
+            ("mask", get_args(Mask)),
+            ("precision", ("no", "bf16")),
+            ("base_dtype", ("float32", "bfloat16")),
+            ("parallel", ("ddp", "fsdp")),
+            ("mask_rule", (None, *get_args(MaskRule))),
+            ("gate_init", get_args(GateInit)),
+            ("flow_gate", (None, *get_args(FlowGateReduction))),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {choices}")
+        for name in ("clips", "steps", "batch", "log_every", "keep", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        for name in (
+            "warmup", "weight_decay", "video_rank", "workers", "checkpoint_every", "sample_every",
+            "samples", "mask_weight",
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 0")
+        for name in ("ema", "reference_dropout", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted 0 to 1")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted a positive number")
+        if self.frames < 5 or (self.frames - 1) % 4:
+            raise ValueError(f"frames: got {self.frames}, wanted 1 + 4 n: 5, 9, ..., 81, ...")
+        if self.height % 16 or self.width % 16:
+            raise ValueError(
+                f"height, width: got {self.height} and {self.width}, wanted multiples of 16"
+            )
+        self._check_given()
+        if isinstance(self.schedule, str) and self.schedule not in ("paper", "release"):
+            raise ValueError(
+                f"schedule: got {self.schedule!r}, wanted paper, release, or the frame of all heads"
+            )
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
+            raise ValueError(f"micro_batch: got {self.micro_batch}, wanted 1 to {self.batch}")
+        if (self.stage == "base" or self.train_base) and self.base_dtype != "float32":
+            raise ValueError(
+                "base_dtype: got 'bfloat16' for a base to be trained, wanted 'float32'"
+            )
+        if self.train_base and (self.stage == "base" or self.video_rank):
+            raise ValueError(
+                f"train_base: got it with stage {self.stage!r} and video_rank {self.video_rank}, "
+                f"wanted stage 'adapter' and video_rank 0"
+            )
+        if self.stage == "base" and (self.adapter is not None or self.video_rank):
+            raise ValueError("stage: got 'base' with adapter weights, wanted 'adapter' for these")
+
+    def _check_given(self) -> None:
+        if unknown := sorted(set(self.given) - set(get_args(GivenFrames))):
+            raise ValueError(f"given: got {unknown}, wanted some of {get_args(GivenFrames)}")
+        if min(self.given.values(), default=-1) < 0 or abs(sum(self.given.values()) - 1) > 1e-6:
+            raise ValueError(f"given: got {self.given}, wanted shares that add up to 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as for YAML."""
+        return dataclasses.asdict(self)
+
+
+# What may change when a run goes on. None of it has any influence on the weights ...
+_WITHOUT_INFLUENCE = {"workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples"}
+# ... or none beyond rounding: where memory ran out, the run may go on in smaller parts.
+_ROUNDING_ONLY = {"micro_batch", "parallel", "checkpointing", "backend"}
+FREE_TO_CHANGE = frozenset(_WITHOUT_INFLUENCE | _ROUNDING_ONLY)
+
+
+def changed_settings(before: dict[str, Any], now: TrainConfig) -> list[str]:
+    """What keeps a run from going on: "name old -> new" for each setting that changed.
+
+    Args:
+        before: `TrainConfig.to_dict` of the run so far. What it lacks is newer than it, and had its
+            default's effect.
+        now: of the run that is to go on.
+    """
+    defaults = TrainConfig().to_dict()
+    found = []
+    for name, value in now.to_dict().items():
+        old = before.get(name, defaults[name])
+        # Shares are drawn from in their order, so another order is another run.
+        in_order = (list(old), list(value)) if isinstance(value, dict) else (0, 0)
+        if name not in FREE_TO_CHANGE and (old != value or in_order[0] != in_order[1]):
+            found.append(f"{name} {old!r} -> {value!r}")
+    return found
+
+
+def read_config(path: Path | None, changes: dict[str, Any]) -> TrainConfig:
+    """Settings from a YAML file, if any, with some of them changed.
+
+    Args:
+        path: of the file; None for the defaults.
+        changes: what wins over it, in the types of `TrainConfig` or as text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping of known names, or a value is of another type or out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise FileNotFoundError(f"config: there is no file {path}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"config: {path} is no YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"config: {path} holds a {type(values).__name__}, wanted a mapping")
+    values |= changes
+    fields = {item.name for item in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(set(map(str, values)) - fields):
+        raise ValueError(f"config: got unknown settings {unknown}, wanted some of {sorted(fields)}")
+    return TrainConfig(**{name: parse_setting(name, value) for name, value in values.items()})
+
+
+# --------------------------------------------------------------------------------- values from text
+
+
+def parse_setting(name: str, value: Any) -> Any:
+    """A setting's value in its own type, from YAML or from text.
+
+    YAML reads 1e-3 as a word; on a command line everything is one. "none" stands for None, and
+    "first=0.5,none=0.5" for shares.
+
+    Raises:
+        ValueError: it is of none of the setting's types.
+    """
+    hint = get_type_hints(TrainConfig)[name]
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if type(None) in kinds and value in (None, "none"):
+        return None
+    # A number is also a word, so words come last.
+    for kind in sorted((k for k in kinds if k is not type(None)), key=lambda kind: kind is str):
+        try:
+            return _parsed(kind, value)
+        except (ValueError, TypeError):
+            continue
+    wanted = " or ".join(_words(kind) for kind in kinds)
+    raise ValueError(f"{name}: got {value!r}, wanted {wanted}")
+
+
+def _parsed(kind: Any, value: Any) -> Any:
+    """Raises ValueError or TypeError where the value is of another kind."""
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+    elif get_origin(kind) is dict:
+        if isinstance(value, str):
+            pairs = (item.partition("=") for item in value.split(","))
+            value = {which.strip(): share if equals else 1 for which, equals, share in pairs}
+        if isinstance(value, dict):
+            return {which: _parsed(float, share) for which, share in value.items()}
+    elif get_origin(kind) is list:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, list):
+            return [_parsed(float, item) for item in items]
+    elif kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+    elif kind is int:
+        if isinstance(value, (int, str)):
+            return int(value)
+    elif isinstance(value, (str, int, float)):
+        return kind(value)
+    raise ValueError
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    plain = {
+        int: "an integer", float: "a number", bool: "true or false", str: "a word",
+        type(None): "none",
+    }  # fmt: skip
+    lists = {list: "numbers as 0,1,2", dict: "shares as first=0.5,none=0.5"}
+    return lists.get(get_origin(kind)) or plain[kind]  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,247 @@
+"""What is learned: rebuild a clip's hand and object from noise, given the rest and a picture.
+
+Self-supervised reconstruction with flow matching (GenHOI, arXiv 2603.06048): of a clip's latents z
+the region of hand and object is hidden in the condition; with noise e and a level sigma the model
+sees (1 - sigma) z + sigma e and shall say e - z. `genhoi.training.trainer` runs the steps.
+
+Every random choice of a sample depends on (seed, its place in the order of all samples) alone. So
+the same samples come, with the same noise, however many processes share them, and after any
+interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from genhoi.conditioning.masks import MaskRule, token_mask
+from genhoi.data.encoded import EncodedClips, Given
+from genhoi.models.sampling import shifted
+
+__all__ = [
+    "Batch",
+    "GivenFrames",
+    "SampleChoices",
+    "given_condition",
+    "make_batch",
+    "reconstruction_loss",
+    "sample_of",
+    "seeing_tokens",
+]
+
+# "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
+# are for bases that encode every latent frame by itself.
+GivenFrames = Literal[Given, "near", "mixed"]
+
+_TIMESTEPS = 1000
+_NEAR_PERIOD = 4
+
+
+@dataclass(frozen=True)
+class SampleChoices:
+    """What `make_batch` draws from.
+
+    Args:
+        seed: of all choices.
+        given: which frames are given, finished -> how often; the sum is 1.
+        reference_dropout: how often a sample sees no reference.
+        shift: of the noise levels: shift s / (1 + (shift - 1) s) for s uniform in (0, 1).
+        mask_gate: whether only tokens inside the mask see the reference.
+        mask_rule: when a token counts as inside.
+    """
+
+    seed: int
+    given: dict[GivenFrames, float]
+    reference_dropout: float
+    shift: float
+    mask_gate: bool
+    mask_rule: MaskRule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, on one device; latents are float32.
+
+    Args:
+        clean, noise: [B, C, f, h, w].
+        sigmas: [B].
+        condition: [B, 4 + C, f, h, w].
+        objects: [B, C, 1, h, w].
+        tokens: bool [B, N], which see the reference.
+        text: [B, tokens, text_dim].
+        image: [B, tokens, image_dim] or None.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    sigmas: Tensor
+    condition: Tensor
+    objects: Tensor
+    tokens: Tensor
+    text: Tensor
+    image: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved: dict[str, Any] = {
+            name: None if x is None else x.to(device) for name, x in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+def sample_of(place: int, clips: int, seed: int) -> int:
+    """The sample at a place in the endless order; each pass over the clips has its own order."""
+    passes, position = divmod(place, clips)
+    return int(_order(clips, seed, passes)[position])
+
+
+@lru_cache(maxsize=2)  # a batch may reach from one pass into the next
+def _order(clips: int, seed: int, passes: int) -> Tensor:
+    return torch.randperm(clips, generator=_generator(seed, "order", passes))
+
+
+def seeing_tokens(condition: Tensor, *, rule: MaskRule, mask_gate: bool) -> Tensor:
+    """Which video tokens see the reference: bool [B, N].
+
+    Args:
+        condition: [B, 4 + C, f, h, w]; a frame that is given is not masked in it.
+        rule: see `token_mask`.
+        mask_gate: without, all do.
+    """
+    f, h, w = condition.shape[2:]
+    tokens = token_mask(condition[:, :4], (f, h // 2, w // 2), rule=rule)
+    return tokens if mask_gate else torch.ones_like(tokens)
+
+
+def make_batch(clips: EncodedClips, places: Sequence[int], choices: SampleChoices) -> Batch:
+    """The samples at some places in the order, with everything random about them.
+
+    Args:
+        clips: to take from.
+        places: see `sample_of`.
+        choices: see there.
+
+    Raises:
+        ValueError: frames are to be given that the clips were not encoded for.
+    """
+    indices = [sample_of(place, len(clips), choices.seed) for place in places]
+    generators = [_generator(choices.seed, "sample", place) for place in places]
+    clean = clips.take("clean", indices)
+    noise, s, dropped, conditions, images = [], [], [], [], []
+    for index, generator in zip(indices, generators, strict=True):
+        noise.append(torch.randn(clean.shape[1:], generator=generator))
+        s.append(torch.rand((), generator=generator))
+        dropped.append(bool(torch.rand((), generator=generator) < choices.reference_dropout))
+        which = _draw(choices.given, generator)
+        conditions.append(given_condition(clips, index, which, generator))
+        stored = which if which in get_args(Given) else "none"
+        if clips.has(f"image_{stored}"):  # the base has an image encoder
+            images.append(clips.take(f"image_{stored}", [index])[0])
+    condition = torch.stack(conditions)
+    tokens = seeing_tokens(condition, rule=choices.mask_rule, mask_gate=choices.mask_gate)
+    return Batch(
+        clean=clean,
+        noise=torch.stack(noise),
+        sigmas=shifted(torch.stack(s), choices.shift),
+        condition=condition,
+        objects=clips.take("object", indices),
+        tokens=tokens & ~torch.tensor(dropped)[:, None],
+        text=clips.texts(indices),
+        image=torch.stack(images) if images else None,
+    )
+
+
+def reconstruction_loss(
+    transformer: Any, attachment: Any | None, batch: Batch, *, mask_weight: float
+) -> Tensor:
+    """The flow-matching loss of every sample, float32 [B].
+
+    The squared error of the velocity, averaged with weight mask_weight where something is to be
+    generated and 1 elsewhere.
+
+    Args:
+        transformer: a Wan, possibly wrapped by accelerate.
+        attachment: of an adapter on it, which gets the batch's references; None for the base alone.
+        batch: see there.
+        mask_weight: at least 0.
+    """
+    if attachment is not None:
+        attachment.set_reference([batch.objects], batch.tokens)
+    sigmas = batch.sigmas.view(-1, 1, 1, 1, 1)
+    noisy = torch.lerp(batch.clean, batch.noise, sigmas)
+    velocity = transformer(
+        hidden_states=torch.cat([noisy, batch.condition], dim=1),
+        timestep=batch.sigmas * _TIMESTEPS,
+        encoder_hidden_states=batch.text,
+        encoder_hidden_states_image=batch.image,
+        return_dict=False,
+    )[0]
+    error = (velocity.float() - (batch.noise - batch.clean)).square().mean(1)
+    weight = 1 + (mask_weight - 1) * batch.condition[:, :4].mean(1)
+    return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def _generator(seed: int, what: str, number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{what}/{number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _draw(given: dict[GivenFrames, float], generator: torch.Generator) -> GivenFrames:
+    left = float(torch.rand((), generator=generator))
+    for which, share in given.items():
+        left -= share
+        if left < 0:
+            return which
+    return which
+
+
+def given_condition(
+    clips: EncodedClips,
+    index: int,
+    which: GivenFrames,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The condition of a clip, float32 [4 + C, f, h, w], with some frames given, finished.
+
+    Args:
+        clips: to take from. Frames that they were not encoded with are put together from the
+            clean clip's, which is exact for bases that encode every latent frame by itself.
+        index: of the clip.
+        which: the frames.
+        generator: chooses frames where `which` leaves a choice.
+    """
+    if clips.has(f"condition_{which}"):
+        return clips.take(f"condition_{which}", [index])[0]
+    hidden = clips.take("condition_none", [index])[0]
+    if clips.has("shown"):
+        shown = clips.take("shown", [index])[0]
+    else:
+        shown = torch.cat([torch.zeros_like(hidden[:4]), clips.take("clean", [index])[0]])
+    visible = _visible(which, hidden.shape[1], generator)
+    return torch.where(visible[:, None, None], shown, hidden)
+
+
+def _visible(which: GivenFrames, frames: int, generator: torch.Generator | None) -> Tensor:
+    """bool [f]."""
+    visible = torch.zeros(frames, dtype=torch.bool)
+    if which == "first":
+        visible[0] = True
+    elif which == "near":
+        start = int(torch.randint(_NEAR_PERIOD, (), generator=generator))
+        visible[start::_NEAR_PERIOD] = True
+        visible |= torch.rand(frames, generator=generator) < 0.15
+    elif which == "mixed":
+        kind, share = torch.rand(2, generator=generator)
+        if kind >= 0.4:
+            visible |= torch.rand(frames, generator=generator) < 0.08 + 0.42 * share
+        if kind >= 0.15:
+            visible[int(torch.randint(frames, (), generator=generator))] = True
+    else:
+        raise ValueError(f"given: the clips were not encoded for {which!r}; encode them anew")
+    return visible

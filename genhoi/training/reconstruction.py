@@ -1,0 +1,67 @@
+"""Encoded clips rebuilt from noise, many at once: for samples while training, and for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genhoi.bases.base import Base
+from genhoi.conditioning.masks import MaskRule
+from genhoi.data.encoded import EncodedClips, Given
+from genhoi.models.sampling import denoise, noise, noise_levels
+from genhoi.training.objective import given_condition, seeing_tokens
+
+__all__ = ["rebuild"]
+
+
+def rebuild(
+    base: Base,
+    attachment: Any | None,
+    clips: EncodedClips,
+    indices: Sequence[int],
+    *,
+    given: Given = "first",
+    objects: Sequence[int] | None = None,
+    mask_gate: bool = True,
+    mask_rule: MaskRule | None = None,
+    steps: int | None = None,
+    shift: float | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Latents of clips whose hidden region the model has painted, float32 [B, C, f, h, w].
+
+    Args:
+        base: the model.
+        attachment: of an adapter on it; None for no reference.
+        clips, indices: which.
+        given: which frames the model gets finished.
+        objects: clips whose objects take the place of their own; None for their own.
+        mask_gate: whether only tokens inside the mask see the reference.
+        mask_rule, steps, shift: None for the base's own.
+        seed: of the noise, which depends on a clip's index too, not on its place in the batch.
+    """
+    device = base.device
+    condition = torch.stack([given_condition(clips, i, given) for i in indices]).to(device)
+    _, _, f, h, w = condition.shape
+    if attachment is not None:
+        pictures = clips.take("object", indices if objects is None else objects)
+        rule = mask_rule or base.defaults.mask_rule
+        tokens = seeing_tokens(condition, rule=rule, mask_gate=mask_gate)
+        attachment.set_reference([pictures.to(device)], tokens)
+    shape = (1, condition.shape[1] - 4, f, h, w)
+    start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
+    image = f"image_{given}"
+    return denoise(
+        base.transformer,
+        start,
+        condition,
+        text=clips.texts(indices).to(device, base.transformer.dtype),
+        no_text=None,
+        image=clips.take(image, indices).to(device) if clips.has(image) else None,
+        guidance=1.0,
+        sigmas=noise_levels(steps or base.defaults.steps, shift or base.defaults.shift),
+        after_step=lambda step, latents: None,
+    )

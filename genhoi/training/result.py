@@ -1,0 +1,122 @@
+"""What a training leaves behind: files that `genhoi edit` and diffusers take.
+
+- adapter/: GenHOI's own weights, for `--adapter`.
+- base/: after stage "base", and where low-rank weights of a tiny base's own attention were trained
+  too: a tiny base for `--base`, these merged in; of other bases the transformer alone, in
+  diffusers' format.
+- video_lora/: such low-rank weights of other bases, which are too large to be merged and written
+  out: for `--video-lora`, or `pipe.load_lora_weights(folder)` of diffusers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from genhoi.bases.base import Base
+from genhoi.bases.tiny import TinyBase
+from genhoi.media.media import atomic_path
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.training.config import TrainConfig
+
+__all__ = ["result_folders", "write_result"]
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # peft's names
+
+
+def result_folders(out: Path, config: TrainConfig, *, tiny: bool) -> dict[str, Path]:
+    """Where `write_result` writes what: "adapter", "base", "video_lora".
+
+    Args:
+        out: the run's folder.
+        config: of the run.
+        tiny: whether its base is.
+    """
+    if config.stage == "base":
+        return {"base": out / "base"}
+    found = {"adapter": out / "adapter"}
+    if config.video_rank:
+        kind = "base" if tiny else "video_lora"
+        found[kind] = out / kind
+    if config.train_base:
+        found["base"] = out / "base"
+    return found
+
+
+def write_result(
+    out: Path,
+    base: Base,
+    config: TrainConfig,
+    *,
+    adapter: GenHOIAdapter | None,
+    transformer: Mapping[str, Tensor],
+) -> None:
+    """Write it, each file whole or not at all.
+
+    Args:
+        out: the run's folder.
+        base: that was trained on, or itself.
+        config: of the run.
+        adapter: None where the base was trained.
+        transformer: weights of the base by their names, whole, on the CPU: all of them for base/,
+            the low-rank ones for video_lora/, and else none.
+    """
+    folders = result_folders(out, config, tiny=isinstance(base, TinyBase))
+    if adapter is not None:
+        adapter.save_pretrained(folders["adapter"])
+    if "video_lora" in folders:
+        _write_lora(folders["video_lora"], transformer)
+    elif "base" in folders:
+        merged = _transformer(base, _merged(transformer))
+        if isinstance(base, TinyBase):
+            result = copy.copy(base)
+            result.transformer = merged
+            result.save_pretrained(folders["base"], about=_about(config))
+        if config.video_rank or not isinstance(base, TinyBase):
+            # In their own type: low-rank changes are small, and bfloat16 would round them away.
+            merged.save_pretrained(folders["base"])
+
+
+def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
+    """The base's transformer, whole and with these weights."""
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(dict(base.transformer.config))
+    transformer.load_state_dict(dict(weights), strict=True, assign=True)
+    return transformer
+
+
+def _merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the model's own names, with peft's low-rank weights added (alpha is the rank, so there
+    is no factor)."""
+    found = {}
+    for name, weight in weights.items():
+        if _A in name or _B in name:
+            continue
+        if name.replace(_BASE, _A) in weights and _BASE in name:
+            product = weights[name.replace(_BASE, _B)] @ weights[name.replace(_BASE, _A)]
+            weight = (weight.float() + product).to(weight.dtype)
+        found[name.replace(_BASE, ".")] = weight
+    return found
+
+
+def _write_lora(folder: Path, low_rank: Mapping[str, Tensor]) -> None:
+    weights = {
+        f"transformer.{name.replace('.default.', '.')}": weight.contiguous()
+        for name, weight in low_rank.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / _LORA_FILE, overwrite=True) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+
+
+def _about(config: TrainConfig) -> str:
+    size = f"{config.width}x{config.height}, {config.frames} frames"
+    return f"trained on {config.data} clips ({size}), {config.steps} steps of {config.batch}"

@@ -1,0 +1,264 @@
+"""Which of several able GPU backends to try first: a table, and the user's own where it was tuned.
+
+An entry says what it rests on. "modelled": on counts of compiled instructions (``genhoi bench
+--static``) and arithmetic, never on a clock; of those there are only the ones that the model bears
+out. "measured": on times, by ``genhoi bench``, on the GPU that the entry names. "inferred": on
+times of another GPU of the architecture. The first entry that fits decides, the user's before the
+built-in ones; where none fits, the registry's order stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from genhoi_kernels.backends.flash.versions import Generation
+from genhoi_kernels.files import whole_file
+
+FORMAT = 1
+"""Of the user's table; another number is not read."""
+
+_FILE = "choices.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a choice depends on.
+
+    arch: as ``backends.triton.architecture`` names it. device: the GPU's name. dtype: "bfloat16".
+    rows: N; 0 fits no entry that bounds it from below. flash: ``flash_versions.Generation`` of the
+    FlashAttention that would take the call, or None.
+    """
+
+    arch: str
+    device: str
+    dtype: str
+    head_dim: int
+    rows: int
+    training: bool
+    flash: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An entry: for which calls, and in which order to try backends.
+
+    arch, dtypes, head_dims, training: what the call has to have. rows: first and last N, None
+    without an end. flash: generations of FlashAttention for which it holds, 0 for none, () for
+    all: what was measured without it says nothing once it is installed, and torch's FlashAttention
+    2 is not the package. device: the GPU it was measured on, "" for any of this arch. basis:
+    "modelled", "measured" or "inferred". how: in words.
+    """
+
+    arch: str
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    rows: tuple[int, int | None]
+    training: bool
+    order: tuple[str, ...]
+    basis: str
+    how: str
+    flash: tuple[int, ...] = ()
+    device: str = ""
+
+    def fits(self, question: Question) -> bool:
+        """Whether it is about such a call."""
+        first, last = self.rows
+        return (
+            question.arch == self.arch
+            and question.dtype in self.dtypes
+            and question.head_dim in self.head_dims
+            and first <= question.rows <= (question.rows if last is None else last)
+            and question.training == self.training
+            and (not self.flash or (question.flash or 0) in self.flash)
+            and self.device in ("", question.device)
+        )
+
+
+# What the static model says of a pass, in units of one matrix product at the tensor cores' peak:
+# products / share of the peak that the main loop's instructions allow (the report's "phase"), head
+# dim 128, bfloat16. The Triton kernels' backward is two loops.
+_COSTS = {
+    "sm_80": {
+        "CUDA": "2 / .79, and backward 3 / .86 + 4 / .85",
+        "Triton": "2 / .62, and backward 3 / .63 + 4 / .46",
+        "FlashAttention-2": "2 / .79, and backward 5 / .81",
+        "torch's build of it": "2 / .68, and backward 5 / .77",
+    },
+    "sm_90": {
+        "Triton": "2 / .66, and backward 3 / .67 + 4 / .45",
+        "FlashAttention-3": "2 / .66, and backward 5 / .67",
+    },
+}
+
+
+def _words(arch: str) -> str:
+    return "; ".join(f"{name}: {cost}" for name, cost in _COSTS[arch].items())
+
+
+_HALF = ("bfloat16", "float16")
+
+
+def _flash_first(arch: str, generation: Generation, *then: str, training: bool) -> Choice:
+    how = (
+        f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}. Below "
+        f"4096 rows the few more launches could cost what that gains"
+    )
+    order = ("flash", *then)
+    return Choice(
+        arch, _HALF, (128,), (4096, None), training, order, "modelled", how, (generation,)
+    )
+
+
+def _cuda_first(arch: str, *order: str, training: bool) -> Choice:
+    how = f"genhoi bench --static: products / share of peak, head dim 128: {_words(arch)}"
+    return Choice(arch, _HALF, (128,), (0, None), training, order, "modelled", how)
+
+
+_H100 = "NVIDIA H100 80GB HBM3"
+
+
+def _on_h100(
+    generation: Generation, order: str, times: str, *, training: bool
+) -> tuple[Choice, Choice]:
+    """An entry for the GPU where ``times`` were taken, and one for others of its architecture."""
+    how = (
+        f"make gpu-report, 2026-11-27, {_H100}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of "
+        f"the rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: "
+        f"{_H100_OURS[training]}; flash {times}. Not measured: float16, and other lengths, of "
+        f"which those below 4096 are left out"
+    )
+    tried = tuple(order.split())
+    measured = Choice(
+        "sm_90", _HALF, (128,), (4096, None), training, tried, "measured", how, (generation,), _H100
+    )
+    elsewhere = replace(
+        measured, basis="inferred", device="", how=f"{how}. Measured on {_H100} alone"
+    )
+    return measured, elsewhere
+
+
+_H100_OURS = {
+    False: "Triton 13.1 / 253; CUDA 17.4 / 317",
+    True: "forward and backward together: Triton 62.5 / 1124; CUDA 78.2 / 1417",
+}
+
+# On sm_80 the CUDA forward pass is level with FlashAttention-2's, in one launch. Its backward pass
+# is behind in the model, which knows nothing of what deterministic gradients cost FlashAttention-2:
+# on an H100 1.2 and 1.8 times the ordinary ones. On sm_90 FlashAttention-3's has not been timed.
+TABLE: tuple[Choice, ...] = (
+    _cuda_first("sm_80", "cuda", "flash", "triton", training=False),
+    _cuda_first("sm_80", "cuda", "flash", "triton", training=True),
+    _flash_first("sm_90", Generation.FLASH_3, "triton", training=True),
+    *_on_h100(
+        Generation.FLASH_3, "flash triton cuda", "with fa3-fwd 0.0.3 8.86 / 174", training=False
+    ),
+    *_on_h100(Generation.TORCH_CUDNN, "flash triton cuda", "11.0 / 204", training=False),
+    *_on_h100(Generation.TORCH_FLASH, "triton cuda flash", "17.7 / 333", training=False),
+    *_on_h100(Generation.TORCH_CUDNN, "flash triton cuda", "41.5 / 768", training=True),
+    *_on_h100(Generation.TORCH_FLASH, "triton cuda flash", "80.9 / 1989", training=True),
+)
+
+
+def first_tried(question: Question) -> tuple[str, ...]:
+    """Names of backends to try before the others; () if no entry fits."""
+    found = find(question)
+    return () if found is None else found.order
+
+
+def find(question: Question) -> Choice | None:
+    """The entry that decides, or None."""
+    return next((c for c in (*user_table(), *TABLE) if c.fits(question)), None)
+
+
+def cache_folder() -> Path:
+    """Where the user's table lies: $GENHOI_CACHE, else "genhoi" in the platform's cache folder."""
+    if os.environ.get("GENHOI_CACHE"):
+        return Path(os.environ["GENHOI_CACHE"])
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "genhoi"
+
+
+def table_path() -> Path:
+    """The user's table; it need not exist."""
+    return cache_folder() / _FILE
+
+
+@functools.lru_cache(maxsize=1)
+def user_table() -> tuple[Choice, ...]:
+    """The user's table, read once; warns of a file that can't be used, and goes on without."""
+    path = table_path()
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        warnings.warn(
+            f"{path}: not readable ({error}); the built-in choices are used", stacklevel=2
+        )
+        return ()
+    try:
+        return read_table(text)
+    except (ValueError, TypeError, KeyError) as error:
+        warnings.warn(
+            f"{path}: not a table of choices ({error}); the built-in choices are used; write it "
+            f"anew with `genhoi bench --tune`, or delete it",
+            stacklevel=2,
+        )
+        return ()
+
+
+def read_table(text: str) -> tuple[Choice, ...]:
+    """Entries of a table as ``write_table`` writes it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"wanted an object with format {FORMAT}")
+    return tuple(_entry(entry) for entry in data["choices"])
+
+
+def _entry(data: dict[str, Any]) -> Choice:
+    names = {field.name for field in fields(Choice)}
+    if not isinstance(data, dict) or set(data) != names:
+        raise ValueError(f"wanted entries with {', '.join(sorted(names))}")
+    for name in ("dtypes", "head_dims", "rows", "order", "flash"):
+        if not isinstance(data[name], list):
+            raise ValueError(f"{name}: got {data[name]!r}, wanted a list")
+    first, last = data["rows"]
+    if not isinstance(first, int) or not (last is None or isinstance(last, int)):
+        raise ValueError(f"rows: got {data['rows']!r}, wanted two integers, or one and null")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Choice(**values)
+
+
+def write_table(choices: Iterable[Choice], path: Path) -> None:
+    """Write a table, whole or not at all; folders are made."""
+    entries = [asdict(choice) for choice in choices]
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, "choices": entries}, indent=1) + "\n")
+    user_table.cache_clear()
+
+
+def updated(old: Sequence[Choice], new: Sequence[Choice]) -> list[Choice]:
+    """New entries, then the old ones that are about other calls."""
+
+    def about(choice: Choice) -> tuple[Any, ...]:
+        return choice.device, choice.arch, choice.dtypes, choice.head_dims, choice.training
+
+    measured = {about(choice) for choice in new}
+    return [*new, *(choice for choice in old if about(choice) not in measured)]

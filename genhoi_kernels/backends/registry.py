@@ -1,0 +1,119 @@
+"""Chooses a backend for a call, and says why each one can or cannot take it.
+
+A backend is a module in ``genhoi_kernels.backends`` with ``DESCRIPTION`` (or ``description()``, if
+it depends on the installation), ``unavailable()`` (None, or why it cannot run in this
+installation), ``supports(call)`` (None, or why it refuses this call) and the functions of
+``backends.eager``. In which order several able ones are tried on a GPU is in ``choices``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from genhoi_kernels.backends import cpu, cuda, eager
+from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends.flash import backend as flash
+from genhoi_kernels.backends.triton import backend as triton
+from genhoi_kernels.spec import AttentionCall, RopeCall
+
+# In the order in which backend=None tries them, unless an entry of ``choices`` fits the call.
+_BACKENDS: dict[str, Any] = {
+    "cpu": cpu,
+    "triton": triton,
+    "flash": flash,
+    "cuda": cuda,
+    "eager": eager,
+}
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run in this installation, and why or why not, in one sentence."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def backends() -> tuple[BackendStatus, ...]:
+    """Every backend of this installation, in the order in which they are tried by default."""
+    statuses = []
+    for name, backend in _BACKENDS.items():
+        problem = backend.unavailable()
+        statuses.append(BackendStatus(name, problem is None, problem or _description(backend)))
+    return tuple(statuses)
+
+
+def _description(backend: Any) -> str:
+    return backend.description() if hasattr(backend, "description") else backend.DESCRIPTION
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names that ``backend=`` takes."""
+    return tuple(_BACKENDS)
+
+
+def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
+    """None if the backend takes this call, else the reason why it doesn't.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"backend: got {name!r}, wanted one of {', '.join(_BACKENDS)} or None")
+    backend = _BACKENDS[name]
+    return backend.unavailable() or backend.supports(call)
+
+
+def explain(call: AttentionCall | RopeCall) -> dict[str, str | None]:
+    """What ``supports`` says of every backend, in the order in which this call tries them."""
+    return {name: supports(name, call) for name in order(call)}
+
+
+def order(call: AttentionCall | RopeCall) -> tuple[str, ...]:
+    """Every backend's name, in the order in which they are tried for this call."""
+    first: tuple[str, ...] = ()
+    if isinstance(call, AttentionCall) and call.device.type == "cuda":
+        first = tuple(n for n in choices.first_tried(question(call)) if n in _BACKENDS)
+    return (*first, *(name for name in _BACKENDS if name not in first))
+
+
+def question(call: AttentionCall) -> choices.Question:
+    """What the choice for a call on a GPU depends on."""
+    return choices.Question(
+        arch=triton.architecture(call.device),
+        device=_device_name(call.device),
+        dtype=str(call.dtype).removeprefix("torch."),
+        head_dim=call.head_dim,
+        rows=call.rows,
+        training=call.needs_grad,
+        flash=flash.generation(call),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def pick(call: AttentionCall | RopeCall, name: str | None) -> Any:
+    """The backend module for a call: the named one, or the first in ``order`` that supports it.
+
+    Raises:
+        ValueError: the named backend does not exist or refuses the call; the message says why.
+    """
+    if name is not None:
+        reason = supports(name, call)
+        if reason is not None:
+            raise ValueError(f"backend: {name!r} cannot take this call: {reason}")
+        return _BACKENDS[name]
+    return _BACKENDS[next(_able(call))]
+
+
+def _able(call: AttentionCall | RopeCall) -> Iterator[str]:
+    return (name for name in order(call) if supports(name, call) is None)

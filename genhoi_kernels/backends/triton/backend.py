@@ -1,0 +1,117 @@
+"""Triton kernels for NVIDIA (sm_80 and later) and AMD GPUs; no compiler needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+
+import torch
+from torch import Tensor
+
+from genhoi_kernels.reference import AttentionResult
+from genhoi_kernels.rope import Rope
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+
+DESCRIPTION = "Triton kernels for NVIDIA (sm_80 and later) and AMD GPUs; float32, bfloat16, float16"
+MAX_HEAD_DIM = 128
+MINIMUM_VERSION = (3, 6)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreting() -> bool:
+    """TRITON_INTERPRET=1 runs the kernels on CPU tensors, one program after another."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.lru_cache(maxsize=1)
+def _missing() -> str | None:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "triton is not installed (pip install triton)"
+    if tuple(int(n) for n in version.split(".")[:2]) < MINIMUM_VERSION:
+        return f"triton {version} is too old; 3.6 or newer is needed"
+    return None
+
+
+def unavailable() -> str | None:
+    """Why no kernel can run here, or None."""
+    if _missing() is not None or interpreting():
+        return _missing()
+    if not torch.cuda.is_available():
+        return "no GPU (TRITON_INTERPRET=1 interprets the kernels on CPU tensors, for tests)"
+    return None
+
+
+def supports(call: AttentionCall | RopeCall) -> str | None:
+    """GPU tensors of 16 or 32 bits, head dims up to 128."""
+    wanted = "cpu" if interpreting() else "cuda"
+    if call.device.type != wanted:
+        why = " (TRITON_INTERPRET is set)" if interpreting() else ""
+        return f"it runs on {wanted} tensors{why}, not on {call.device.type}"
+    if call.dtype not in _DTYPES:
+        return f"it takes {', '.join(str(d) for d in _DTYPES)}, not {call.dtype}"
+    if call.head_dim > MAX_HEAD_DIM:
+        return f"head dim {call.head_dim} is more than {MAX_HEAD_DIM}"
+    return None if architecture(call.device) else "it needs compute capability 8.0 or later"
+
+
+@functools.lru_cache(maxsize=16)
+def architecture(device: torch.device) -> str:
+    """The GPU's name in the table of configurations, such as "sm_90"; "" if it is too old."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}" if major >= 8 else ""
+
+
+# The launches import triton, which need not be installed.
+
+
+def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
+    """See attention_fwd.py."""
+    from genhoi_kernels.backends.triton import attention
+
+    return attention.attention(call, tensors, arch=architecture(call.device))
+
+
+def attention_backward(
+    call: AttentionCall,
+    tensors: AttentionTensors,
+    o: Tensor,
+    lse: Tensor,
+    grads: AttentionGrads,
+) -> AttentionTensors:
+    """See flow_gate_bwd.py and attention_bwd.py."""
+    from genhoi_kernels.backends.triton import attention
+
+    return attention.attention_backward(
+        call, tensors, o, lse, grads, arch=architecture(call.device)
+    )
+
+
+def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
+    """See norm_rope.py."""
+    from genhoi_kernels.backends.triton import rotate
+
+    return rotate.norm_rope_of(x, weight, rope, eps)
+
+
+def norm_rope_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See norm_rope.py."""
+    from genhoi_kernels.backends.triton import rotate
+
+    return rotate.norm_rope_gradients(grad, x, weight, rope, eps)
+
+
+def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
+    """See norm_rope.py."""
+    from genhoi_kernels.backends.triton import rotate
+
+    return rotate.rotated(x, rope, inverse=inverse)

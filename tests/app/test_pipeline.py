@@ -1,0 +1,528 @@
+"""Clip to clip, on the tiny base and on a folder of diffusers' components."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.wan import pipeline_wan_i2v
+from support.tiny_base import save_tiny_base
+from support.tiny_wan import GRID, inputs, lively_adapter, reference, some_tokens, tiny_wan
+from torch import Tensor
+
+from genhoi import Clip, attach
+from genhoi.bases.wan import WanBase, locate_base
+from genhoi.editing.background import keep_background
+from genhoi.editing.parts import Parts
+from genhoi.editing.pipeline import GenHOIPipeline, Progress
+from genhoi.models.sampling import denoise, noise_levels
+from genhoi.models.wan.attention_share import AttentionShare
+
+F, H, W = 9, 32, 48
+FAST: dict[str, Any] = {"steps": 2, "window": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> GenHOIPipeline:
+    return GenHOIPipeline.from_pretrained("tiny-untrained")
+
+
+@pytest.fixture(scope="module")
+def wan(folder: Path) -> GenHOIPipeline:
+    return GenHOIPipeline.from_pretrained(folder)
+
+
+@pytest.fixture(params=["tiny", "wan"])
+def pipeline(request: pytest.FixtureRequest) -> GenHOIPipeline:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, GenHOIPipeline)
+    return found
+
+
+def clip(frames: int = F) -> Clip:
+    draw = torch.Generator().manual_seed(0)
+    return Clip(torch.randint(0, 256, (frames, H, W, 3), dtype=torch.uint8, generator=draw), 12)
+
+
+def box(left: int = 16, frames: int = F) -> Tensor:
+    mask = torch.zeros(frames, H, W, dtype=torch.bool)
+    mask[:, :16, left : left + 16] = True
+    return mask
+
+
+def picture(seed: int = 1) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (20, 12, 3), dtype=torch.uint8, generator=draw)
+
+
+# ------------------------------------------------------------------------------------- the whole
+
+
+def test_clip_to_clip(pipeline: GenHOIPipeline) -> None:
+    """Length, size and rate stay; the same seed gives the same clip, and every input matters."""
+    before = pipeline.attachment.reference_passes
+    settings = FAST | ({"prompt": "a cup"} if pipeline.base.takes_text else {})
+    found = pipeline(clip(), box(), picture(), **settings)
+    assert found.frames.shape == (F, H, W, 3) and found.frames.dtype == torch.uint8
+    assert found.fps == 12
+    assert pipeline.attachment.reference_passes == before + 1, "once for both windows"
+    assert torch.equal(pipeline(clip(), box(), picture(), **settings).frames, found.frames)
+    first = picture(5).repeat(2, 4, 1)[:H, :W].contiguous()
+    of_texts: list[dict[str, Any]] = [
+        {"guidance": 1.0},
+        {"prompt": "a hand"},
+        {"negative_prompt": "blurry"},
+    ]
+    for other in (
+        {"seed": 1},
+        {"first_frame": first},
+        {"last_frame": first},
+        {"shift": 1.0},
+        *(of_texts if pipeline.base.takes_text else []),
+    ):
+        assert not torch.equal(
+            pipeline(clip(), box(), picture(), **settings | other).frames, found.frames
+        ), other
+    # float32 pictures of the object leave traces below the 8 bits of a random VAE.
+    if pipeline.base.trained is False:
+        assert not torch.equal(pipeline(clip(), box(), picture(2), **settings).frames, found.frames)
+
+
+def test_windows_join_at_the_last_frame(tiny: GenHOIPipeline) -> None:
+    """A window by itself, given the last frame of the one before, is that window of a long clip."""
+    seen: list[Progress] = []
+    found = tiny(clip(), box(), picture(), **FAST, callback=seen.append).frames
+    short = tiny(Clip(clip().frames[:5], 12), box(frames=5), picture(), **FAST).frames
+    assert torch.equal(found[:5], short)
+    assert [(p.window, p.step) for p in seen] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [p.done for p in seen] == [0.25, 0.5, 0.75, 1.0]
+    assert all(p.seconds_left is not None and p.seconds_left >= 0 for p in seen)
+    assert seen[0].latents.shape == (1, 16, 2, H // 8, W // 8)
+
+
+def test_a_shorter_last_window(tiny: GenHOIPipeline) -> None:
+    before = tiny.attachment.reference_passes
+    found = tiny(clip(13), box(frames=13), picture(), **FAST | {"window": 9})
+    assert found.num_frames == 13
+    assert tiny.attachment.reference_passes == before + 2, "another grid, other rotations"
+
+
+def test_two_objects_with_their_own_masks_and_strengths(tiny: GenHOIPipeline) -> None:
+    def edited(pictures: tuple[int, int], strengths: list[float] | None) -> Tensor:
+        objects = [picture(seed) for seed in pictures]
+        masks = [box(0), box(32)]
+        return tiny(clip(), masks, objects, strengths=strengths, **FAST).frames.int()
+
+    both = edited((1, 2), None)
+    assert (edited((1, 2), [1.0, 1.0]) - both).abs().max() <= 1
+    assert not torch.equal(edited((2, 1), None), both), "which object is where matters"
+    assert not torch.equal(edited((1, 2), [1.0, 8.0]), both)
+    assert not torch.equal(edited((1, 2), [8.0, 1.0]), edited((1, 2), [1.0, 8.0]))
+
+
+def test_bfloat16(folder: Path) -> None:
+    pipeline = GenHOIPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    assert pipeline.attachment.adapter.layers[0].lora_k.down.dtype == torch.bfloat16
+    assert pipeline(clip(5), box(frames=5), picture(), **FAST).num_frames == 5
+
+
+def test_release_preset_and_schedule(folder: Path) -> None:
+    pipeline = GenHOIPipeline.from_pretrained(folder, preset="release", schedule=-1.0)
+    options = pipeline.attachment.options
+    assert (options.mask_gate, options.flow_gate, options.schedule) == (False, "sequence", -1.0)
+    assert pipeline(clip(), box(), picture(), **FAST).num_frames == F
+
+
+def test_a_saved_adapter(folder: Path, tmp_path: Path, wan: GenHOIPipeline) -> None:
+    lively_adapter(tiny_wan()).save_pretrained(tmp_path)
+    pipeline = GenHOIPipeline.from_pretrained(folder, adapter=tmp_path)
+    assert pipeline.adapter_trained and not wan.adapter_trained
+    latents: list[Tensor] = []
+    for each in (pipeline, wan):
+        each(
+            clip(5), box(frames=5), picture(), **FAST, callback=lambda p: latents.append(p.latents)
+        )
+    assert not torch.equal(latents[1], latents[3])
+
+
+# ---------------------------------------------------------------------------------------- resume
+
+
+def test_an_interrupted_edit_goes_on(tiny: GenHOIPipeline, tmp_path: Path) -> None:
+    whole = tiny(clip(), box(), picture(), **FAST).frames
+    parts = tmp_path / "parts"
+
+    def interrupt(progress: Progress) -> None:
+        if (progress.window, progress.step) == (1, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny(clip(), box(), picture(), **FAST, parts=parts, callback=interrupt)
+    assert sorted(p.name for p in parts.iterdir()) == ["job.json", "window-0000.npy"]
+    seen: list[Progress] = []
+    again = tiny(clip(), box(), picture(), **FAST, parts=parts, callback=seen.append).frames
+    assert torch.equal(again, whole)
+    assert [p.window for p in seen] == [1, 1] and seen[-1].done == 1
+    # Everything is there: nothing runs.
+    again = tiny(clip(), box(), picture(), **FAST, parts=parts, callback=seen.append).frames
+    assert torch.equal(again, whole) and len(seen) == 2
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shift": 2.0}, {"steps": 3}, {"strengths": [2]}])
+def test_parts_of_another_edit_are_refused(
+    tiny: GenHOIPipeline, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    tiny(clip(), box(), picture(), **FAST, parts=tmp_path)
+    with pytest.raises(FileExistsError, match="unfinished edit with other inputs or settings"):
+        tiny(clip(), box(), picture(), **FAST | change, parts=tmp_path)
+    with pytest.raises(FileExistsError, match="other inputs"):
+        tiny(clip(), box(0), picture(), **FAST, parts=tmp_path)
+    found = tiny(clip(), box(), picture(), **FAST | change, parts=tmp_path, discard_parts=True)
+    assert torch.equal(found.frames, tiny(clip(), box(), picture(), **FAST | change).frames)
+
+
+def test_parts_of_other_weights_are_refused(tiny: GenHOIPipeline, tmp_path: Path) -> None:
+    tiny(clip(), box(), picture(), **FAST, parts=tmp_path)
+    weight = tiny.attachment.adapter.layers[1].lora_v.up
+    with torch.no_grad():
+        weight[0] += 1
+    with pytest.raises(FileExistsError, match="other inputs"):
+        tiny(clip(), box(), picture(), **FAST, parts=tmp_path)
+    with torch.no_grad():
+        weight[0] -= 1
+
+
+def test_parts_leave_other_peoples_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match="not a folder of unfinished windows"):
+        Parts(tmp_path, "job")
+    with pytest.raises(FileExistsError, match="not a folder of unfinished windows"):
+        Parts(tmp_path, "job", discard=True)
+
+
+# -------------------------------------------------------------------------------------- sampling
+
+
+class Linear:
+    """A model whose velocity is easy to follow: the first channel, scaled by the words."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[torch.dtype, float]] = []
+
+    def cache_context(self, name: str) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext()
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        **_: Any,
+    ) -> tuple[Tensor]:
+        assert hidden_states.dtype == self.dtype
+        self.calls.append((timestep.dtype, timestep[0].item()))
+        return (hidden_states[:, :1] * encoder_hidden_states.mean(),)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_euler_steps_against_diffusers(guidance: float) -> None:
+    model, sigmas = Linear(), noise_levels(4, 5.0)
+    x = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    text, no_text = torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.25)
+    found = denoise(
+        model, x, torch.zeros(1, 3, 2, 2, 2), text=text,
+        no_text=None if guidance == 1 else no_text, image=None, guidance=guidance, sigmas=sigmas,
+        after_step=lambda step, latents: None,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25])
+    wanted = x
+    for t in scheduler.timesteps:
+        low = wanted.bfloat16()
+        v, v0 = (low * 0.5).float(), (low * 0.25).float()
+        v = v0 + guidance * (v - v0)
+        wanted = scheduler.step(v, t, wanted, return_dict=False)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert len(model.calls) == (4 if guidance == 1 else 8), "one branch without guidance"
+    # Exact timesteps although the model is in bfloat16, which would make 937.5 of them 936.
+    assert {dtype for dtype, _ in model.calls} == {torch.float32}
+    assert any(abs(t - 937.5) < 1e-3 for _, t in model.calls)
+
+
+# ------------------------------------------------------------------------ what attach has for it
+
+
+def test_a_bias_of_log_two_is_the_same_reference_twice() -> None:
+    model = tiny_wan()
+    handle = attach(model, lively_adapter(model))
+    with torch.inference_mode():
+        handle.set_reference([reference()], some_tokens(), ref_bias=[math.log(2)])
+        biased = model(**inputs(model))[0]
+        handle.set_reference([reference(), reference()], some_tokens())
+        twice = model(**inputs(model))[0]
+        handle.set_reference([reference()], some_tokens())
+        once = model(**inputs(model))[0]
+    torch.testing.assert_close(biased, twice, rtol=1e-4, atol=1e-5)
+    assert (biased - once).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("bias", [[0.0, 1.0], [math.inf], [math.nan], []])
+def test_a_bias_that_does_not_fit(bias: list[float]) -> None:
+    model = tiny_wan()
+    handle = attach(model, lively_adapter(model))
+    with pytest.raises(ValueError, match=r"ref_bias: got .* wanted 1 finite numbers"):
+        handle.set_reference([reference()], some_tokens(), ref_bias=bias)
+    with pytest.raises(TypeError, match=r"ref_bias: got 1.0"):
+        handle.set_reference([reference()], some_tokens(), ref_bias=1.0)  # type: ignore[arg-type]
+
+
+def test_another_mask_keeps_keys_and_values() -> None:
+    model = tiny_wan()
+    handle = attach(model, lively_adapter(model))
+    none = torch.zeros(1, GRID[0] * GRID[1] * GRID[2], dtype=torch.bool)
+    with torch.inference_mode():
+        handle.set_reference([reference()], none)
+        handle.set_mask(some_tokens())
+        first = model(**inputs(model))[0]
+        handle.set_mask(some_tokens(seed=9))
+        second = model(**inputs(model))[0]
+        handle.set_mask(none)
+        third = model(**inputs(model))[0]
+        assert handle.reference_passes == 1
+        for mask, found in ((some_tokens(), first), (some_tokens(seed=9), second), (none, third)):
+            handle.set_reference([reference()], mask)
+            assert torch.equal(model(**inputs(model))[0], found)
+
+
+def test_a_mask_that_would_not_be_used_is_refused() -> None:
+    model = tiny_wan()
+    handle = attach(model, lively_adapter(model), mask_gate=False)
+    with pytest.raises(ValueError, match="mask: got one while no reference is set"):
+        handle.set_mask(some_tokens())
+    handle.set_reference([reference()])
+    with pytest.raises(ValueError, match="mask: got one while the mask gate is off"):
+        handle.set_mask(some_tokens())
+    handle.detach()
+    with pytest.raises(RuntimeError, match="detached"):
+        handle.set_mask(some_tokens())
+
+
+# ------------------------------------------------------------------------------------------ bases
+
+
+def test_text_is_encoded_as_diffusers_does(
+    wan: GenHOIPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ftfy:
+        fix_text = staticmethod(lambda text: text)
+
+    # diffusers calls the package ftfy, which it does not require.
+    monkeypatch.setattr(pipeline_wan_i2v, "ftfy", Ftfy, raising=False)
+    assert isinstance(wan.base, WanBase)
+    for text in ("", "a hand  holds a red cup"):
+        theirs, _ = wan.base.pipe.encode_prompt(text, None, False, max_sequence_length=512)
+        torch.testing.assert_close(wan.base.encode_text(text), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_latents_are_normalised(wan: GenHOIPipeline) -> None:
+    """As diffusers' own pipeline prepares its condition."""
+    assert isinstance(wan.base, WanBase)
+    vae = wan.base.pipe.vae
+    latents = wan.base.encode(clip(5).frames)
+    video = clip(5).frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    raw = vae.encode(video).latent_dist.mode()
+    mean, std = (
+        torch.tensor(x).view(1, 16, 1, 1, 1)
+        for x in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    torch.testing.assert_close(latents * std + mean, raw, rtol=1e-5, atol=1e-5)
+    assert wan.base.decode(latents).shape == (5, H, W, 3)
+
+
+def test_prompts_are_never_cut(wan: GenHOIPipeline) -> None:
+    with pytest.raises(ValueError, match=r"prompt: got .* wanted at most 512"):
+        wan.base.encode_text("cup " * 600)
+
+
+def test_a_missing_base_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    import huggingface_hub
+
+    def no_connection(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", no_connection)
+    for name in (str(tmp_path / "none"), "./none", "none"):
+        with pytest.raises(
+            FileNotFoundError, match=r"base: there is no folder .* 46 GB in bfloat16"
+        ):
+            locate_base(name)
+    with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing-at-all.*91 GB"):
+        locate_base("nobody/nothing-at-all")
+
+
+def test_incomplete_and_other_bases_are_refused(folder: Path, tmp_path: Path) -> None:
+    def refused(error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            GenHOIPipeline.from_pretrained(broken)
+
+    broken = tmp_path / "base"
+    broken.mkdir()
+    refused(FileNotFoundError, "there is no .*model_index.json")
+    shutil.copytree(folder, broken, dirs_exist_ok=True)
+    for weights in broken.glob("*/*.safetensors"):
+        weights.unlink()
+    names = r"lacks transformer/ \(weights\), vae/ .*, text_encoder/ .*, image_encoder/ .*fetch"
+    refused(FileNotFoundError, names)
+    shutil.copytree(folder, broken, dirs_exist_ok=True)
+    config = broken / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 16}))
+    refused(ValueError, "from 16 to 16 channels, wanted 36 to 16")
+    index = broken / "model_index.json"
+    values = json.loads(index.read_text())
+    index.write_text(json.dumps(values | {"transformer_2": ["diffusers", "X"]}))
+    refused(ValueError, "Wan 2.2")
+    index.write_text(json.dumps(values | {"_class_name": "WanPipeline"}))
+    refused(ValueError, "holds a WanPipeline, wanted a WanImageToVideoPipeline")
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "disk"])
+def test_offloading_needs_a_gpu(folder: Path, offload: Any) -> None:
+    for base in ("tiny", folder):
+        with pytest.raises(ValueError, match="offload: got"):
+            GenHOIPipeline.from_pretrained(base, offload=offload)
+
+
+def test_group_offload_runs(folder: Path) -> None:
+    """From the CPU to the CPU: the order of attaching and placing, not the saving."""
+    base = WanBase(folder, device="cpu", dtype=torch.float32)
+    pipeline = GenHOIPipeline(base)
+    base.place("group")
+    assert pipeline(clip(5), box(frames=5), picture(), **FAST).num_frames == 5
+
+
+# ------------------------------------------------------------------------------------- background
+
+
+@pytest.mark.parametrize("size, edge", [((32, 48), 4), ((480, 496), 16)])
+def test_keep_background(size: tuple[int, int], edge: int) -> None:
+    source = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+    edited = 255 - source
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    mask[:, 4:12, 4:12] = True
+    found = keep_background(edited, source, mask)
+    assert torch.equal(found[mask], edited[mask])
+    beyond = 12 + edge
+    assert torch.equal(found[:, beyond:], source[:, beyond:])
+    assert torch.equal(found[:, :, beyond:], source[:, :, beyond:])
+    change = found[:, 6, 12:beyond].float() - source[:, 6, 12:beyond].float()
+    whole = edited[:, 6, 12:beyond].float() - source[:, 6, 12:beyond].float()
+    share = (change * whole).sum((0, 2)) / (whole**2).sum((0, 2))
+    assert (share.diff() < 1e-2).all() and share[0] > 0.75 and share[-1] < 0.25
+
+
+def test_the_background_is_restored_only_if_asked(tiny: GenHOIPipeline) -> None:
+    kept = tiny(clip(), box(0), picture(), **FAST, restore_background=True).frames
+    not_kept = tiny(clip(), box(0), picture(), **FAST).frames
+    assert torch.equal(kept[:, :, 32:], clip().frames[:, :, 32:])
+    assert torch.equal(kept[:, :16, :16], not_kept[:, :16, :16])
+    assert not torch.equal(not_kept[:, :, 32:], clip().frames[:, :, 32:])
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "changes, error, match",
+    [
+        ({"masks": []}, ValueError, "masks: got 0, wanted 1"),
+        ({"objects": []}, ValueError, "objects: got none"),
+        ({"objects": [picture()] * 33}, ValueError, "objects: got 33, wanted at most 32"),
+        ({"masks": box().float()}, TypeError, "masks: got torch.float32, wanted torch.bool"),
+        ({"masks": box(frames=5)}, ValueError, r"masks: got shape \(5, 32, 48\), wanted \(9"),
+        ({"masks": torch.zeros_like(box())}, ValueError, "no token lies inside mask 1 of 1"),
+        ({"objects": picture().float()}, TypeError, "image: got torch.float32"),
+        ({"clip": Clip(clip().frames[:, :30])}, ValueError, "clip: got 48x30 pixels"),
+        ({"clip": clip(8), "masks": box(frames=8)}, ValueError, r"frames: got 8, wanted 1 \+ 4 n"),
+        ({"first_frame": picture()}, ValueError, "first_frame: got torch.uint8 of shape"),
+        ({"last_frame": clip().frames[0].float()}, ValueError, "last_frame: got torch.float32"),
+        ({"strengths": [1.0, 1.0]}, ValueError, "strengths: got .* wanted 1 positive numbers"),
+        ({"strengths": [0.0]}, ValueError, "leave an object out to give it none"),
+        ({"steps": 0}, ValueError, "steps: got 0"),
+        ({"shift": 0.0}, ValueError, "shift: got 0.0"),
+        ({"guidance": math.nan}, ValueError, "guidance: got nan"),
+        ({"guidance": 5.0}, ValueError, "wanted 1: this base takes no text"),
+        ({"prompt": "a cup"}, ValueError, "prompt: got 'a cup', wanted none"),
+        ({"window": 6}, ValueError, "window: got 6"),
+        ({"mask_rule": "most"}, ValueError, "rule: got 'most'"),
+    ],
+)
+def test_refusals_come_before_any_work(
+    tiny: GenHOIPipeline, changes: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    arguments = {"clip": clip(), "masks": box(), "objects": picture()} | FAST | changes
+    before = tiny.attachment.reference_passes
+    with pytest.raises(error, match=match):
+        tiny(**arguments)
+    assert tiny.attachment.reference_passes == before
+
+
+# -------------------------------------------------------------------------- attention to objects
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_gate": False}])
+def test_attention_to_the_objects(options: dict[str, Any]) -> None:
+    """The share against softmax written out, on the processor's own queries and keys."""
+    model = tiny_wan()
+    handle = attach(model, lively_adapter(model), **options)
+    tokens = some_tokens()
+    handle.set_reference([reference()], tokens, ref_bias=[1.0])
+    share = AttentionShare(handle, 1)
+    kept: list[Any] = []
+    processor = handle.transformer.blocks[1].attn1.processor
+    with torch.inference_mode():
+        processor.observer = lambda *args: kept.extend(args)
+        model(**inputs(model))
+        share.watch_next()
+        model(**inputs(model))
+        assert processor.observer is None
+    q, k, current = kept
+    keys = torch.cat([k, current.k_ref], dim=1)
+    logits = torch.einsum("bnhd,bmhd->bhnm", q, keys).double() / q.shape[-1] ** 0.5
+    logits[..., k.shape[1] :] += 1.0
+    wanted = logits.softmax(-1)[..., k.shape[1] :].sum(-1).mean(1).view(GRID).float()
+    assert share.found is not None and share.found.shape == GRID
+    seen = torch.ones(GRID, dtype=torch.bool) if options else tokens.view(GRID)
+    torch.testing.assert_close(share.found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
+    assert share.found[~seen].isnan().all()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_attention_comes_with_the_last_step(tiny: GenHOIPipeline, steps: int) -> None:
+    seen: list[Progress] = []
+    more: dict[str, Any] = {"steps": steps, "attention_layer": 1, "callback": seen.append}
+    found = tiny(clip(), box(), picture(), **FAST | more)
+    plain = tiny(clip(), box(), picture(), **FAST | {"steps": steps})
+    assert torch.equal(found.frames, plain.frames), "looking changes nothing"
+    assert [p.attention is not None for p in seen] == ([False] * (steps - 1) + [True]) * 2
+    first, second = (p.attention for p in seen if p.attention is not None)
+    assert first.shape == (2, 2, 3)
+    assert first[:, 0, 1].min() > 0 and first.isnan().sum() == first.numel() - 2
+    assert second[0].isnan().all(), "finished, so it sees no object"
+    with pytest.raises(ValueError, match="attention_layer: got 4, wanted 0 to 3"):
+        tiny(clip(), box(), picture(), **FAST, attention_layer=4)

@@ -1,0 +1,236 @@
+"""CUDA kernels on a GPU, hardware or emulated: forward results, within the error budget.
+
+What they share with the other backends is in the tests that go through every backend.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import math
+import os
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.cases import (
+    Case,
+    Inputs,
+    Results,
+    arguments,
+    assert_within_budget,
+    check_budget,
+    device_of,
+    make_case,
+    run,
+    run_with,
+    skip_unless_supported,
+)
+from support.cuda_structs import Attention, Forward, Plan
+
+from benchmarks.shapes import SHAPES
+from genhoi_kernels import reference_attention
+from genhoi_kernels.backends import cuda, native
+
+pytestmark = [pytest.mark.gpu, pytest.mark.emulated(racecheck="raise", initcheck="raise")]
+
+if (problem := cuda.unavailable()) is not None:
+    pytest.skip(f"cuda: {problem}", allow_module_level=True)
+
+HALVES = (torch.bfloat16, torch.float16)
+INF = float("inf")
+CASES = [
+    Case(rows=131, keys=200, dim=128),
+    Case(rows=131, lengths=(40, 9), batch=2, dim=64, gate="token", mask="random"),
+    Case(rows=150, lengths=(40, 70), batch=2, dim=128, gate="token", mask="tail",
+         bias=(0.3, -1.0), ref_batch=2, mask_batch=2),
+    Case(rows=131, lengths=(40, 9), dim=96, gate="sum", mask="random", bias=(0.3, 1.0)),
+    Case(rows=133, dim=40, heads=3, layout="fused", lengths=(5,), gate="token"),
+    Case(grid=(2, 5, 7), dim=32, heads=3, refs=((3, 4), (1, 2)), gate="sequence", mask="tail",
+         mask_gate=True, layout="heads"),
+    Case(rows=1, keys=1, dim=16, heads=1, lengths=(1,), mask="all", gate="token"),
+    Case(rows=3, keys=0, dim=128, lengths=(5,), mask="random", gate="sum"),
+    Case(rows=65, keys=64, dim=24, lengths=(0, 17), scale=-0.3, layout="padded"),
+    Case(rows=9, keys=0, lengths=(5, 7), bias=(-INF, -INF)),
+    Case(rows=0, keys=5, lengths=(3,), bias=(0.5,), gate="token", mask="random"),
+    Case(rows=50, keys=7, lengths=(0,), bias=(0.5,), gate="sum"),
+    Case(rows=5, keys=0, lengths=(0,), gate="sum"),
+    Case(rows=130, keys=0, dim=128, gate="token"),
+    Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), gate="token"),
+]  # fmt: skip
+
+
+def forward(case: Case, inputs: Inputs, backend: str, dtype: torch.dtype) -> Results:
+    """out and lse, without gradients to come."""
+    args: dict[str, Any] = arguments(case, inputs, dtype, device_of(backend))
+    with torch.no_grad():
+        found = reference_attention(**args, backend=backend)
+    names = ["out", "lse", "gate_sum"]
+    return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward(case: Case, dtype: torch.dtype) -> None:
+    case = dataclasses.replace(case, dtype=dtype)
+    inputs = make_case(case)
+    call = dataclasses.replace(case.call("cuda"), needs_grad=False)
+    skip_unless_supported("cuda", call)
+    exact = forward(case, inputs, "eager", torch.float64)
+    eager = forward(case, inputs, "eager", dtype)
+    found = forward(case, inputs, "cuda", dtype)
+    assert found.keys() == exact.keys()
+    for name, x in found.items():
+        t, e = exact[name].cpu(), eager[name].cpu()
+        assert_within_budget(x.double().cpu(), e, t, dtype, name=name)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_budget(case: Case, dtype: torch.dtype) -> None:
+    """out, lse, gate_sum and every gradient within the error budget."""
+    check_budget(dataclasses.replace(case, dtype=dtype), "cuda")
+
+
+def test_two_runs_are_the_same_bits() -> None:
+    case = Case(dtype=torch.bfloat16, rows=150, keys=131, dim=64, lengths=(33, 70), batch=2,
+                mask="random", bias=(0.1, 0.2), gate="token")  # fmt: skip
+    first, second = (run(case, "cuda", case.dtype) for _ in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_launches_of_a_backward_pass(launches: Any) -> None:
+    """Through the gate, then queries, video keys and reference keys."""
+    case = Case(dtype=torch.bfloat16, rows=70, dim=64, lengths=(20,), mask="random",
+                mask_gate=True, gate="token")  # fmt: skip
+    inputs = make_case(case)
+    args = arguments(case, inputs, case.dtype, device_of("cuda"))
+    launches.clear()
+    run_with(args, inputs.upstream, "cuda")
+    names = ["attention_fwd", "flow_gate_bwd", "bwd_dq", "bwd_dkdv", "bwd_dkdv"]
+    assert len(launches) == len(names)
+    assert all(name in x["kernel"] for name, x in zip(names, launches, strict=True))
+
+
+def plain_arguments(case: Case) -> dict[str, Any]:
+    """Arguments that want no gradient."""
+    args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
+    return {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in args.items()}
+
+
+@pytest.mark.parametrize("rows", [1, 128, 300])
+@pytest.mark.parametrize("dim", [32, 96, 128])
+def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> None:
+    """128 rows of a head to a block of four warps; keys, values and queries in shared memory."""
+    case = Case(dtype=torch.float16, batch=2, rows=rows, dim=dim, heads=3, lengths=(7,), mask="all",
+                mask_gate=True)  # fmt: skip
+    given = plain_arguments(case)
+    launches.clear()
+    reference_attention(**given, backend="cuda")
+    (launch,) = launches
+    assert "attention_fwd" in launch["kernel"]
+    assert launch["grid"] == (-(-rows // 128), 3, 2) and launch["block"] == (128, 1, 1)
+    assert launch["smem"] == (128 + 2 * 64) * {32: 64}.get(dim, dim) * 2
+
+
+def test_every_schedule_of_warps(warp_schedule: str) -> None:
+    """No result depends on which warp runs first."""
+    case = Case(dtype=torch.float16, rows=200, keys=150, dim=64, lengths=(70,), mask="random")
+    given = plain_arguments(case)
+    out, lse = reference_attention(**given, backend="cuda")
+    exact = forward(case, make_case(case), "eager", torch.float64)
+    eager = forward(case, make_case(case), "eager", case.dtype)
+    for name, x in (("out", out), ("lse", lse)):
+        t, e = exact[name].cpu(), eager[name].cpu()
+        assert_within_budget(x.double().cpu(), e, t, case.dtype, name=f"{name}, {warp_schedule}")
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_unseen_rows_keep_their_bits(dim: int) -> None:
+    """In tiles with rows that see the reference, NaN in it: as without any reference."""
+    case = Case(dtype=torch.bfloat16, rows=150, dim=dim, lengths=(33,), mask="random")
+    given = plain_arguments(case)
+    given["k_ref"][:, ::2], given["v_ref"][:, 1::2] = float("nan"), INF
+    out, lse = reference_attention(**given, backend="cuda")
+    q, k, v = given["q"], given["k"], given["v"]
+    alone, alone_lse = reference_attention(q, k, v, return_lse=True, backend="cuda")
+    unseen = ~given["mask"][0]
+    assert 0 < unseen.sum() < 150
+    assert torch.equal(out[:, unseen], alone[:, unseen])
+    assert torch.equal(lse[..., unseen], alone_lse[..., unseen])
+    assert out[:, ~unseen].isnan().all()
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    q = torch.zeros(1, 4, 1, 64, device="cuda")
+    with pytest.raises(ValueError, match=r"not torch\.float32"):
+        reference_attention(q, q, q, backend="cuda")
+    q = q.half()[..., :20].contiguous()
+    with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):
+        reference_attention(q, q, q, backend="cuda")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_plans_of_named_shapes(name: str) -> None:
+    """What a real clip asks of the GPU: grid, block and shared memory."""
+    shape = SHAPES[name]
+    rows = math.prod(shape.grid)
+    library = ctypes.CDLL(str(native.cuda_library))
+    of = Attention(batch=1, heads=shape.heads, head_dim=shape.head_dim, rows=rows)
+    plan = Plan()
+    planner = library.genhoi_attention_forward_plan
+    assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) == 0
+    assert list(plan.grid) == [-(-rows // 128), shape.heads, 1]
+    assert plan.grid[1] <= 65535 and plan.block == 128
+    assert plan.shared == 256 * 2 * max(64, shape.head_dim)
+    of.head_dim = 136
+    assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) != 0
+
+
+def ways(addresses: np.ndarray, nbytes: int) -> int:
+    """Passes that a warp's access to shared memory takes: most words in one of the banks."""
+    banks = 128 // nbytes
+    worst = 0
+    for group in addresses.reshape(-1, banks):
+        words = np.unique(group // nbytes)
+        worst = max(worst, int(np.bincount(words % banks).max()))
+    return worst
+
+
+def test_ways() -> None:
+    lanes = np.arange(32)
+    assert ways(lanes * 4, 4) == 1 and ways(lanes * 0, 4) == 1
+    assert ways(lanes * 128, 4) == 32 and ways(lanes * 256, 16) == 8
+
+
+@pytest.mark.skipif(not os.environ.get("EMULATED_GPU"), reason="only the emulated GPU counts them")
+@pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward: no access to shared memory takes a second pass; backward: 3 % of 16 bytes do."""
+    from emugpu.ptxemu.accesses import MemoryAccess
+
+    counted: Counter[tuple[int, int]] = Counter()
+    original = MemoryAccess.shared_index
+
+    def counting(self: Any, pc: int, active: Any, a: Any, nbytes: int, *rest: Any, **named: Any):
+        if nbytes in (4, 16) and a.size and a.size % 32 == 0:
+            counted[nbytes, ways(a, nbytes)] += 1
+        return original(self, pc, active, a, nbytes, *rest, **named)
+
+    monkeypatch.setattr(MemoryAccess, "shared_index", counting)
+    case = Case(dtype=torch.bfloat16, rows=128, keys=192, dim=dim, heads=1, lengths=(64,),
+                mask="all", gate=None if grad else "token")  # fmt: skip
+    if grad:
+        run(case, "cuda", case.dtype)
+    else:
+        reference_attention(**plain_arguments(case), backend="cuda")
+    again = {key: count for key, count in counted.items() if key[1] > 1}
+    assert counted[16, 1] > 200
+    if grad:
+        wide = sum(count for (nbytes, _), count in again.items() if nbytes == 16)
+        assert wide <= 0.03 * counted[16, 1], again
+    else:
+        assert not again

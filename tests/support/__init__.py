@@ -1,0 +1,1 @@
+"""What tests share: cases, stand-ins, tiny models."""
