@@ -27,7 +27,7 @@ from benchmarks.static.sass_model import MODELLED, Kernel, model_loops
 from benchmarks.static.table import Row, write_rows
 from benchmarks.static.tools import Usage, disassemble
 from genhoi.cli.common import PATH, plain_errors
-from genhoi_kernels import native
+from genhoi_kernels.backends import native
 
 __all__ = ["CSV_NAME", "KERNELS", "compile_source", "main", "rows_of"]
 

@@ -19,7 +19,7 @@ from support.cases import assert_within_budget, left_of_a_single_key, rounded
 from support.cuda_structs import Attention, Backward, Gate, GateBackward, Plan, Tokens
 from torch import Tensor
 
-from genhoi_kernels import native
+from genhoi_kernels.backends import native
 
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 SOURCES = sorted([FOLDER / "dispatch.cu", *FOLDER.glob("sm80/**/*.cu")])
