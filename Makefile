@@ -182,7 +182,7 @@ EMULATED := PYTHONPATH=tools/emugpu $(RUN_CUDA) -m pytest -p emugpu.pytest_plugi
 # The kernels' library, for one GPU and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
 
-$(CUDA_LIBRARY): $(filter csrc/cuda/%,$(CPP)) setup.py | $(READY_DEV)
+$(CUDA_LIBRARY): $(filter csrc/cuda/% csrc/normal_cdf.h,$(CPP)) setup.py | $(READY_DEV)
 	@echo "Compiling the CUDA kernels"
 	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
 		$(RUN) setup.py --quiet build_ext --inplace >/dev/null

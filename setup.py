@@ -338,7 +338,7 @@ def sources() -> list[Path]:
 
 
 def cuda_sources() -> list[Path]:
-    return sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/cuda/*.cu"))
+    return sorted(path.relative_to(ROOT) for path in ROOT.glob("csrc/cuda/**/*.cu"))
 
 
 def flags_of(source: Path) -> list[str]:

@@ -50,7 +50,8 @@ struct GenhoiAttention {
 };
 
 // out [B, N, H, D]; ungated, the same before the gate, or null; lse [B, H, N]; gate_sums
-// [B, H, tiles]: the gate logits' sum of each tile of rows, with GENHOI_GATE_SUM, else null.
+// [B, H, tiles]: the gate logits' sum of each of the `tiles` = plan.grid[0] tiles of rows, with
+// GENHOI_GATE_SUM, else null.
 struct GenhoiForward {
   struct GenhoiAttention in;
   void* out;
@@ -64,9 +65,6 @@ struct GenhoiPlan {
   uint32_t grid[3], block, shared;
 };
 
-// Rows of a tile of genhoi_attention_forward: gate_sums has ceil(N / rows) columns.
-#define GENHOI_FORWARD_ROWS 128
-
 // What a launcher's error means.
 const char* genhoi_error_string(int error);
 
@@ -74,9 +72,10 @@ int genhoi_attention_forward(const struct GenhoiForward* call, void* stream);
 int genhoi_attention_forward_plan(const struct GenhoiForward* call, struct GenhoiPlan* plan);
 
 // What backward is given besides, and what it writes. out, dout: the attention before the gate and
-// its gradient, [B, N, H, D]; out is read by genhoi_attention_delta only, which writes delta. lse,
-// dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the shapes of q, k, v,
-// k_ref and v_ref. Tokens start at multiples of 16 bytes, as do their strides.
+// its gradient, [B, N, H, D]; out is read by genhoi_attention_backward_preprocess only, which
+// writes delta. lse, dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the
+// shapes of q, k, v, k_ref and v_ref; dq, dk with dv, and dk_ref with dv_ref may be null, and are
+// not computed then. Tokens start at multiples of 16 bytes, as do their strides.
 struct GenhoiBackward {
   struct GenhoiAttention in;
   struct GenhoiTokens out, dout;
@@ -85,25 +84,23 @@ struct GenhoiBackward {
   void *dq, *dk, *dv;
   int32_t ref_batch;      // 1: all samples share the references, whose gradients are sums over them
   void *dk_ref, *dv_ref;  // null without references
-  float* dref_bias;       // [R], or null
-  float* bias_parts;      // scratch [ref_batch, H, GENHOI_BIAS_PARTS(M, R)], with dref_bias
+  float* dref_bias;       // [R], or null; with dk_ref
+  float* bias_parts;      // scratch [ref_batch, H, grid[0] of GENHOI_BWD_REF_DKDV], with dref_bias
 };
 
-// Keys of a block, none of which has keys of two references; so many blocks at most have them all.
-#define GENHOI_BACKWARD_KEYS 128
-#define GENHOI_BIAS_PARTS(tokens, references) ((tokens) / GENHOI_BACKWARD_KEYS + (references))
-
+// The kernels of backward. Those of keys and values are launched once for the video's and once for
+// the references'.
 enum GenhoiBackwardKernel {
-  GENHOI_DELTA = 0,
-  GENHOI_GRADIENT_OF_QUERIES = 1,
-  GENHOI_GRADIENT_OF_KEYS = 2,
-  GENHOI_GRADIENT_OF_REFERENCES = 3,
-  GENHOI_GRADIENT_OF_BIAS = 4,
+  GENHOI_BWD_PREPROCESS = 0,  // delta
+  GENHOI_BWD_DQ = 1,
+  GENHOI_BWD_DKDV = 2,
+  GENHOI_BWD_REF_DKDV = 3,
+  GENHOI_BWD_DBIAS = 4,
 };
 
 // delta = dout . out - dlse; then the gradients of everything, from delta. Above head dim 64 blocks
 // take up to 161 KB of shared memory, which sm_80, sm_90 and sm_100 have; others refuse the launch.
-int genhoi_attention_delta(const struct GenhoiBackward* call, void* stream);
+int genhoi_attention_backward_preprocess(const struct GenhoiBackward* call, void* stream);
 int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
 // `kernel`: a GenhoiBackwardKernel. One that has nothing to do has a grid of 0.
 int genhoi_attention_backward_plan(const struct GenhoiBackward* call, int kernel,
@@ -115,7 +112,7 @@ int genhoi_attention_backward_plan(const struct GenhoiBackward* call, int kernel
 // du_x [parts, D / 2, D], dfc1_bias and dfc2_weight [parts, D / 2], dfc2_bias [parts]. With
 // x = (o - mean) / std and S the sum of du_x = du x^T: dW1 = S gamma + db1 beta^T (gamma for each
 // column), dgamma = the columns' sums of W1 S (number by number), dbeta = W1^T db1.
-struct GenhoiGateBackward {
+struct GenhoiFlowGateBackward {
   struct GenhoiAttention in;
   struct GenhoiTokens out, dout;  // out: before the gate
   const float* dlse;              // [B, H, N], or null
@@ -124,10 +121,9 @@ struct GenhoiGateBackward {
   float *delta, *du_x, *dfc1_bias, *dfc2_weight, *dfc2_bias;
 };
 
-#define GENHOI_GATE_PARTS 256  // at most
-
-int genhoi_gate_backward(const struct GenhoiGateBackward* call, void* stream);
-int genhoi_gate_backward_plan(const struct GenhoiGateBackward* call, struct GenhoiPlan* plan);
+int genhoi_flow_gate_backward(const struct GenhoiFlowGateBackward* call, void* stream);
+int genhoi_flow_gate_backward_plan(const struct GenhoiFlowGateBackward* call,
+                                   struct GenhoiPlan* plan);
 
 // Angles of a rotation on three axes. A head's D / 2 pairs belong to the frame's, the row's and the
 // column's angles in turn: D / 6 to the row's and the column's each, the others to the frame's.
@@ -139,8 +135,8 @@ struct GenhoiAngles {
 };
 
 // RMS norm over all heads and rotation of x: y = R (x weight / sqrt(mean(x^2) + eps)). heads *
-// head_dim is a multiple of 8, of at most GENHOI_NORM_ROPE_VALUES; head_dim is even. Fastest with
-// head dims that 8 divides, and data and strides of multiples of 16 bytes.
+// head_dim is a multiple of 8, of at most kMaxTokenValues (norm_rope_traits.h); head_dim is even.
+// Fastest with head dims that 8 divides, and data and strides of multiples of 16 bytes.
 struct GenhoiNormRope {
   int32_t dtype;  // GenhoiDtype of x and y
   int32_t batch, tokens, heads, head_dim;
@@ -158,11 +154,8 @@ struct GenhoiNormRopeBackward {
   struct GenhoiTokens grad;
   void* grad_x;        // as y
   float* grad_weight;  // [heads, head_dim]
-  float* partials;     // [GENHOI_NORM_ROPE_PARTS, heads, head_dim], at a multiple of 16 bytes
+  float* partials;     // [grid[0] of the plan, heads, head_dim], at a multiple of 16 bytes
 };
-
-#define GENHOI_NORM_ROPE_VALUES 12288
-#define GENHOI_NORM_ROPE_PARTS 512
 
 // A plan's grid has a 0 where there is nothing to do. That of backward is its first launch; its
 // second adds up the partial sums.

@@ -1,53 +1,50 @@
 // RMS norm over all heads, and rotation: docs/op.md, "Rotation" and "Backward".
 //
 // A block of threads has a token, H D values, in registers: memory is read once and written once.
-// A thread has kChunks chunks of eight values (16 bytes, or twice that in float32), chunk t, t +
-// threads, ... of the token, so that a warp's accesses are next to each other.
+// A thread has kChunksPerThread chunks of eight values (16 bytes, or twice that in float32), chunk
+// t, t + threads, ... of the token, so that a warp's accesses are next to each other.
 //
 // Of kernels with WIDE, all addresses are multiples of 16 bytes and a chunk is within one head. The
 // others take any strides and any even head dim, value by value.
 #pragma once
 
+#include "common/element.cuh"
 #include "launch.h"
-#include "ptx.cuh"
+#include "norm_rope_traits.h"
 
-namespace genhoi::cuda {
+namespace genhoi::cuda::norm_rope {
 
-constexpr int kValues = 8;  // of a chunk
-constexpr int kChunks = 4;  // of a thread
-constexpr int kMaxThreads = 384;
 constexpr int kMaxWarps = kMaxThreads / 32;
-constexpr int kMaxTokenValues = kMaxThreads * kChunks * kValues;
 
 // Launch bound of the gradient's kernel. More threads than there can be keep it at 128 registers,
 // so that three blocks of 160 threads (5120 values) fit a multiprocessor; where it would spill
 // then, it may have 168.
-template <class Type, bool WIDE>
-constexpr int kBackwardBound = WIDE && sizeof(typename Type::Value) == 2 ? 512 : kMaxThreads;
+template <class Element, bool WIDE>
+constexpr int kBwdBound = WIDE && sizeof(typename Element::Value) == 2 ? 512 : kMaxThreads;
 
 struct Float32 {
   using Value = float;
 };
 
 // A chunk as memory has it.
-template <class Type>
+template <class Element>
 struct Chunk {
-  static constexpr int kWords = kValues * sizeof(typename Type::Value) / 16;
+  static constexpr int kWords = kChunkValues * sizeof(typename Element::Value) / 16;
   uint4 words[kWords];
 };
 
-template <class Type>
-__device__ __forceinline__ void unpack(const Chunk<Type>& chunk, float (&values)[kValues]) {
+template <class Element>
+__device__ __forceinline__ void unpack(const Chunk<Element>& chunk, float (&values)[kChunkValues]) {
   const uint4 words = chunk.words[0];
-  const float2 pairs[4] = {Type::unpack(words.x), Type::unpack(words.y), Type::unpack(words.z),
-                           Type::unpack(words.w)};
+  const float2 pairs[4] = {Element::unpack(words.x), Element::unpack(words.y),
+                           Element::unpack(words.z), Element::unpack(words.w)};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     values[2 * j] = pairs[j].x;
     values[2 * j + 1] = pairs[j].y;
   }
 }
-__device__ __forceinline__ void unpack(const Chunk<Float32>& chunk, float (&values)[kValues]) {
+__device__ __forceinline__ void unpack(const Chunk<Float32>& chunk, float (&values)[kChunkValues]) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     values[4 * j] = __uint_as_float(chunk.words[j].x);
@@ -57,12 +54,13 @@ __device__ __forceinline__ void unpack(const Chunk<Float32>& chunk, float (&valu
   }
 }
 
-template <class Type>
-__device__ __forceinline__ void pack(const float (&values)[kValues], Chunk<Type>& chunk) {
-  chunk.words[0] = make_uint4(Type::pack(values[0], values[1]), Type::pack(values[2], values[3]),
-                              Type::pack(values[4], values[5]), Type::pack(values[6], values[7]));
+template <class Element>
+__device__ __forceinline__ void pack(const float (&values)[kChunkValues], Chunk<Element>& chunk) {
+  chunk.words[0] =
+      make_uint4(Element::pack(values[0], values[1]), Element::pack(values[2], values[3]),
+                 Element::pack(values[4], values[5]), Element::pack(values[6], values[7]));
 }
-__device__ __forceinline__ void pack(const float (&values)[kValues], Chunk<Float32>& chunk) {
+__device__ __forceinline__ void pack(const float (&values)[kChunkValues], Chunk<Float32>& chunk) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     chunk.words[j] =
@@ -77,7 +75,7 @@ struct PairPlace {
   int head, d;
 
   __device__ __forceinline__ PairPlace(int chunk, int head_dim)
-      : head(chunk * kValues / head_dim), d(chunk * kValues - head * head_dim) {}
+      : head(chunk * kChunkValues / head_dim), d(chunk * kChunkValues - head * head_dim) {}
 
   __device__ __forceinline__ void next(int head_dim) {
     d += 2;
@@ -89,54 +87,55 @@ struct PairPlace {
 };
 
 // A token's chunk of strided tokens. They are not needed again: L1 is for the tables and weights.
-template <bool WIDE, class Type>
-__device__ __forceinline__ void load_chunk(const typename Type::Value* token, int64_t head_stride,
-                                           int chunk, int head_dim, Chunk<Type>& to) {
+template <bool WIDE, class Element>
+__device__ __forceinline__ void load_chunk(const typename Element::Value* token,
+                                           int64_t head_stride, int chunk, int head_dim,
+                                           Chunk<Element>& to) {
   PairPlace<WIDE> place(chunk, head_dim);
   if constexpr (WIDE) {
     const auto* from = reinterpret_cast<const uint4*>(token + place.head * head_stride + place.d);
 #pragma unroll
-    for (int j = 0; j < Chunk<Type>::kWords; j++) to.words[j] = __ldcs(from + j);
+    for (int j = 0; j < Chunk<Element>::kWords; j++) to.words[j] = __ldcs(from + j);
   } else {
-    alignas(16) typename Type::Value values[kValues];
+    alignas(16) typename Element::Value values[kChunkValues];
 #pragma unroll
-    for (int j = 0; j < kValues; j += 2) {
+    for (int j = 0; j < kChunkValues; j += 2) {
       const auto* from = token + place.head * head_stride + place.d;
       values[j] = from[0];
       values[j + 1] = from[1];
       place.next(head_dim);
     }
 #pragma unroll
-    for (int j = 0; j < Chunk<Type>::kWords; j++) {
+    for (int j = 0; j < Chunk<Element>::kWords; j++) {
       to.words[j] = reinterpret_cast<const uint4*>(values)[j];
     }
   }
 }
 
 // A chunk of contiguous tokens.
-template <class Type>
-__device__ __forceinline__ void store_chunk(const float (&values)[kValues], int chunk,
-                                            typename Type::Value* token) {
-  Chunk<Type> packed;
+template <class Element>
+__device__ __forceinline__ void store_chunk(const float (&values)[kChunkValues], int chunk,
+                                            typename Element::Value* token) {
+  Chunk<Element> packed;
   pack(values, packed);
-  auto* to = reinterpret_cast<uint4*>(token + chunk * kValues);
+  auto* to = reinterpret_cast<uint4*>(token + chunk * kChunkValues);
 #pragma unroll
-  for (int j = 0; j < Chunk<Type>::kWords; j++) to[j] = packed.words[j];
+  for (int j = 0; j < Chunk<Element>::kWords; j++) to[j] = packed.words[j];
 }
 
 template <bool WIDE>
 __device__ __forceinline__ void load_weight(const float* weight, int chunk,
-                                            float (&values)[kValues]) {
-  const float* from = weight + chunk * kValues;
+                                            float (&values)[kChunkValues]) {
+  const float* from = weight + chunk * kChunkValues;
   if constexpr (WIDE) {
 #pragma unroll
-    for (int j = 0; j < kValues; j += 4) {
+    for (int j = 0; j < kChunkValues; j += 4) {
       const float4 four = __ldg(reinterpret_cast<const float4*>(from + j));
       values[j] = four.x, values[j + 1] = four.y, values[j + 2] = four.z, values[j + 3] = four.w;
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < kValues; j++) values[j] = __ldg(from + j);
+    for (int j = 0; j < kChunkValues; j++) values[j] = __ldg(from + j);
   }
 }
 
@@ -175,7 +174,7 @@ struct TokenAngles {
 };
 
 // By the angles, or back with a sign of -1.
-__device__ __forceinline__ void rotate(float (&values)[kValues], const float2 (&angles)[4],
+__device__ __forceinline__ void rotate(float (&values)[kChunkValues], const float2 (&angles)[4],
                                        float sign) {
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -217,28 +216,28 @@ struct NormRopeShape {
   bool shared_angles;  // all chunks of a thread have the same angles
 };
 
-template <class Type>
-__device__ __forceinline__ const typename Type::Value* token_of(const GenhoiTokens& tokens,
-                                                                int64_t sample, int64_t token) {
-  return static_cast<const typename Type::Value*>(tokens.data) + sample * tokens.batch +
+template <class Element>
+__device__ __forceinline__ const typename Element::Value* token_of(const GenhoiTokens& tokens,
+                                                                   int64_t sample, int64_t token) {
+  return static_cast<const typename Element::Value*>(tokens.data) + sample * tokens.batch +
          token * tokens.token;
 }
 
 // y = R (x r weight), with r = 1 / sqrt(mean(x^2) + eps) of each token. A block has one token. (For
 // more than two large blocks at a time the compiler would spill, on sm_120.)
-template <class Type, bool WIDE>
+template <class Element, bool WIDE>
 __global__ __launch_bounds__(kMaxThreads,
-                             2) void norm_rope_forward(const __grid_constant__ GenhoiNormRope call,
-                                                       const NormRopeShape shape) {
+                             2) void norm_rope_fwd(const __grid_constant__ GenhoiNormRope call,
+                                                   const NormRopeShape shape) {
   __shared__ float2 for_sums[2][kMaxWarps];
   const int sample = blockIdx.x / call.tokens, token = blockIdx.x - sample * call.tokens;
   const int dim = call.head_dim, threads = blockDim.x;
   const TokenAngles token_angles(call.angles, token, dim);
 
-  const auto* from = token_of<Type>(call.x, sample, token);
-  Chunk<Type> x[kChunks];
+  const auto* from = token_of<Element>(call.x, sample, token);
+  Chunk<Element> x[kChunksPerThread];
 #pragma unroll
-  for (int i = 0; i < kChunks; i++) {
+  for (int i = 0; i < kChunksPerThread; i++) {
     const int chunk = threadIdx.x + i * threads;
     if (chunk < shape.chunks) load_chunk<WIDE>(from, call.x.head, chunk, dim, x[i]);
   }
@@ -250,80 +249,80 @@ __global__ __launch_bounds__(kMaxThreads,
   if (call.weight) {
     float squares = 0.f;
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) {
-      float values[kValues];
+    for (int i = 0; i < kChunksPerThread; i++) {
+      float values[kChunkValues];
       if (threadIdx.x + i * threads >= shape.chunks) break;
       unpack(x[i], values);
 #pragma unroll
-      for (int j = 0; j < kValues; j++) squares += values[j] * values[j];
+      for (int j = 0; j < kChunkValues; j++) squares += values[j] * values[j];
     }
     squares = BlockSums(for_sums)(make_float2(squares, 0.f)).x;
-    r = rsqrtf(squares / (shape.chunks * kValues) + call.eps);
+    r = rsqrtf(squares / (shape.chunks * kChunkValues) + call.eps);
   }
 
   const float sign = call.inverse ? -1.f : 1.f;
-  auto* to = static_cast<typename Type::Value*>(call.y) +
-             static_cast<int64_t>(blockIdx.x) * shape.chunks * kValues;
+  auto* to = static_cast<typename Element::Value*>(call.y) +
+             static_cast<int64_t>(blockIdx.x) * shape.chunks * kChunkValues;
 #pragma unroll
-  for (int i = 0; i < kChunks; i++) {
+  for (int i = 0; i < kChunksPerThread; i++) {
     const int chunk = threadIdx.x + i * threads;
     if (chunk >= shape.chunks) break;
     if (i > 0 && !shape.shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
-    float values[kValues];
+    float values[kChunkValues];
     unpack(x[i], values);
     if (call.weight) {
-      float weight[kValues];
+      float weight[kChunkValues];
       load_weight<WIDE>(call.weight, chunk, weight);
 #pragma unroll
-      for (int j = 0; j < kValues; j++) values[j] *= r * weight[j];
+      for (int j = 0; j < kChunkValues; j++) values[j] *= r * weight[j];
     }
     rotate(values, angles, sign);
-    store_chunk<Type>(values, chunk, to);
+    store_chunk<Element>(values, chunk, to);
   }
 }
 
 // With g = R^-1 grad: dx = r (g weight - x r^2 mean(g weight x)), and dweight = sum of g x r over
 // a block's part of the tokens, which it takes one after another.
-template <class Type, bool WIDE>
-__global__ __launch_bounds__((kBackwardBound<Type, WIDE>)) void norm_rope_backward(
+template <class Element, bool WIDE>
+__global__ __launch_bounds__((kBwdBound<Element, WIDE>)) void norm_rope_bwd(
     const __grid_constant__ GenhoiNormRopeBackward call, const NormRopeShape shape) {
   __shared__ float2 for_sums[2][kMaxWarps];
   BlockSums block_sums(for_sums);
   const GenhoiNormRope& in = call.in;
-  const int dim = in.head_dim, threads = blockDim.x, values_of_token = shape.chunks * kValues;
+  const int dim = in.head_dim, threads = blockDim.x, values_of_token = shape.chunks * kChunkValues;
   const int64_t rows = static_cast<int64_t>(in.batch) * in.tokens;
   const int first = rows * blockIdx.x / gridDim.x, last = rows * (blockIdx.x + 1) / gridDim.x;
-  float dweight[kChunks][kValues] = {};
+  float dweight[kChunksPerThread][kChunkValues] = {};
 
   for (int row = first; row < last; row++) {
     const int sample = row / in.tokens, token = row - sample * in.tokens;
     const TokenAngles token_angles(in.angles, token, dim);
-    const auto* from = token_of<Type>(in.x, sample, token);
-    const auto* grad_from = token_of<Type>(call.grad, sample, token);
-    Chunk<Type> x[kChunks], grad[kChunks];
+    const auto* from = token_of<Element>(in.x, sample, token);
+    const auto* grad_from = token_of<Element>(call.grad, sample, token);
+    Chunk<Element> x[kChunksPerThread], grad[kChunksPerThread];
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) {
+    for (int i = 0; i < kChunksPerThread; i++) {
       const int chunk = threadIdx.x + i * threads;
       if (chunk >= shape.chunks) break;
       load_chunk<WIDE>(from, in.x.head, chunk, dim, x[i]);
       load_chunk<WIDE>(grad_from, call.grad.head, chunk, dim, grad[i]);
     }
 
-    float g[kChunks][kValues];
+    float g[kChunksPerThread][kChunkValues];
     float2 sums = make_float2(0.f, 0.f);  // of x^2 and of g weight x
     float2 angles[4];
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) {
+    for (int i = 0; i < kChunksPerThread; i++) {
       const int chunk = threadIdx.x + i * threads;
       if (chunk >= shape.chunks) break;
       if (i == 0 || !shape.shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
       unpack(grad[i], g[i]);
       rotate(g[i], angles, -1.f);
-      float values[kValues], weight[kValues];
+      float values[kChunkValues], weight[kChunkValues];
       unpack(x[i], values);
       load_weight<WIDE>(in.weight, chunk, weight);
 #pragma unroll
-      for (int j = 0; j < kValues; j++) {
+      for (int j = 0; j < kChunkValues; j++) {
         sums.x += values[j] * values[j];
         sums.y += g[i][j] * weight[j] * values[j];
       }
@@ -332,26 +331,26 @@ __global__ __launch_bounds__((kBackwardBound<Type, WIDE>)) void norm_rope_backwa
     const float r = rsqrtf(sums.x / values_of_token + in.eps);
     const float along = r * r * (sums.y / values_of_token);
 
-    auto* to = static_cast<typename Type::Value*>(call.grad_x) +
+    auto* to = static_cast<typename Element::Value*>(call.grad_x) +
                static_cast<int64_t>(row) * values_of_token;
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) {
+    for (int i = 0; i < kChunksPerThread; i++) {
       const int chunk = threadIdx.x + i * threads;
       if (chunk >= shape.chunks) break;
-      float values[kValues], weight[kValues], dx[kValues];
+      float values[kChunkValues], weight[kChunkValues], dx[kChunkValues];
       unpack(x[i], values);
       load_weight<WIDE>(in.weight, chunk, weight);
 #pragma unroll
-      for (int j = 0; j < kValues; j++) {
+      for (int j = 0; j < kChunkValues; j++) {
         dweight[i][j] += g[i][j] * (values[j] * r);
         dx[j] = r * (g[i][j] * weight[j] - values[j] * along);
       }
-      store_chunk<Type>(dx, chunk, to);
+      store_chunk<Element>(dx, chunk, to);
     }
   }
 
 #pragma unroll
-  for (int i = 0; i < kChunks; i++) {
+  for (int i = 0; i < kChunksPerThread; i++) {
     const int chunk = threadIdx.x + i * threads;
     if (chunk >= shape.chunks) break;
     store_chunk<Float32>(dweight[i], chunk,
@@ -380,4 +379,4 @@ __global__ __launch_bounds__(kColumns* kRows) void sum_parts(const float* partia
   sums[column] = sum;
 }
 
-}  // namespace genhoi::cuda
+}  // namespace genhoi::cuda::norm_rope

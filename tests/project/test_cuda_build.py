@@ -49,7 +49,7 @@ BINDING = """
 int opened() { return dlopen(nullptr, RTLD_LAZY) != nullptr; }
 """
 KERNEL = """
-#include "launch.h"
+#include "cuda/launch.h"
 __global__ void fill(int* x) { x[threadIdx.x] = FILL; }
 void helper(int* x) { fill<<<1, 32>>>(x); }
 extern "C" int genhoi_fill(int* x) { helper(x); return static_cast<int>(cudaGetLastError()); }
@@ -70,7 +70,8 @@ def tree(tmp_path: Path) -> Path:
     cuda.mkdir(parents=True)
     (copy / "csrc" / "module.cpp").write_text(MODULE)
     (cuda / "binding.cpp").write_text(BINDING)
-    (cuda / "fill.cu").write_text(KERNEL)
+    (cuda / "sm80").mkdir()
+    (cuda / "sm80" / "fill.cu").write_text(KERNEL)
     (cuda / "launch.h").write_text("#define FILL 1\n")
     shutil.copy(ROOT / "csrc" / "cuda" / "exports.map", cuda)
     return copy
@@ -155,7 +156,7 @@ def test_reasons(tree: Path, torch_of: Path, tmp_path: Path) -> None:
     assert_not_built(
         tree, "it is for CUDA builds of torch, and torch 2.14.0, which is none, was found"
     )
-    (tree / "csrc" / "cuda" / "fill.cu").unlink()
+    (tree / "csrc" / "cuda" / "sm80" / "fill.cu").unlink()
     build(tree, torch_of, CUDA_HOME=nvcc)
     assert_not_built(tree, "its sources (csrc/cuda/) are missing")
 
@@ -243,7 +244,7 @@ def test_library(tree: Path, torch_of: Path) -> None:
     """It shows its launchers only, needs no torch, and is built again where a header changes."""
     without = write_torch(tree / "torch-none", "None")
     built = build(tree, without, GENHOI_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0")
-    assert "compile csrc/cuda/fill.cu" in built
+    assert "compile csrc/cuda/sm80/fill.cu" in built
     assert not (tree / CUDA_REASON_FILE).exists()
     table = run_checked("readelf", "--wide", "--dyn-syms", LIBRARY, cwd=tree)
     symbols = [line.split() for line in table.splitlines() if " GLOBAL " in line]
@@ -256,7 +257,7 @@ def test_library(tree: Path, torch_of: Path) -> None:
     again = {"GENHOI_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0"}
     assert "compile" not in build(tree, without, **again)
     (tree / "csrc" / "cuda" / "launch.h").write_text("#define FILL 2\n")
-    assert "compile csrc/cuda/fill.cu" in build(tree, without, **again)
+    assert "compile csrc/cuda/sm80/fill.cu" in build(tree, without, **again)
 
 
 @needs_nvcc

@@ -1,6 +1,0 @@
-#include "attention_backward.cuh"
-
-namespace genhoi::cuda::backward {
-template GenhoiPlan plan_backward<64>(const GenhoiBackward&, int);
-template cudaError_t launch_backward<Float16, 64>(const GenhoiBackward&, int, cudaStream_t);
-}  // namespace genhoi::cuda::backward

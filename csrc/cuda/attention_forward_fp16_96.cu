@@ -1,6 +1,0 @@
-#include "attention_forward_launch.cuh"
-
-namespace genhoi::cuda {
-template cudaError_t launch_forward<Float16, 96>(const GenhoiForward&, const GenhoiPlan&,
-                                                 cudaStream_t);
-}

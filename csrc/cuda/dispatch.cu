@@ -1,0 +1,119 @@
+// The C interface of the attention kernels: a call is checked, and finds the kernels of its GPU,
+// element type and head dim.
+#include <initializer_list>
+#include <type_traits>
+
+#include "common/element.cuh"
+#include "common/layout.h"
+#include "launch.h"
+#include "sm80/launch.cuh"
+#include "sm80/plan.cuh"
+
+namespace genhoi::cuda {
+namespace {
+
+// The generation of kernels, of which there is one: it serves sm_80 and all later GPUs. Another is
+// chosen here, by the compute capability of the current device.
+namespace kernels = sm80;
+
+bool is_supported(const GenhoiAttention& in) {
+  return (in.dtype == GENHOI_BFLOAT16 || in.dtype == GENHOI_FLOAT16) && in.head_dim > 0 &&
+         in.head_dim <= 128 && in.head_dim % kChunk == 0;
+}
+
+bool has_gate(const GenhoiAttention& in) {
+  return in.gate_mode == GENHOI_GATE_TOKEN || in.gate_mode == GENHOI_GATE_SUM;
+}
+
+// Calls function(dim), where dim() is the next head dim that has an instantiation.
+template <class Function>
+auto with_head_dim(const GenhoiAttention& in, Function function) {
+  if (in.head_dim <= 64) return function(std::integral_constant<int, 64>());
+  if (in.head_dim <= 96) return function(std::integral_constant<int, 96>());
+  return function(std::integral_constant<int, 128>());
+}
+
+// Calls function(element, dim) for the call's element type and head dim.
+template <class Function>
+int with_instantiation(const GenhoiAttention& in, Function function) {
+  return with_head_dim(in, [&](auto dim) -> int {
+    return in.dtype == GENHOI_BFLOAT16 ? function(BFloat16(), dim) : function(Float16(), dim);
+  });
+}
+
+// Whether the caller gave room for what a kernel computes.
+bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
+  if (kernel == GENHOI_BWD_DQ) return call.dq != nullptr;
+  if (kernel == GENHOI_BWD_DKDV) return call.dk != nullptr;
+  if (kernel == GENHOI_BWD_REF_DKDV) return call.dk_ref != nullptr;
+  return true;
+}
+
+int launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel, void* stream) {
+  return with_instantiation(call.in, [&](auto element, auto dim) -> int {
+    return kernels::launch_bwd<decltype(element), dim()>(call, kernel,
+                                                         static_cast<cudaStream_t>(stream));
+  });
+}
+
+}  // namespace
+}  // namespace genhoi::cuda
+
+using namespace genhoi::cuda;
+
+const char* genhoi_error_string(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+int genhoi_attention_forward_plan(const GenhoiForward* call, GenhoiPlan* plan) {
+  if (!is_supported(call->in)) return cudaErrorInvalidValue;
+  *plan = with_head_dim(call->in, [&](auto dim) { return kernels::plan_fwd<dim()>(*call); });
+  return cudaSuccess;
+}
+
+int genhoi_attention_forward(const GenhoiForward* call, void* stream) {
+  if (!is_supported(call->in)) return cudaErrorInvalidValue;
+  return with_instantiation(call->in, [&](auto element, auto dim) -> int {
+    return kernels::launch_fwd<decltype(element), dim()>(*call, static_cast<cudaStream_t>(stream));
+  });
+}
+
+int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, GenhoiPlan* plan) {
+  if (!is_supported(call->in) || kernel < GENHOI_BWD_PREPROCESS || kernel > GENHOI_BWD_DBIAS) {
+    return cudaErrorInvalidValue;
+  }
+  *plan = with_head_dim(call->in, [&](auto dim) {
+    return kernels::plan_bwd<dim()>(*call, static_cast<GenhoiBackwardKernel>(kernel));
+  });
+  return cudaSuccess;
+}
+
+int genhoi_attention_backward_preprocess(const GenhoiBackward* call, void* stream) {
+  if (!is_supported(call->in)) return cudaErrorInvalidValue;
+  return launch_bwd(*call, GENHOI_BWD_PREPROCESS, stream);
+}
+
+int genhoi_attention_backward(const GenhoiBackward* call, void* stream) {
+  if (!is_supported(call->in)) return cudaErrorInvalidValue;
+  for (const auto kernel :
+       {GENHOI_BWD_DQ, GENHOI_BWD_DKDV, GENHOI_BWD_REF_DKDV, GENHOI_BWD_DBIAS}) {
+    if (!is_wanted(*call, kernel)) continue;
+    if (const int error = launch_bwd(*call, kernel, stream)) return error;
+  }
+  return cudaSuccess;
+}
+
+int genhoi_flow_gate_backward_plan(const GenhoiFlowGateBackward* call, GenhoiPlan* plan) {
+  if (!is_supported(call->in) || !has_gate(call->in)) return cudaErrorInvalidValue;
+  *plan =
+      with_head_dim(call->in, [&](auto dim) { return kernels::plan_flow_gate_bwd<dim()>(*call); });
+  return cudaSuccess;
+}
+
+int genhoi_flow_gate_backward(const GenhoiFlowGateBackward* call, void* stream) {
+  if (!is_supported(call->in) || !has_gate(call->in)) return cudaErrorInvalidValue;
+  return with_instantiation(call->in, [&](auto element, auto dim) -> int {
+    return kernels::launch_flow_gate_bwd<decltype(element), dim()>(
+        *call, static_cast<cudaStream_t>(stream));
+  });
+}
