@@ -23,6 +23,7 @@ from support.cases import (
     assert_within_budget,
     check_budget,
     device_of,
+    leaves,
     make_case,
     run,
     run_with,
@@ -31,7 +32,15 @@ from support.cases import (
 from support.cuda_structs import Attention, Forward, Plan
 
 from benchmarks.shapes import SHAPES
-from genhoi_kernels import reference_attention
+from genhoi_kernels import (
+    RopeCall,
+    VideoRope,
+    apply_rope,
+    explain,
+    qk_norm_rope,
+    reference_attention,
+    supports,
+)
 from genhoi_kernels.backends import cuda, native
 
 pytestmark = [pytest.mark.gpu, pytest.mark.emulated(racecheck="raise", initcheck="raise")]
@@ -114,6 +123,48 @@ def test_launches_of_a_backward_pass(launches: Any) -> None:
     assert all(name in x["kernel"] for name, x in zip(names, launches, strict=True))
 
 
+FORWARD = ["attention_fwd", "flow_gate_bwd"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (["gate"], []),
+        (["q"], ["bwd_dq"]),
+        (["v"], ["bwd_dkdv"]),
+        (["k_ref", "v_ref", "gate"], ["bwd_dkdv"]),
+        (["ref_bias"], ["bwd_dkdv", "bwd_dbias"]),
+    ],
+)
+def test_a_kernel_of_no_use_is_not_launched(
+    launches: Any, wanted: list[str], names: list[str]
+) -> None:
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=70,
+        dim=64,
+        lengths=(20,),
+        mask="random",
+        mask_gate=True,
+        gate="token",
+        bias=(0.5,),
+    )
+    args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
+    every = leaves(args)
+    kept = {name: x for name, x in every.items() if name.split(".")[0] in wanted}
+    out, _ = reference_attention(**args, backend="cuda")
+    whole = torch.autograd.grad(out.float().square().sum(), list(kept.values()))
+    for name, x in every.items():
+        x.requires_grad_(name in kept)
+    launches.clear()
+    out, _ = reference_attention(**args, backend="cuda")
+    some = torch.autograd.grad(out.float().square().sum(), list(kept.values()))
+    assert all(torch.equal(x, y) for x, y in zip(some, whole, strict=True))
+    ours = [x["kernel"] for x in launches if "genhoi" in x["kernel"]]
+    assert len(ours) == len(FORWARD + names), ours
+    assert all(name in kernel for name, kernel in zip(FORWARD + names, ours, strict=True))
+
+
 def plain_arguments(case: Case) -> dict[str, Any]:
     """Arguments that want no gradient."""
     args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
@@ -170,6 +221,25 @@ def test_what_it_cannot_do_is_refused() -> None:
     q = q.half()[..., :20].contiguous()
     with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):
         reference_attention(q, q, q, backend="cuda")
+
+
+def test_more_heads_than_it_rotates_go_to_triton() -> None:
+    device = torch.device("cuda")
+    assert supports("cuda", RopeCall(device, torch.bfloat16, 128, 96)) is None
+    reason = "97 heads of 128 are 12416 values of a token, above 12288"
+    assert supports("cuda", RopeCall(device, torch.bfloat16, 128, 97)) == reason
+    x = torch.randn(1, 2, 97, 128, device=device, dtype=torch.bfloat16)
+    rope = VideoRope((1, 1, 2), head_dim=128)
+    with pytest.raises(ValueError, match=reason):
+        reference_attention(x, x, x, rope=rope, backend="cuda")
+    with pytest.raises(ValueError, match=reason):
+        apply_rope(x, rope, backend="cuda")
+    assert explain(x, x, x)["cuda"] is None, "without a rotation"
+    assert explain(x, x, x, rope=rope)["cuda"] == reason
+    weight = torch.ones(97 * 128, device=device)
+    q, _ = qk_norm_rope(x.flatten(2), x.flatten(2), weight, weight, rope)
+    by_eager, _ = qk_norm_rope(x.flatten(2), x.flatten(2), weight, weight, rope, backend="eager")
+    torch.testing.assert_close(q, by_eager)
 
 
 @pytest.mark.parametrize("name", SHAPES)
