@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -11,6 +12,7 @@
 #include "cpu/binding.h"
 #include "cpu/dispatch.h"
 #include "cuda/binding.h"
+#include "cuda/limits.h"
 
 namespace {
 
@@ -49,6 +51,22 @@ double peak_flops(const std::string& dtype) {
   return genhoi::cpu::peak_flops(found->second, genhoi::cpu::torch_pool());
 }
 
+pybind11::dict cuda_limits() {
+  const auto shared_bytes = genhoi::cuda::shared_bytes();
+  std::map<int, uint32_t> bwd_shared_bytes;
+  for (const auto& [kernel, by_head_dim] : shared_bytes) {
+    if (kernel == "attention_fwd") continue;
+    for (const auto& [head_dim, bytes] : by_head_dim) {
+      bwd_shared_bytes[head_dim] = std::max(bwd_shared_bytes[head_dim], bytes);
+    }
+  }
+  pybind11::dict limits;
+  limits["shared_bytes"] = shared_bytes;
+  limits["bwd_shared_bytes"] = bwd_shared_bytes;
+  limits["norm_rope_values"] = genhoi::cuda::max_norm_rope_values();
+  return limits;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -63,5 +81,10 @@ PYBIND11_MODULE(_C, m) {
         "Operations a second of the arithmetic units on torch's threads, measured now.");
   m.def("open_cuda_library", &genhoi::cuda::open_library,
         "Opens the CUDA kernels' library at a path; RuntimeError with the loader's words.");
+  m.def(
+      "cuda_limits", &cuda_limits,
+      "What the CUDA kernels need, without a GPU: shared_bytes of a block by kernel and head dim, "
+      "bwd_shared_bytes (the most of the backward kernels) by head dim, and norm_rope_values, the "
+      "most values of a token.");
   m.def("cpu_features", &cpu_features, "CPU features that matter here.");
 }

@@ -13,6 +13,7 @@ from genhoi_kernels import checks, ops, reference, schema, spec
 from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
+from genhoi_kernels.registration import run_operator
 from genhoi_kernels.rope import HeadSlidingRope, Rope, VideoRope, encode_rope
 
 
@@ -89,7 +90,7 @@ def reference_attention(
             "backend": backend,
         }
     )
-    out, lse, gate_sum, _ = ops.attention(*schema.flatten(values))
+    out, lse, gate_sum, _ = run_operator(ops.attention, *schema.flatten(values))
     if values["gate_mode"] == "sum" and not return_gate_sum:
         out = reference.scale_by_gate_sum(out, gate_sum)
     extras = ([lse] if return_lse else []) + ([gate_sum] if return_gate_sum else [])
@@ -112,8 +113,8 @@ def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
     bound = _EXPLAINED.bind(*args, **kwargs)
     bound.apply_defaults()
     values = _checked(bound.arguments | {"return_gate_sum": False, "backend": None})
-    call, _ = schema.unflatten(schema.flatten(values))
-    return registry.explain(call)
+    explained, _ = schema.unflatten(schema.flatten(values))
+    return registry.explain(explained)
 
 
 def _explained() -> inspect.Signature:
@@ -243,9 +244,9 @@ def qk_norm_rope(
     checks.check_weight("q_weight", q_weight, (dim,), q)
     checks.check_weight("k_weight", k_weight, (dim,), q)
     _check_either_rope(rope, q.unflatten(-1, (dim // rope.head_dim, rope.head_dim)))
-    return ops.qk_norm_rope(
-        q, k, q_weight, k_weight, rope.head_dim, *encode_rope(rope), float(eps), backend
-    )
+    options = (rope.head_dim, *encode_rope(rope), float(eps), backend)
+    normed_q, normed_k = run_operator(ops.qk_norm_rope, q, k, q_weight, k_weight, *options)
+    return normed_q, normed_k
 
 
 def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
@@ -258,7 +259,8 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     if not isinstance(rope, (VideoRope, HeadSlidingRope)):
         raise TypeError(f"rope: got {type(rope).__name__}, wanted VideoRope or HeadSlidingRope")
     _check_either_rope(rope, x)
-    return ops.apply_rope(x, *encode_rope(rope), False, backend)
+    rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
+    return rotated
 
 
 def _check_either_rope(rope: Rope, x: Tensor) -> None:

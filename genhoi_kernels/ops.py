@@ -17,7 +17,7 @@ from torch import Tensor
 from genhoi_kernels import schema
 from genhoi_kernels.backends import registry
 from genhoi_kernels.reference import wide_dtype
-from genhoi_kernels.registration import Gradient, no_second_derivatives, operator
+from genhoi_kernels.registration import Gradient, no_second_derivatives, operator, run_operator
 from genhoi_kernels.rope import Rope, decode_rope
 from genhoi_kernels.schema import AttentionInputs
 from genhoi_kernels.spec import AttentionGrads, RopeCall
@@ -35,10 +35,10 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 def _attention(*inputs: Any) -> tuple[Tensor, ...]:
     """Forward pass; returns reference.AttentionResult."""
-    call, tensors = schema.unflatten(inputs)
-    backend = registry.pick(call, AttentionInputs(*inputs).backend)
-    with _no_autocast(call.device):
-        result = backend.attention_forward(call, tensors)
+    options, tensors = schema.unflatten(inputs)
+    backend = registry.pick(options, AttentionInputs(*inputs).backend)
+    with _no_autocast(options.device):
+        result = backend.attention_forward(options, tensors)
     return tuple(x.contiguous() for x in result)
 
 
@@ -68,14 +68,14 @@ def _attention_backward(
 
     ``o`` is the attention output before the gate.
     """
-    call, tensors = schema.unflatten(inputs)
-    backend = registry.pick(call, AttentionInputs(*inputs).backend)
+    options, tensors = schema.unflatten(inputs)
+    backend = registry.pick(options, AttentionInputs(*inputs).backend)
     grads = AttentionGrads(
         *(None if g is None else g.contiguous() for g in (grad_out, grad_lse, grad_gate_sum))
     )
-    with _no_autocast(call.device):
-        computed = backend.attention_backward(call, tensors, o, lse, grads)
-    return [g.contiguous() for g in schema.pick_wanted(computed, call.wanted)]
+    with _no_autocast(options.device):
+        computed = backend.attention_backward(options, tensors, o, lse, grads)
+    return [g.contiguous() for g in schema.pick_wanted(computed, options.wanted)]
 
 
 def _attention_backward_fake(
@@ -122,9 +122,8 @@ def _attention_vjp(
     o, lse, *tensors = ctx.saved_tensors
     given = schema.put_tensors(ctx.given, tensors)
     wanted = schema.wanted_grads(given, needed)
-    grads = attention_backward(
-        grad_out, grad_lse, grad_gate_sum, o, lse, *given._replace(wanted=list(wanted))
-    )
+    before = (grad_out, grad_lse, grad_gate_sum, o, lse)
+    grads = run_operator(attention_backward, *before, *given._replace(wanted=list(wanted)))
     return schema.spread_wanted(given, wanted, grads)
 
 
@@ -155,8 +154,8 @@ class NormRopeOptions(NamedTuple):
     def chosen(self, x: Tensor) -> tuple[Any, Rope]:
         """The backend for x ``[B, N, H*D]``, and the rotation."""
         rope = decode_rope(self.rope, self.rope_floats)
-        call = RopeCall(x.device, x.dtype, self.head_dim, x.shape[-1] // self.head_dim)
-        return registry.pick(call, self.backend), rope
+        options = RopeCall(x.device, x.dtype, self.head_dim, x.shape[-1] // self.head_dim)
+        return registry.pick(options, self.backend), rope
 
 
 def _qk_norm_rope(
@@ -218,9 +217,9 @@ def _qk_norm_rope_vjp(
     need_q, need_k, need_q_weight, need_k_weight = needed
     dq = dk = dq_weight = dk_weight = None
     if grad_q is not None and (need_q or need_q_weight):
-        dq, dq_weight = norm_rope_backward(grad_q, q, q_weight, *ctx.options)
+        dq, dq_weight = run_operator(norm_rope_backward, grad_q, q, q_weight, *ctx.options)
     if grad_k is not None and (need_k or need_k_weight):
-        dk, dk_weight = norm_rope_backward(grad_k, k, k_weight, *ctx.options)
+        dk, dk_weight = run_operator(norm_rope_backward, grad_k, k, k_weight, *ctx.options)
     return dq, dk, dq_weight, dk_weight
 
 
@@ -260,7 +259,7 @@ def _apply_rope_vjp(ctx: Any, needed: Sequence[bool], grad: Tensor | None) -> tu
     if grad is None:
         return (None,)
     rope, rope_floats, inverse, backend = ctx.options
-    return (apply_rope(grad, rope, rope_floats, not inverse, backend),)
+    return (run_operator(apply_rope, grad, rope, rope_floats, not inverse, backend),)
 
 
 apply_rope = operator(

@@ -93,6 +93,14 @@ def operator(
     return op
 
 
+def run_operator(op: OpOverload, *inputs: Any) -> Any:
+    """op(*inputs), past autograd's part in Python where gradients are off anyway."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*inputs)
+
+
 def _differentiable(op: OpOverload, gradient: Gradient) -> Callable[..., Any]:
     """The operator as autograd sees it."""
 

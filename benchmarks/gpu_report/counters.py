@@ -19,7 +19,7 @@ from benchmarks.gpu_report.bench import chosen_backends
 from benchmarks.gpu_report.folder import COUNTERS, add_rows
 from benchmarks.gpu_report.stage import is_emulated, say, stage_options
 
-_KERNELS = "regex:attention|gradient|gate|cudnn|flash|sm90"
+_KERNELS = "regex:attention|gradient|bwd|gate|cudnn|flash|sm90"
 _ACTIVE = "avg.pct_of_peak_sustained_active"
 _ELAPSED = "avg.pct_of_peak_sustained_elapsed"
 # Name in the table -> the counter, and what one of its units is worth.

@@ -27,6 +27,7 @@ from benchmarks.static.sass import read_functions, tensor_loops
 from benchmarks.static.sass_model import MODELLED, Kernel, model_loops
 from benchmarks.static.table import Row, write_rows
 from benchmarks.static.tools import Usage, disassemble
+from genhoi_kernels.backends import native
 
 __all__ = ["CSV_NAME", "KERNELS", "compile_source", "main", "rows_of"]
 
@@ -47,24 +48,21 @@ class Shape:
     """What the model has to know of a kernel.
 
     queries, keys: of a tile. warps: of a block, by head dim. products: matrix products of a tile.
-    shared: bytes of shared memory of a block, by head dim.
     """
 
     queries: int
     keys: int
     warps: dict[int, int]
     products: int
-    shared: dict[int, int]
 
 
 _FOUR = {64: 4, 96: 4, 128: 4}
 # The others have no loop of tensor-core instructions, or one that is no loop over tiles.
 KERNELS = {
-    "attention_forward": Shape(128, 64, _FOUR, 2, {64: 32768, 96: 49152, 128: 65536}),
-    "gradient_of_queries": Shape(128, 32, _FOUR, 3, {64: 40960, 96: 61440, 128: 81920}),
-    "gradient_of_keys": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4,
-                              {64: 66560, 96: 132096, 128: 164864}),
-}  # fmt: skip
+    "attention_fwd": Shape(128, 64, _FOUR, 2),
+    "bwd_dq": Shape(128, 32, _FOUR, 3),
+    "bwd_dkdv": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4),
+}
 
 
 def find_nvcc() -> str:
@@ -124,24 +122,37 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
             "registers": int(registers),
             "spilled": int(stores) + int(loads),
         }
-        shape = KERNELS.get(str(row["kernel"]))
-        if row["kernel"] == "gradient_of_keys" and "Lb1E" in name:
-            row["kernel"] = "gradient_of_keys, references"
+        kernel = str(row["kernel"])
+        shape = KERNELS.get(kernel)
+        if kernel == "bwd_dkdv" and "Lb1E" in name:
+            row["kernel"] = "bwd_dkdv, references"
         if shape is not None and dim is not None:
-            row |= _loops(functions[name], arch, shape, int(dim[1]), int(registers))
+            shared = _shared_bytes(kernel, int(dim[1]))
+            row |= _loops(functions[name], arch, shape, int(dim[1]), int(registers), shared)
         yield row
 
 
-def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) -> Row:
-    """Resident blocks, and the figures of the first loop, over whole blocks of video keys."""
-    shared, warps = shape.shared[dim], shape.warps[dim]
-    found: Row = {
+def _shared_bytes(kernel: str, head_dim: int) -> int:
+    """Return the bytes of shared memory of a block.
+
+    Raises:
+        RuntimeError: the compiled part, which knows it, is not built.
+    """
+    if native.module is None:
+        raise RuntimeError(native.missing_reason)
+    return int(native.module.cuda_limits()["shared_bytes"][kernel][head_dim])
+
+
+def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int, shared: int) -> Row:
+    """Return resident blocks, and those of the first loop, over whole blocks of video keys."""
+    warps = shape.warps[dim]
+    figures: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",
         "shared": shared,
         "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, warps),
     }
     if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
-        return found
+        return figures
     kernel = Kernel(
         arch=arch,
         tile=(shape.queries, shape.keys, dim),
@@ -169,12 +180,12 @@ def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int) 
         "eff_phase",
         "eff_sum",
     )
-    return found | {name: first[name] for name in wanted if name in first}
+    return figures | {name: first[name] for name in wanted if name in first}
 
 
 def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
     """Make the rows of all kernels and architectures, two compilers at a time."""
-    jobs = [(source, arch) for arch in archs for source in sorted(SOURCES.glob("*.cu"))]
+    jobs = [(source, arch) for arch in archs for source in sorted(SOURCES.glob("**/*.cu"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda job: list(rows_of(*job)), jobs)
         seen = track(results, "Compiling", total=len(jobs), console=console, transient=True)

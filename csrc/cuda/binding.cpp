@@ -1,3 +1,4 @@
+// The CUDA operators: torch's tensors become the structs of launch.h.
 #include "binding.h"
 
 #include <dlfcn.h>
@@ -23,15 +24,15 @@ void* library = nullptr;
 template <class Function>
 Function* function(const char* name) {
   STD_TORCH_CHECK(library != nullptr, "the library of CUDA kernels is not open");
-  auto* found = reinterpret_cast<Function*>(dlsym(library, name));
-  STD_TORCH_CHECK(found != nullptr, "the library of CUDA kernels has no ", name);
-  return found;
+  auto* symbol = reinterpret_cast<Function*>(dlsym(library, name));
+  STD_TORCH_CHECK(symbol != nullptr, "the library of CUDA kernels has no ", name);
+  return symbol;
 }
 
 void check(int error, const char* name) {
   if (error == 0) return;
-  const auto* words = function<const char*(int)>("genhoi_error_string")(error);
-  STD_TORCH_CHECK(false, name, ": CUDA error ", error, ", ", words);
+  const auto* message = function<const char*(int)>("genhoi_error_string")(error);
+  STD_TORCH_CHECK(false, name, ": CUDA error ", error, ", ", message);
 }
 
 // The stable interface gives a stream's handle from torch 2.13 on. This older function is in
@@ -160,7 +161,11 @@ std::vector<Tensor> attention_forward_op(const AttentionArguments& arguments, bo
   call.in = attention_of(arguments);
   const int64_t batch = q.size(0), rows = q.size(1), heads = q.size(2), dim = q.size(3);
   const bool sum = gate_mode == GENHOI_GATE_SUM;
-  const int64_t tiles = sum ? (rows + GENHOI_FORWARD_ROWS - 1) / GENHOI_FORWARD_ROWS : 0;
+  GenhoiPlan plan{};
+  const auto planner =
+      function<decltype(genhoi_attention_forward_plan)>("genhoi_attention_forward_plan");
+  check(planner(&call, &plan), "attention_forward");
+  const int64_t tiles = sum ? plan.grid[0] : 0;
   Tensor out = empty(q, {batch, rows, heads, dim}, q.scalar_type());
   Tensor lse = empty(q, {batch, heads, rows}, ScalarType::Float);
   Tensor gate_sums = empty(q, {batch, heads, tiles}, ScalarType::Float);
@@ -185,7 +190,8 @@ Tensor attention_delta_op(Tensor grad_out, Tensor out, std::optional<Tensor> gra
   call.dlse = data<const float>(grad_lse);
   Tensor delta = empty(out, {out.size(0), out.size(2), out.size(1)}, ScalarType::Float);
   call.delta = floats(delta);
-  const auto launch = function<decltype(genhoi_attention_delta)>("genhoi_attention_delta");
+  const auto launch = function<decltype(genhoi_attention_backward_preprocess)>(
+      "genhoi_attention_backward_preprocess");
   check(launch(&call, current_stream(out)), "attention_delta");
   return delta;
 }
@@ -194,14 +200,15 @@ std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<
                                      std::optional<Tensor> grad_gate_sum, std::vector<Tensor> gate,
                                      int64_t gate_mode) {
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
-  GenhoiGateBackward call{};
+  GenhoiFlowGateBackward call{};
   call.in = attention_of_result(out, gate, gate_mode);
   call.out = tokens_of(out);
   call.dout = tokens_of(grad_out);
   call.dlse = data<const float>(grad_lse);
   call.dgate_sum = data<const float>(grad_gate_sum);
   GenhoiPlan plan{};
-  const auto planner = function<decltype(genhoi_gate_backward_plan)>("genhoi_gate_backward_plan");
+  const auto planner =
+      function<decltype(genhoi_flow_gate_backward_plan)>("genhoi_flow_gate_backward_plan");
   check(planner(&call, &plan), "gate_backward");
   const int64_t parts = plan.grid[0], dim = out.size(3);
   Tensor grad = empty_as(out);
@@ -219,7 +226,7 @@ std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<
   call.dfc1_bias = floats(found[3]);
   call.dfc2_weight = floats(found[4]);
   call.dfc2_bias = floats(found[5]);
-  const auto launch = function<decltype(genhoi_gate_backward)>("genhoi_gate_backward");
+  const auto launch = function<decltype(genhoi_flow_gate_backward)>("genhoi_flow_gate_backward");
   check(launch(&call, current_stream(out)), "gate_backward");
   return found;
 }
@@ -255,8 +262,11 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, T
     call.dv_ref = new_grad(wanted.v_ref, *arguments.v_ref);
   }
   if (ref_bias && wanted.ref_bias) {
-    const int64_t blocks = GENHOI_BIAS_PARTS(call.in.ref_tokens, call.in.references);
-    parts = empty(q, {call.ref_batch, q.size(2), blocks}, ScalarType::Float);
+    GenhoiPlan plan{};
+    const auto planner =
+        function<decltype(genhoi_attention_backward_plan)>("genhoi_attention_backward_plan");
+    check(planner(&call, GENHOI_BWD_REF_DKDV, &plan), "attention_backward");
+    parts = empty(q, {call.ref_batch, q.size(2), plan.grid[0]}, ScalarType::Float);
     grads.push_back(empty_as(*ref_bias));
     call.dref_bias = floats(grads.back());
     call.bias_parts = floats(*parts);
@@ -290,8 +300,12 @@ std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight, 
   call.grad = tokens_of(grad);
   const int64_t values = x.size(2) * x.size(3);
   Tensor grad_x = empty_as(x), grad_weight = empty(x, {values}, ScalarType::Float);
-  Tensor partials = empty(x, {GENHOI_NORM_ROPE_PARTS, values}, ScalarType::Float);
   call.grad_x = grad_x.data_ptr();
+  GenhoiPlan plan{};
+  const auto planner =
+      function<decltype(genhoi_norm_rope_backward_plan)>("genhoi_norm_rope_backward_plan");
+  check(planner(&call, &plan), "norm_rope_backward");
+  Tensor partials = empty(x, {plan.grid[0], values}, ScalarType::Float);
   call.grad_weight = floats(grad_weight);
   call.partials = floats(partials);
   const auto launch = function<decltype(genhoi_norm_rope_backward)>("genhoi_norm_rope_backward");

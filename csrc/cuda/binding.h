@@ -26,7 +26,7 @@ std::vector<Tensor> attention_forward_op(const AttentionArguments& arguments, bo
 Tensor attention_delta_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse);
 
 // Through the flow gate: dO, the same delta, and du_x, dfc1_bias, dfc2_weight and dfc2_bias of
-// GenhoiGateBackward. out: before the gate.
+// GenhoiFlowGateBackward. out: before the gate.
 std::vector<Tensor> gate_backward_op(Tensor grad_out, Tensor out, std::optional<Tensor> grad_lse,
                                      std::optional<Tensor> grad_gate_sum, std::vector<Tensor> gate,
                                      int64_t gate_mode);

@@ -41,6 +41,14 @@ int with_instantiation(const GenhoiAttention& in, Function function) {
   });
 }
 
+// Whether the caller gave room for what a kernel computes.
+bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
+  if (kernel == GENHOI_BWD_DQ) return call.dq != nullptr;
+  if (kernel == GENHOI_BWD_DKDV) return call.dk != nullptr;
+  if (kernel == GENHOI_BWD_REF_DKDV) return call.dk_ref != nullptr;
+  return true;
+}
+
 int launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel, void* stream) {
   return with_instantiation(call.in, [&](auto element, auto dim) -> int {
     return kernels::launch_bwd<decltype(element), dim()>(call, kernel,
@@ -89,6 +97,7 @@ int genhoi_attention_backward(const GenhoiBackward* call, void* stream) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
   for (const auto kernel :
        {GENHOI_BWD_DQ, GENHOI_BWD_DKDV, GENHOI_BWD_REF_DKDV, GENHOI_BWD_DBIAS}) {
+    if (!is_wanted(*call, kernel)) continue;
     if (const int error = launch_bwd(*call, kernel, stream)) return error;
   }
   return cudaSuccess;

@@ -74,7 +74,8 @@ int genhoi_attention_forward_plan(const struct GenhoiForward* call, struct Genho
 // What backward is given besides, and what it writes. out, dout: the attention before the gate and
 // its gradient, [B, N, H, D]; out is read by genhoi_attention_backward_preprocess only, which
 // writes delta. lse, dlse (or null) and delta: [B, H, N]. The gradients are contiguous, of the
-// shapes of q, k, v, k_ref and v_ref. Tokens start at multiples of 16 bytes, as do their strides.
+// shapes of q, k, v, k_ref and v_ref; dq, dk with dv, and dk_ref with dv_ref may be null, and are
+// not computed then. Tokens start at multiples of 16 bytes, as do their strides.
 struct GenhoiBackward {
   struct GenhoiAttention in;
   struct GenhoiTokens out, dout;
@@ -83,7 +84,7 @@ struct GenhoiBackward {
   void *dq, *dk, *dv;
   int32_t ref_batch;      // 1: all samples share the references, whose gradients are sums over them
   void *dk_ref, *dv_ref;  // null without references
-  float* dref_bias;       // [R], or null
+  float* dref_bias;       // [R], or null; with dk_ref
   float* bias_parts;      // scratch [ref_batch, H, grid[0] of GENHOI_BWD_REF_DKDV], with dref_bias
 };
 

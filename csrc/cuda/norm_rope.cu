@@ -8,7 +8,7 @@ namespace {
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-bool valid(const GenhoiNormRope& call) {
+bool is_valid(const GenhoiNormRope& call) {
   const int64_t values = static_cast<int64_t>(call.heads) * call.head_dim;
   const int64_t rows = static_cast<int64_t>(call.batch) * call.tokens;
   return call.dtype >= GENHOI_BFLOAT16 && call.dtype <= GENHOI_FLOAT32 && values >= 0 &&
@@ -18,16 +18,16 @@ bool valid(const GenhoiNormRope& call) {
 
 int value_bytes(const GenhoiNormRope& call) { return call.dtype == GENHOI_FLOAT32 ? 4 : 2; }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-bool aligned(const GenhoiTokens& tokens, int bytes) {
-  return aligned(tokens.data) && tokens.batch * bytes % 16 == 0 && tokens.token * bytes % 16 == 0 &&
-         tokens.head * bytes % 16 == 0;
+bool is_aligned(const GenhoiTokens& tokens, int bytes) {
+  return is_aligned(tokens.data) && tokens.batch * bytes % 16 == 0 &&
+         tokens.token * bytes % 16 == 0 && tokens.head * bytes % 16 == 0;
 }
 
-bool wide(const GenhoiNormRope& call) {
-  return call.head_dim % kChunkValues == 0 && aligned(call.x, value_bytes(call)) &&
-         aligned(call.weight);
+bool is_wide(const GenhoiNormRope& call) {
+  return call.head_dim % kChunkValues == 0 && is_aligned(call.x, value_bytes(call)) &&
+         is_aligned(call.weight);
 }
 
 int rows_of(const GenhoiNormRope& call) { return call.heads ? call.batch * call.tokens : 0; }
@@ -50,7 +50,7 @@ NormRopeShape shape_of(const GenhoiNormRope& call, const GenhoiPlan& plan) {
   return {chunks_of(call), same_pairs && !call.angles.frame_is_head};
 }
 
-// Kernel<Element, WIDE>::launch(call, plan, stream) for the call's element type.
+// Launches Kernel<Element, WIDE> for the call's element type.
 template <template <class, bool> class Kernel, class Call>
 int launch(const Call& call, const GenhoiNormRope& in, bool wide, const GenhoiPlan& plan,
            cudaStream_t stream) {
@@ -81,7 +81,7 @@ struct Backward {
   static constexpr auto kernel = norm_rope_bwd<Element, WIDE>;
 };
 
-int add_up(const GenhoiNormRopeBackward& call, int parts, cudaStream_t stream) {
+int sum_partials(const GenhoiNormRopeBackward& call, int parts, cudaStream_t stream) {
   const int values = chunks_of(call.in) * kChunkValues;
   if (values == 0) return cudaSuccess;
   sum_parts<<<round_up(values, kColumns) / kColumns, kColumns * kRows, 0, stream>>>(
@@ -94,7 +94,7 @@ int add_up(const GenhoiNormRopeBackward& call, int parts, cudaStream_t stream) {
 
 int genhoi_norm_rope_forward_plan(const GenhoiNormRope* call, GenhoiPlan* plan) {
   using namespace genhoi::cuda::norm_rope;
-  if (!valid(*call) || !aligned(call->y)) return cudaErrorInvalidValue;
+  if (!is_valid(*call) || !is_aligned(call->y)) return cudaErrorInvalidValue;
   *plan = forward_plan(*call);
   return cudaSuccess;
 }
@@ -103,13 +103,14 @@ int genhoi_norm_rope_forward(const GenhoiNormRope* call, void* stream) {
   using namespace genhoi::cuda::norm_rope;
   GenhoiPlan plan;
   if (const int error = genhoi_norm_rope_forward_plan(call, &plan)) return error;
-  return launch<Forward>(*call, *call, wide(*call), plan, static_cast<cudaStream_t>(stream));
+  return launch<Forward>(*call, *call, is_wide(*call), plan, static_cast<cudaStream_t>(stream));
 }
 
 int genhoi_norm_rope_backward_plan(const GenhoiNormRopeBackward* call, GenhoiPlan* plan) {
   using namespace genhoi::cuda::norm_rope;
   const bool no_weight = call->in.heads > 0 && !call->in.weight;
-  if (!valid(call->in) || no_weight || !aligned(call->grad_x) || !aligned(call->partials)) {
+  if (!is_valid(call->in) || no_weight || !is_aligned(call->grad_x) ||
+      !is_aligned(call->partials)) {
     return cudaErrorInvalidValue;
   }
   *plan = backward_plan(call->in);
@@ -121,7 +122,7 @@ int genhoi_norm_rope_backward(const GenhoiNormRopeBackward* call, void* stream) 
   GenhoiPlan plan;
   if (const int error = genhoi_norm_rope_backward_plan(call, &plan)) return error;
   const auto on = static_cast<cudaStream_t>(stream);
-  const bool both_wide = wide(call->in) && aligned(call->grad, value_bytes(call->in));
+  const bool both_wide = is_wide(call->in) && is_aligned(call->grad, value_bytes(call->in));
   if (const int error = launch<Backward>(*call, call->in, both_wide, plan, on)) return error;
-  return add_up(*call, plan.grid[0], on);
+  return sum_partials(*call, plan.grid[0], on);
 }

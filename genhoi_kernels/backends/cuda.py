@@ -26,11 +26,6 @@ from genhoi_kernels.spec import (
 
 DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128
-BACKWARD_SHARED = 164864
-"""Bytes of shared memory of a block of gradient_of_keys at head dim 128."""
-
-MAX_TOKEN_VALUES = 12288
-"""H * D that the rotating kernels take, those of attention with a rotation among them."""
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -68,14 +63,20 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
         return f"it takes {', '.join(str(d) for d in dtypes)}, not {call.dtype}"
     if call.head_dim % 8 or call.head_dim > MAX_HEAD_DIM:
         return f"head dim {call.head_dim} is not a multiple of 8 from 8 to {MAX_HEAD_DIM}"
-    values = call.heads * call.head_dim
-    if values > MAX_TOKEN_VALUES and _rotates(call):
-        return (
-            f"{call.heads} heads of {call.head_dim} are {values} values, above {MAX_TOKEN_VALUES}"
-        )
+    values, most = call.heads * call.head_dim, _limits()["norm_rope_values"]
+    if values > most and _rotates(call):
+        return f"{call.heads} heads of {call.head_dim} are {values} values of a token, above {most}"
     if isinstance(call, AttentionCall) and call.needs_grad and call.head_dim > 64:
         return _too_small(call.device)
     return None
+
+
+@functools.lru_cache(maxsize=1)
+def _limits() -> dict[str, Any]:
+    """What the kernels need; see csrc/cuda/limits.h."""
+    assert native.module is not None
+    limits: dict[str, Any] = native.module.cuda_limits()
+    return limits
 
 
 def _rotates(call: AttentionCall | RopeCall) -> bool:
@@ -87,14 +88,15 @@ def _too_small(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability not in ((8, 6), (8, 9)) and capability[0] != 12:
         return None
+    shared = max(_limits()["bwd_shared_bytes"].values())
     return (
-        f"gradients of head dims above 64 need up to {BACKWARD_SHARED} bytes of shared memory for "
+        f"gradients of head dims above 64 need up to {shared} bytes of shared memory for "
         f"a block, more than compute capability {capability[0]}.{capability[1]} has"
     )
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """The kernel of csrc/cuda/attention_forward.cuh."""
+    """The kernel of csrc/cuda/sm80/fwd.cuh."""
     out, lse, sums, ungated = torch.ops.genhoi_kernels.cuda_attention_forward(
         **_arguments(call, tensors), keep_ungated=call.needs_grad
     )
@@ -108,7 +110,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> InputGrads:
-    """The kernels of csrc/cuda/gate_backward.cuh and attention_backward.cuh, where wanted."""
+    """Those of flow_gate_bwd.cuh, bwd_dq.cuh and bwd_dkdv.cuh in csrc/cuda/sm80 that are wanted."""
     dO, delta, dgate = _through_gate(call, tensors, aligned(o), grads)
     dq, dk, dv, dk_ref, dv_ref, dbias, _ = _of_attention(call, tensors, dO, lse, delta)
     if dq is not None:

@@ -54,14 +54,24 @@ CASES = [
     Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), mask="random", gate="sum"),
     # Head dims; thirds that are odd, even and zero.
     # Of seed 0 one row decides the error of dk_ref, and eager has it right by luck on Intel.
-    *(Case(grid=(3, 4, 4), refs=((3, 3),), dim=dim, gate="token", mask="random", seed=1)
-      for dim in (8, 16, 24, 40, 64, 96, 128)),
+    *(
+        Case(grid=(3, 4, 4), refs=((3, 3),), dim=dim, gate="token", mask="random", seed=1)
+        for dim in (8, 16, 24, 40, 64, 96, 128)
+    ),
     Case(grid=(2, 3, 3), refs=((2, 2),), dim=256, heads=1, gate="sequence"),
     # Batches, and references shared by them or not.
     Case(grid=(3, 2, 3), batch=3, refs=((3, 2),), mask="random", mask_batch=3, gate="token"),
     Case(grid=(3, 2, 3), batch=3, refs=((3, 2),), ref_batch=3, mask="random", gate="sequence"),
-    Case(rows=105, batch=3, lengths=(13, 100), bias=(0.5, -0.5), mask="random", mask_batch=3,
-         mask_dtype=torch.uint8, gate="sum"),
+    Case(
+        rows=105,
+        batch=3,
+        lengths=(13, 100),
+        bias=(0.5, -0.5),
+        mask="random",
+        mask_batch=3,
+        mask_dtype=torch.uint8,
+        gate="sum",
+    ),
     Case(rows=105, batch=2, lengths=(13,), ref_batch=2, bias=(0.5,), mask="random"),
     # Heads: more than frames, a shard of them, other schedules.
     Case(grid=(2, 3, 4), heads=7, refs=((3, 3),)),
@@ -72,16 +82,35 @@ CASES = [
     Case(grid=(5, 4, 6), token_offset=7, tokens=101, refs=((2, 3),), mask="random"),
     Case(grid=(5, 4, 6), refs=((2, 3), (5, 1)), ref_rope=False, mask="random"),
     # Strides.
-    *(Case(grid=(4, 5, 6), batch=2, heads=3, refs=((2, 3),), mask="random", layout=layout,
-           gate="token") for layout in ("fused", "heads", "expanded", "padded")),
+    *(
+        Case(
+            grid=(4, 5, 6),
+            batch=2,
+            heads=3,
+            refs=((2, 3),),
+            mask="random",
+            layout=layout,
+            gate="token",
+        )
+        for layout in ("fused", "heads", "expanded", "padded")
+    ),
     # Masks.
-    *(Case(rows=107, lengths=(11,), mask="random", mask_dtype=dtype, mask_gate=built)
-      for dtype in (torch.bool, torch.uint8, torch.int32, torch.int64) for built in (False, True)),
+    *(
+        Case(rows=107, lengths=(11,), mask="random", mask_dtype=dtype, mask_gate=built)
+        for dtype in (torch.bool, torch.uint8, torch.int32, torch.int64)
+        for built in (False, True)
+    ),
     Case(rows=107, batch=2, lengths=(11, 5), mask="all", bias=(0.1, 0.2)),
     Case(rows=107, batch=2, lengths=(11, 5), mask="nothing", bias=(0.1, 0.2), gate="token"),
     # Several references, some empty; biases that shut one out.
-    Case(rows=103, lengths=(5, 0, 99, 1), mask="random", mask_dtype=torch.int64, gate="token",
-         bias=(0.3, 1.0, -2.0, 3.0)),
+    Case(
+        rows=103,
+        lengths=(5, 0, 99, 1),
+        mask="random",
+        mask_dtype=torch.int64,
+        gate="token",
+        bias=(0.3, 1.0, -2.0, 3.0),
+    ),
     Case(rows=103, lengths=(5, 7), bias=(-INF, 0.4), mask="random", mask_dtype=torch.uint8),
     Case(rows=9, keys=0, lengths=(5, 7), bias=(-INF, -INF), gate="token"),
     Case(rows=20, lengths=(1,) * 32, mask="random", mask_dtype=torch.int32, mask_gate=True),
@@ -90,9 +119,11 @@ CASES = [
     Case(rows=33, lengths=(5,), scale=0.02),
     # One key: every row is alike, and the gate's gradients are sums of equal numbers.
     Case(rows=97, keys=1, heads=1, dim=8, gate="sum"),
-    *(Case(rows=107, gate=gate, batch=2, gate_dtype=torch.bfloat16, dtype=torch.bfloat16)
-      for gate in ("token", "sum")),
-]  # fmt: skip
+    *(
+        Case(rows=107, gate=gate, batch=2, gate_dtype=torch.bfloat16, dtype=torch.bfloat16)
+        for gate in ("token", "sum")
+    ),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -158,13 +189,23 @@ def test_row_without_any_key(backend: str) -> None:
 
 # 260 rows: tiles where every row sees the references, tiles where none does, and mixed ones.
 MIXED = Case(
-    rows=260, heads=1, dim=24, lengths=(9, 100, 5), gate="token", batch=2,
+    rows=260,
+    heads=1,
+    dim=24,
+    lengths=(9, 100, 5),
+    gate="token",
+    batch=2,
     bias=(0.3, -0.2, 0.7),
-)  # fmt: skip
+)
 ROPED = Case(
-    grid=(5, 4, 13), heads=1, dim=24, refs=((3, 3), (10, 10), (1, 5)), gate="token", batch=2,
+    grid=(5, 4, 13),
+    heads=1,
+    dim=24,
+    refs=((3, 3), (10, 10), (1, 5)),
+    gate="token",
+    batch=2,
     bias=(0.3, -0.2, 0.7),
-)  # fmt: skip
+)
 
 
 def mixed_mask(case: Case) -> Tensor:
@@ -180,10 +221,15 @@ def mixed_mask(case: Case) -> Tensor:
 @pytest.mark.parametrize("case", [MIXED, ROPED], ids=["rotated already", "rope"])
 @pytest.mark.parametrize(
     ("dtype", "poison"),
-    [(torch.float32, float("nan")), (torch.float32, -INF), (torch.bfloat16, float("nan")),
-     (torch.bfloat16, INF), (torch.float16, float("nan"))],
+    [
+        (torch.float32, float("nan")),
+        (torch.float32, -INF),
+        (torch.bfloat16, float("nan")),
+        (torch.bfloat16, INF),
+        (torch.float16, float("nan")),
+    ],
     ids=lambda value: str(value).removeprefix("torch."),
-)  # fmt: skip
+)
 def test_unseen_references_change_nothing(
     backend: str, dtype: torch.dtype, poison: float, case: Case
 ) -> None:
@@ -336,8 +382,10 @@ def test_shards_of_the_sequence(backend: str) -> None:
         outs, sums = [], []
         for rows in (slice(0, 50), slice(50, 131)):
             shard = args | {
-                "q": args["q"][:, rows], "mask": args["mask"][:, rows], "return_gate_sum": True
-            }  # fmt: skip
+                "q": args["q"][:, rows],
+                "mask": args["mask"][:, rows],
+                "return_gate_sum": True,
+            }
             out, gate_sum = reference_attention(**shard, backend=backend)
             outs.append(out)
             sums.append(gate_sum)
@@ -361,8 +409,9 @@ def test_shards_of_the_heads(backend: str) -> None:
         for name in ("q", "k", "v", "k_ref", "v_ref"):
             args[name] = args[name].detach()[:, :, heads].requires_grad_()
         upstream = {
-            "out": inputs.upstream["out"][:, :, heads], "lse": inputs.upstream["lse"][:, heads]
-        }  # fmt: skip
+            "out": inputs.upstream["out"][:, :, heads],
+            "lse": inputs.upstream["lse"][:, heads],
+        }
         found = run_with(args, upstream, backend)
         for name in ("out", "dq", "dk", "dv", "dk_ref", "dv_ref"):
             assert torch.equal(found[name].cpu().double(), full[name][:, :, heads]), name
@@ -382,9 +431,11 @@ def test_shards_of_the_queries(backend: str) -> None:
         for rows in (slice(0, 31), slice(31, 120)):
             shifted = dataclasses.replace(rope, token_offset=rows.start)
             shard = args | {
-                "q": apply_rope(args["q"][:, rows], shifted, backend=backend), "k": keys,
-                "mask": args["mask"][:, rows], "rope": None,
-            }  # fmt: skip
+                "q": apply_rope(args["q"][:, rows], shifted, backend=backend),
+                "k": keys,
+                "mask": args["mask"][:, rows],
+                "rope": None,
+            }
             out, lse = reference_attention(**shard, backend=backend)
             torch.testing.assert_close(out.cpu().double(), full["out"][:, rows], rtol=0, atol=2e-6)
             torch.testing.assert_close(
@@ -441,8 +492,10 @@ def test_memory_grows_with_the_tokens_only(name: str) -> None:
     skip_unless_supported(name, Case(dim=8).call(name))
     process = subprocess.run(
         [sys.executable, "-c", LARGE, name, "10000", "4000"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert process.returncode == 0, process.stderr
     grown = int(process.stdout) / (2**10 if sys.platform != "darwin" else 2**20)
     assert grown < 48, f"peak memory grew by {grown:.0f} MiB"

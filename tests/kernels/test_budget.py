@@ -25,9 +25,11 @@ def single_key(rows: int, dim: int, dtype: torch.dtype) -> tuple[Case, dict[str,
     case = Case(dtype=dtype, batch=2, rows=rows, keys=1, dim=dim, heads=3)
     inputs = make_case(case)
     left = left_of_a_single_key(
-        *(inputs.tensors[name] for name in "qkv"), inputs.upstream["out"],
-        scale=dim**-0.5, dtype=dtype,
-    )  # fmt: skip
+        *(inputs.tensors[name] for name in "qkv"),
+        inputs.upstream["out"],
+        scale=dim**-0.5,
+        dtype=dtype,
+    )
     return case, left
 
 

@@ -23,6 +23,7 @@ from support.cases import (
     assert_within_budget,
     check_budget,
     device_of,
+    leaves,
     make_case,
     run,
     run_with,
@@ -30,7 +31,15 @@ from support.cases import (
 )
 from support.cuda_structs import Attention, Forward, Plan
 
-from genhoi_kernels import reference_attention
+from genhoi_kernels import (
+    RopeCall,
+    VideoRope,
+    apply_rope,
+    explain,
+    qk_norm_rope,
+    reference_attention,
+    supports,
+)
 from genhoi_kernels.backends import cuda, native
 from genhoi_kernels.tune.shapes import SHAPES
 
@@ -109,10 +118,51 @@ def test_launches_of_a_backward_pass(launches: Any) -> None:
     args = arguments(case, inputs, case.dtype, device_of("cuda"))
     launches.clear()
     run_with(args, inputs.upstream, "cuda")
-    names = ["attention_forward", "gate_backward", "gradient_of_queries", "gradient_of_keys",
-             "gradient_of_keys"]  # fmt: skip
+    names = ["attention_fwd", "flow_gate_bwd", "bwd_dq", "bwd_dkdv", "bwd_dkdv"]
     assert len(launches) == len(names)
     assert all(name in x["kernel"] for name, x in zip(names, launches, strict=True))
+
+
+FORWARD = ["attention_fwd", "flow_gate_bwd"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (["gate"], []),
+        (["q"], ["bwd_dq"]),
+        (["v"], ["bwd_dkdv"]),
+        (["k_ref", "v_ref", "gate"], ["bwd_dkdv"]),
+        (["ref_bias"], ["bwd_dkdv", "bwd_dbias"]),
+    ],
+)
+def test_a_kernel_of_no_use_is_not_launched(
+    launches: Any, wanted: list[str], names: list[str]
+) -> None:
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=70,
+        dim=64,
+        lengths=(20,),
+        mask="random",
+        mask_gate=True,
+        gate="token",
+        bias=(0.5,),
+    )
+    args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
+    every = leaves(args)
+    kept = {name: x for name, x in every.items() if name.split(".")[0] in wanted}
+    out, _ = reference_attention(**args, backend="cuda")
+    whole = torch.autograd.grad(out.float().square().sum(), list(kept.values()))
+    for name, x in every.items():
+        x.requires_grad_(name in kept)
+    launches.clear()
+    out, _ = reference_attention(**args, backend="cuda")
+    some = torch.autograd.grad(out.float().square().sum(), list(kept.values()))
+    assert all(torch.equal(x, y) for x, y in zip(some, whole, strict=True))
+    ours = [x["kernel"] for x in launches if "genhoi" in x["kernel"]]
+    assert len(ours) == len(FORWARD + names), ours
+    assert all(name in kernel for name, kernel in zip(FORWARD + names, ours, strict=True))
 
 
 def plain_arguments(case: Case) -> dict[str, Any]:
@@ -131,7 +181,7 @@ def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> Non
     launches.clear()
     reference_attention(**given, backend="cuda")
     (launch,) = launches
-    assert "attention_forward" in launch["kernel"]
+    assert "attention_fwd" in launch["kernel"]
     assert launch["grid"] == (-(-rows // 128), 3, 2) and launch["block"] == (128, 1, 1)
     assert launch["smem"] == (128 + 2 * 64) * {32: 64}.get(dim, dim) * 2
 
@@ -171,6 +221,25 @@ def test_what_it_cannot_do_is_refused() -> None:
     q = q.half()[..., :20].contiguous()
     with pytest.raises(ValueError, match="head dim 20 is not a multiple of 8"):
         reference_attention(q, q, q, backend="cuda")
+
+
+def test_more_heads_than_it_rotates_go_to_triton() -> None:
+    device = torch.device("cuda")
+    assert supports("cuda", RopeCall(device, torch.bfloat16, 128, 96)) is None
+    reason = "97 heads of 128 are 12416 values of a token, above 12288"
+    assert supports("cuda", RopeCall(device, torch.bfloat16, 128, 97)) == reason
+    x = torch.randn(1, 2, 97, 128, device=device, dtype=torch.bfloat16)
+    rope = VideoRope((1, 1, 2), head_dim=128)
+    with pytest.raises(ValueError, match=reason):
+        reference_attention(x, x, x, rope=rope, backend="cuda")
+    with pytest.raises(ValueError, match=reason):
+        apply_rope(x, rope, backend="cuda")
+    assert explain(x, x, x)["cuda"] is None, "without a rotation"
+    assert explain(x, x, x, rope=rope)["cuda"] == reason
+    weight = torch.ones(97 * 128, device=device)
+    q, _ = qk_norm_rope(x.flatten(2), x.flatten(2), weight, weight, rope)
+    by_eager, _ = qk_norm_rope(x.flatten(2), x.flatten(2), weight, weight, rope, backend="eager")
+    torch.testing.assert_close(q, by_eager)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -19,16 +19,18 @@ from support.cases import assert_within_budget, left_of_a_single_key, rounded
 from support.cuda_structs import Attention, Backward, Gate, GateBackward, Plan, Tokens
 from torch import Tensor
 
+from genhoi_kernels.backends import native
+
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
-SOURCES = sorted(FOLDER.glob("*_backward*.cu"))
+SOURCES = sorted([FOLDER / "dispatch.cu", *FOLDER.glob("sm80/**/*.cu")])
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = 5  # of GenhoiBackwardKernel
-KEYS = 128  # GENHOI_BACKWARD_KEYS
+REF_DKDV = 3  # GENHOI_BWD_REF_DKDV
 
 pytestmark = [
     pytest.mark.nvcc,
-    pytest.mark.skipif(not SOURCES, reason="not run from the package's source tree"),
+    pytest.mark.skipif(not FOLDER.is_dir(), reason="not run from the package's source tree"),
     pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda"),
 ]
 on_gpu = [
@@ -49,12 +51,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     path = folder / "backward.so"
     subprocess.run([str(NVCC), "-shared", "-cudart", "shared", *objects, "-o", path], check=True)
     loaded = ctypes.CDLL(str(path))
-    for name in ("delta", "backward"):
+    for name in ("backward_preprocess", "backward"):
         getattr(loaded, f"genhoi_attention_{name}").argtypes = [POINTER(Backward), c_void_p]
     plan = loaded.genhoi_attention_backward_plan
     plan.argtypes = [POINTER(Backward), c_int32, POINTER(Plan)]
-    loaded.genhoi_gate_backward.argtypes = [POINTER(GateBackward), c_void_p]
-    loaded.genhoi_gate_backward_plan.argtypes = [POINTER(GateBackward), POINTER(Plan)]
+    loaded.genhoi_flow_gate_backward.argtypes = [POINTER(GateBackward), c_void_p]
+    loaded.genhoi_flow_gate_backward_plan.argtypes = [POINTER(GateBackward), POINTER(Plan)]
     return loaded
 
 
@@ -254,7 +256,11 @@ class Call:
     def run(self, library: ctypes.CDLL) -> dict[str, Tensor]:
         """The gradients, on the CPU."""
         stream = torch.cuda.current_stream().cuda_stream
-        assert library.genhoi_attention_delta(byref(self.struct), stream) == 0
+        plan, of = Plan(), self.struct.of
+        library.genhoi_attention_backward_plan(byref(self.struct), REF_DKDV, byref(plan))
+        parts = torch.empty(self.struct.ref_batch, of.heads, plan.grid[0], device="cuda")
+        self.struct.bias_parts = pointer(parts)
+        assert library.genhoi_attention_backward_preprocess(byref(self.struct), stream) == 0
         assert library.genhoi_attention_backward(byref(self.struct), stream) == 0
         torch.cuda.synchronize()
         return {name: self.results[name].cpu() for name in NAMES if name in self.results}
@@ -293,8 +299,6 @@ def prepare(case: Case, x: Inputs, forward: Probabilities, dtype: torch.dtype) -
     results["delta"] = empty(case.batch, case.heads, case.rows, dtype=torch.float32)
     if case.bias:
         results["dref_bias"] = empty(count, dtype=torch.float32)
-        parts = sum(case.references) // KEYS + count
-        results["parts"] = empty(case.ref_batch, case.heads, parts, dtype=torch.float32)
     struct = Backward(
         of=Attention(
             dtype=CODES[dtype], batch=case.batch, heads=case.heads, head_dim=case.head_dim,
@@ -310,7 +314,6 @@ def prepare(case: Case, x: Inputs, forward: Probabilities, dtype: torch.dtype) -
         lse=pointer(tensors["lse"]), dlse=pointer(tensors["dlse"] if case.dlse else None),
         delta=pointer(results["delta"]), ref_batch=case.ref_batch,
         **{name: pointer(results.get(name)) for name in NAMES},
-        bias_parts=pointer(results.get("parts")),
     )  # fmt: skip
     return Call(case, tensors, results, struct)
 
@@ -422,7 +425,7 @@ class TestOnGpu:
         struct = prepare(case, x, attend(case, x), dtype).struct
         for head_dim in (0, 12, 136):
             struct.of.head_dim = head_dim
-            assert library.genhoi_attention_delta(byref(struct), None) == 1
+            assert library.genhoi_attention_backward_preprocess(byref(struct), None) == 1
             assert library.genhoi_attention_backward(byref(struct), None) == 1
 
 
@@ -431,10 +434,15 @@ def test_plans_fit_an_sm(library: ctypes.CDLL) -> None:
     of = struct.of
     of.batch, of.heads, of.rows, of.keys, of.references = 2, 3, 1000, 1001, 2
     of.ref_tokens, struct.ref_batch, struct.dref_bias = 300, 1, 1
-    for of.head_dim in (8, 64, 72, 96, 128):
+    limits = native.module.cuda_limits()["shared_bytes"]
+    for of.head_dim, dim in ((8, 64), (64, 64), (72, 96), (96, 96), (128, 128)):
+        shared = []
         for kernel in range(KERNELS):
             assert library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan)) == 0
             assert plan.shared <= 163 * 1024 and plan.block in (128, 256)
+            shared.append(plan.shared)
+        dq, dkdv = limits["bwd_dq"][dim], limits["bwd_dkdv"][dim]
+        assert shared == [0, dq, dkdv, dkdv, 0]
     grids = []
     for kernel in range(KERNELS):
         library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan))
@@ -575,7 +583,7 @@ def run_gate(
         dgate_sum=pointer(tensors["dgate_sum"] if case.mode == "sum" else None),
     )  # fmt: skip
     plan = Plan()
-    assert library.genhoi_gate_backward_plan(byref(struct), byref(plan)) == 0
+    assert library.genhoi_flow_gate_backward_plan(byref(struct), byref(plan)) == 0
     parts = plan.grid[0]
     tiles = -(-case.rows // 128) * case.batch * case.heads
     assert parts == min(256, tiles) and plan.shared <= 163 * 1024
@@ -586,7 +594,7 @@ def run_gate(
     for name, result in results.items():
         setattr(struct, name, result.data_ptr())
     stream = torch.cuda.current_stream().cuda_stream
-    assert library.genhoi_gate_backward(byref(struct), stream) == 0
+    assert library.genhoi_flow_gate_backward(byref(struct), stream) == 0
     torch.cuda.synchronize()
     found = {name: result.cpu().double() for name, result in results.items()}
     outer, db1 = found["du_x"].sum(0), found["dfc1_bias"].sum(0)
@@ -627,14 +635,14 @@ class TestGateOnGpu:
     def test_nothing_to_do(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         of = Attention(dtype=CODES[dtype], batch=2, heads=0, head_dim=64, rows=3, gate_mode=1)
         struct, plan = GateBackward(of=of), Plan()
-        assert library.genhoi_gate_backward(byref(struct), None) == 0
-        assert library.genhoi_gate_backward_plan(byref(struct), byref(plan)) == 0
+        assert library.genhoi_flow_gate_backward(byref(struct), None) == 0
+        assert library.genhoi_flow_gate_backward_plan(byref(struct), byref(plan)) == 0
         assert plan.grid[0] == 0
 
     def test_refused(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         struct = GateBackward()
         struct.of.dtype, struct.of.gate_mode = CODES[dtype], 1
         for struct.of.head_dim in (0, 12, 136):
-            assert library.genhoi_gate_backward(byref(struct), None) == 1
+            assert library.genhoi_flow_gate_backward(byref(struct), None) == 1
         struct.of.head_dim, struct.of.gate_mode = 64, 0
-        assert library.genhoi_gate_backward(byref(struct), None) == 1
+        assert library.genhoi_flow_gate_backward(byref(struct), None) == 1

@@ -26,7 +26,6 @@ Rope = VideoRope | HeadSlidingRope
 SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "norm_rope.cu"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-PARTS = 512  # GENHOI_NORM_ROPE_PARTS
 EPS = 1e-6
 
 pytestmark = [
@@ -146,12 +145,11 @@ class Prologue:
         """Gradients of x and the weight."""
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dweight = torch.empty_like(weight)
-        parts = torch.empty(PARTS, weight.numel(), device=x.device)
-        call = NormRopeBackward(
-            self.call(x, weight, None, False),
-            tokens_of(grad),
-            *(tensor.data_ptr() for tensor in (dx, dweight, parts)),
-        )
+        call, plan = NormRopeBackward(self.call(x, weight, None, False), tokens_of(grad)), Plan()
+        call.grad_x, call.grad_weight = dx.data_ptr(), dweight.data_ptr()
+        assert self.library.genhoi_norm_rope_backward_plan(byref(call), byref(plan)) == 0
+        parts = torch.empty(plan.grid[0], weight.numel(), device=x.device)
+        call.partials = parts.data_ptr()
         assert self.library.genhoi_norm_rope_backward(byref(call), stream()) == 0
         torch.cuda.synchronize()
         return dx, dweight

@@ -30,16 +30,20 @@ def good() -> Args:
     """A call with every argument, all of them right."""
     tokens = {name: torch.randn(B, N, H, D) for name in "qkv"}
     refs = {name: torch.randn(1, 9, H, D) for name in ("k_ref", "v_ref")}
-    return tokens | refs | {
-        "mask": torch.ones(1, N, dtype=torch.uint8),
-        "ref_lengths": (6, 3),
-        "ref_bias": torch.zeros(2),
-        "rope": VideoRope((3, 2, 2), head_dim=D),
-        "ref_rope": HeadSlidingRope((3, 2, 2), ((2, 3), (3, 1)), head_dim=D, num_heads=H),
-        "gate": FlowGate(D).gate_weights(),
-        "gate_reduction": "sequence",
-        "return_gate_sum": True,
-    }  # fmt: skip
+    return (
+        tokens
+        | refs
+        | {
+            "mask": torch.ones(1, N, dtype=torch.uint8),
+            "ref_lengths": (6, 3),
+            "ref_bias": torch.zeros(2),
+            "rope": VideoRope((3, 2, 2), head_dim=D),
+            "ref_rope": HeadSlidingRope((3, 2, 2), ((2, 3), (3, 1)), head_dim=D, num_heads=H),
+            "gate": FlowGate(D).gate_weights(),
+            "gate_reduction": "sequence",
+            "return_gate_sum": True,
+        }
+    )
 
 
 def put(name: str, value: Any) -> Change:
@@ -58,8 +62,11 @@ def with_rope(name: str, **options: Any) -> Change:
         rope: Any = VideoRope(**({"grid": (3, 2, 2), "head_dim": D} | options))
     else:
         defaults = {
-            "video_grid": (3, 2, 2), "ref_grids": ((2, 3), (3, 1)), "head_dim": D, "num_heads": H
-        }  # fmt: skip
+            "video_grid": (3, 2, 2),
+            "ref_grids": ((2, 3), (3, 1)),
+            "head_dim": D,
+            "num_heads": H,
+        }
         rope = HeadSlidingRope(**(defaults | options))
     return put(name, rope)
 
@@ -91,12 +98,16 @@ def cases_of_tensor(name: str, wrong_dtype: str) -> list[tuple[str, str, type, C
     """What can be wrong with each of q, k, v, k_ref, v_ref."""
     found = [
         (name, "list", TypeError, put(name, [1.0])),
-        (name, f"torch.{wrong_dtype}", TypeError,
-         with_x(name, lambda x: x.to(getattr(torch, wrong_dtype)))),
+        (
+            name,
+            f"torch.{wrong_dtype}",
+            TypeError,
+            with_x(name, lambda x: x.to(getattr(torch, wrong_dtype))),
+        ),
         (name, "torch.int64", TypeError, with_x(name, lambda x: x.long())),
         (name, "shape", ValueError, with_x(name, lambda x: x[0])),
         (name, "strides", ValueError, with_x(name, every_other)),
-    ]  # fmt: skip
+    ]
     if name != "q":  # the first tensor sets the sizes
         wider = B + 1 if name != "v_ref" else 2
         found += [
@@ -113,18 +124,30 @@ WRONG: list[tuple[str, str, type, Change]] = [
     *(case for name in ("k", "v", "k_ref", "v_ref") for case in cases_of_tensor(name, "bfloat16")),
     ("q", "head dim 0", ValueError, with_x("q", lambda x: x[..., :0])),
     ("v", f"({B}, {N - 1}, {H}, {D})", ValueError, with_x("v", lambda x: x[:, 1:])),
-    ("k", f"{N - 1} keys", ValueError,
-     lambda args: args | {"k": args["k"][:, 1:], "v": args["v"][:, 1:]}),
+    (
+        "k",
+        f"{N - 1} keys",
+        ValueError,
+        lambda args: args | {"k": args["k"][:, 1:], "v": args["v"][:, 1:]},
+    ),
     ("v_ref", "(1, 8, ", ValueError, with_x("v_ref", lambda x: x[:, 1:])),
     ("v_ref", "None", ValueError, put("v_ref", None)),
     ("k_ref", "None", ValueError, put("k_ref", None)),
     # What describes a reference that is not there.
-    ("mask", "without k_ref", ValueError,
-     without_reference(mask=torch.ones(1, N, dtype=torch.bool))),
+    (
+        "mask",
+        "without k_ref",
+        ValueError,
+        without_reference(mask=torch.ones(1, N, dtype=torch.bool)),
+    ),
     ("ref_lengths", "without k_ref", ValueError, without_reference(ref_lengths=(0,))),
     ("ref_bias", "without k_ref", ValueError, without_reference(ref_bias=torch.zeros(1))),
-    ("ref_rope", "without k_ref", ValueError,
-     without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),)))),
+    (
+        "ref_rope",
+        "without k_ref",
+        ValueError,
+        without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),))),
+    ),
     # mask
     ("mask", "list", TypeError, put("mask", [True] * N)),
     ("mask", "torch.float32", TypeError, put("mask", torch.ones(1, N))),
@@ -133,22 +156,58 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("mask", f"(3, {N})", ValueError, with_x("mask", lambda x: x.repeat(3, 1))),
     ("mask", f"(1, {N - 1})", ValueError, with_x("mask", lambda x: x[:, 1:])),
     ("mask", "device meta", ValueError, with_x("mask", to_meta)),
-    ("mask", f"(1, {N + 1})", ValueError,
-     put("mask", MaskGate.build(torch.ones(1, N + 1, dtype=torch.bool)))),
-    ("mask", "device meta", ValueError,
-     put("mask", MaskGate.build(torch.ones(1, N, dtype=torch.bool)).to("meta"))),
-    ("mask", "torch.uint8", ValueError,
-     lambda args: args | {"ref_lengths": (1,) * 9, "ref_bias": None, "ref_rope": None}),
-    ("mask", "torch.int64", ValueError,
-     lambda args: args | {"ref_lengths": (1,) * 9 + (0,) * 24, "ref_bias": None,
-                          "ref_rope": None, "mask": args["mask"].long()}),
+    (
+        "mask",
+        f"(1, {N + 1})",
+        ValueError,
+        put("mask", MaskGate.build(torch.ones(1, N + 1, dtype=torch.bool))),
+    ),
+    (
+        "mask",
+        "device meta",
+        ValueError,
+        put("mask", MaskGate.build(torch.ones(1, N, dtype=torch.bool)).to("meta")),
+    ),
+    (
+        "mask",
+        "torch.uint8",
+        ValueError,
+        lambda args: args | {"ref_lengths": (1,) * 9, "ref_bias": None, "ref_rope": None},
+    ),
+    (
+        "mask",
+        "torch.int64",
+        ValueError,
+        lambda args: (
+            args
+            | {
+                "ref_lengths": (1,) * 9 + (0,) * 24,
+                "ref_bias": None,
+                "ref_rope": None,
+                "mask": args["mask"].long(),
+            }
+        ),
+    ),
     # ref_lengths, ref_bias
     ("ref_lengths", "(6, 4), 10 in all", ValueError, put("ref_lengths", (6, 4))),
     ("ref_lengths", "(10, -1)", ValueError, put("ref_lengths", (10, -1))),
     ("ref_lengths", "()", ValueError, put("ref_lengths", ())),
-    ("ref_lengths", "(), 0 in all", ValueError,  # no reference at all is not one of no tokens
-     lambda args: args | {"k_ref": args["k_ref"][:, :0], "v_ref": args["v_ref"][:, :0],
-                          "ref_lengths": (), "ref_bias": None, "ref_rope": None, "mask": None}),
+    (
+        "ref_lengths",
+        "(), 0 in all",
+        ValueError,  # no reference at all is not one of no tokens
+        lambda args: (
+            args
+            | {
+                "k_ref": args["k_ref"][:, :0],
+                "v_ref": args["v_ref"][:, :0],
+                "ref_lengths": (),
+                "ref_bias": None,
+                "ref_rope": None,
+                "mask": None,
+            }
+        ),
+    ),
     ("ref_bias", "float", TypeError, put("ref_bias", 0.5)),
     ("ref_bias", "torch.bfloat16", TypeError, with_x("ref_bias", lambda x: x.bfloat16())),
     ("ref_bias", "torch.float64", TypeError, with_x("ref_bias", lambda x: x.double())),
@@ -172,8 +231,7 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("gate.norm_weight", "float", TypeError, with_weight("norm_weight", lambda x: 1.0)),
     ("gate.norm_bias", f"({D - 1},)", ValueError, with_weight("norm_bias", lambda x: x[1:])),
     ("gate.fc1_weight", f"({D}, {D // 2})", ValueError, with_weight("fc1_weight", lambda x: x.mT)),
-    ("gate.fc1_bias", "torch.bfloat16", TypeError,
-     with_weight("fc1_bias", lambda x: x.bfloat16())),
+    ("gate.fc1_bias", "torch.bfloat16", TypeError, with_weight("fc1_bias", lambda x: x.bfloat16())),
     ("gate.fc1_bias", "torch.float64", TypeError, with_weight("fc1_bias", lambda x: x.double())),
     ("gate.fc2_weight", f"({D // 2},)", ValueError, with_weight("fc2_weight", lambda x: x[0])),
     ("gate.fc2_bias", "device meta", ValueError, with_weight("fc2_bias", to_meta)),
@@ -184,7 +242,7 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("return_gate_sum", "True", ValueError, put("gate_reduction", None)),
     # backend
     ("backend", "'gpu'", ValueError, put("backend", "gpu")),
-]  # fmt: skip
+]
 
 
 def check_error(call: Callable[[], object], name: str, came: str, kind: type) -> None:
@@ -262,10 +320,14 @@ ROPE_WRONG: list[tuple[str, str, type, Change]] = [
     ("rope", "str", TypeError, put("rope", "paper")),
     ("rope", "head_dim 16", ValueError, with_rope("rope", head_dim=16)),
     ("rope", "(3, 1, 2)", ValueError, with_rope("rope", grid=(3, 1, 2))),
-    ("rope", "num_heads 2", ValueError,
-     put("rope", HeadSlidingRope((3, 2, 2), ((3, 4),), head_dim=D, num_heads=2))),
+    (
+        "rope",
+        "num_heads 2",
+        ValueError,
+        put("rope", HeadSlidingRope((3, 2, 2), ((3, 4),), head_dim=D, num_heads=2)),
+    ),
     ("backend", "'gpu'", ValueError, put("backend", "gpu")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

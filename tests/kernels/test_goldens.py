@@ -33,9 +33,12 @@ class Release:
         _, patch_h, patch_w = self.model["config"]["patch_size"]
         self.rope = VideoRope(grid, head_dim=self.head_dim)
         self.ref_rope = HeadSlidingRope(
-            grid, ((height // patch_h, width // patch_w),), head_dim=self.head_dim,
-            num_heads=self.heads, schedule="release",
-        )  # fmt: skip
+            grid,
+            ((height // patch_h, width // patch_w),),
+            head_dim=self.head_dim,
+            num_heads=self.heads,
+            schedule="release",
+        )
 
     def heads_of(self, name: str) -> Tensor:
         """A tensor [1, S, dim] as [1, S, H, D]."""
@@ -55,11 +58,16 @@ class Release:
     def attention(self, mask: bool, **options: Any) -> Tensor:
         """Video attention over video and reference."""
         out = reference_attention(
-            self.heads_of("self.q_prerope"), self.heads_of("self.k_prerope"),
-            self.heads_of("self.v"), self.heads_of("self.k_ref_prerope"),
-            self.heads_of("self.v_ref"), rope=self.rope, ref_rope=self.ref_rope,
-            mask=self.tensors["token_mask"] if mask else None, **options,
-        )  # fmt: skip
+            self.heads_of("self.q_prerope"),
+            self.heads_of("self.k_prerope"),
+            self.heads_of("self.v"),
+            self.heads_of("self.k_ref_prerope"),
+            self.heads_of("self.v_ref"),
+            rope=self.rope,
+            ref_rope=self.ref_rope,
+            mask=self.tensors["token_mask"] if mask else None,
+            **options,
+        )
         assert isinstance(out, Tensor)
         return out
 
@@ -87,8 +95,12 @@ def assert_same(x: Tensor, wanted: Tensor) -> None:
 
 @every_backend
 def test_rotation(release: Release, name: str) -> None:
-    for x, rope in (("q", release.rope), ("k", release.rope), ("q_ref", release.ref_rope),
-                    ("k_ref", release.ref_rope)):  # fmt: skip
+    for x, rope in (
+        ("q", release.rope),
+        ("k", release.rope),
+        ("q_ref", release.ref_rope),
+        ("k_ref", release.ref_rope),
+    ):
         turned = apply_rope(release.heads_of(f"self.{x}_prerope"), rope, backend=name)
         assert_same(turned, release.heads_of(f"self.{x}_postrope"))
     frames = release.model["ref_temporal_positions_release"]

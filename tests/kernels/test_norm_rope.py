@@ -31,12 +31,22 @@ ROPES: list[tuple[Rope, int, int]] = [
     (VideoRope((2, 2, 2), head_dim=128), 0, 2),
     (VideoRope((2, 2, 3), head_dim=128), 12, 5),
     (HeadSlidingRope((3, 2, 2), ((2, 3),), head_dim=16, num_heads=5), 6, 5),
-    (HeadSlidingRope((4, 2, 2), ((2, 3), (1, 1), (4, 2)), head_dim=24, num_heads=7, first_head=3,
-                     schedule="release"), 15, 4),
+    (
+        HeadSlidingRope(
+            (4, 2, 2),
+            ((2, 3), (1, 1), (4, 2)),
+            head_dim=24,
+            num_heads=7,
+            first_head=3,
+            schedule="release",
+        ),
+        15,
+        4,
+    ),
     (HeadSlidingRope((4, 2, 2), ((2, 3),), head_dim=128, num_heads=3, schedule=-1.0), 6, 3),
     (HeadSlidingRope((4, 2, 2), ((3, 1),), head_dim=64, num_heads=2, schedule=(0.5, -9.25)), 3, 2),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=8, num_heads=9, first_head=2), 3, 2),
-]  # fmt: skip
+]
 
 
 def name_of(value: object) -> str:
@@ -69,9 +79,14 @@ def draw(rope: Rope, tokens: int, heads: int, dtype: torch.dtype, weight: torch.
 
 
 def run_norm_rope(
-    values: Results, rope: Rope, backend: str, dtype: torch.dtype, weight: torch.dtype,
-    eps: float = 1e-6, strided: bool = False,
-) -> Results:  # fmt: skip
+    values: Results,
+    rope: Rope,
+    backend: str,
+    dtype: torch.dtype,
+    weight: torch.dtype,
+    eps: float = 1e-6,
+    strided: bool = False,
+) -> Results:
     device = device_of(backend)
 
     def leaf(name: str) -> Tensor:
@@ -127,9 +142,12 @@ def test_eager_gradients_are_finite_differences(rotation: tuple[Rope, int, int])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("rotation", ROPES, ids=name_of)
 def test_norm_rope_budget(
-    backend: str, rotation: tuple[Rope, int, int], dtype: torch.dtype, wide_weight: bool,
+    backend: str,
+    rotation: tuple[Rope, int, int],
+    dtype: torch.dtype,
+    wide_weight: bool,
     strided: bool,
-) -> None:  # fmt: skip
+) -> None:
     rope, tokens, heads = rotation
     skip_unless_supported(backend, RopeCall(device_of(backend), dtype, rope.head_dim))
     weight = torch.float32 if wide_weight else dtype

@@ -17,20 +17,46 @@ CPU = torch.device("cpu")
 LOOP_CASES = [
     Case(rows=5, heads=2, dim=8),
     Case(grid=(2, 2, 3), heads=3, dim=16),
-    Case(grid=(3, 1, 2), heads=4, dim=12, refs=((2, 1), (1, 2), (1, 1)), mask="random",
-         mask_dtype=torch.uint8, bias=(0.5, -1.0, 0.2)),
+    Case(
+        grid=(3, 1, 2),
+        heads=4,
+        dim=12,
+        refs=((2, 1), (1, 2), (1, 1)),
+        mask="random",
+        mask_dtype=torch.uint8,
+        bias=(0.5, -1.0, 0.2),
+    ),
     Case(grid=(2, 2, 2), heads=2, dim=14, refs=((2, 2),), mask="random", gate="token", batch=2),
-    Case(grid=(2, 1, 3), heads=3, dim=8, refs=((1, 2), (2, 1)), mask="random", batch=2,
-         mask_dtype=torch.int64, mask_batch=2, ref_batch=2, gate="sequence"),
-    Case(rows=4, keys=9, heads=2, dim=8, lengths=(3, 0, 2), mask="random",
-         mask_dtype=torch.int32, gate="sum", scale=0.3),
+    Case(
+        grid=(2, 1, 3),
+        heads=3,
+        dim=8,
+        refs=((1, 2), (2, 1)),
+        mask="random",
+        batch=2,
+        mask_dtype=torch.int64,
+        mask_batch=2,
+        ref_batch=2,
+        gate="sequence",
+    ),
+    Case(
+        rows=4,
+        keys=9,
+        heads=2,
+        dim=8,
+        lengths=(3, 0, 2),
+        mask="random",
+        mask_dtype=torch.int32,
+        gate="sum",
+        scale=0.3,
+    ),
     Case(grid=(3, 2, 2), token_offset=5, tokens=4, heads=2, dim=10, refs=((2, 2),)),
     Case(grid=(4, 1, 2), heads=2, dim=8, refs=((1, 3),), first_head=3, num_heads=7),
     Case(grid=(4, 1, 2), heads=2, dim=8, refs=((1, 3),), schedule=-1.0),
     Case(grid=(4, 1, 1), heads=3, dim=8, refs=((1, 2),), schedule=(0.5, 2.0, -3.0)),
     Case(rows=3, keys=0, heads=2, dim=8, lengths=(2,), mask="tail", gate="token"),
     Case(rows=4, heads=1, dim=8, lengths=(2, 1), bias=(-float("inf"), 0.5)),
-]  # fmt: skip
+]
 
 
 def frames_of(case: Case) -> list[float]:
@@ -64,11 +90,18 @@ def run_loops(case: Case) -> loops.Outputs:
         x["k_ref"] = loops.rotate_reference(x["k_ref"], case.grid, case.refs, frames_of(case))
     gate = [value for name, value in x.items() if name.startswith("gate.")]
     return loops.attention(
-        x["q"], x["k"], x["v"], x.get("k_ref"), x.get("v_ref"),
-        sees=sees_of(case, make_case(case).mask), segments=case.segments or (),
-        bias=x.get("ref_bias"), gate=gate or None, per_sequence=case.gate == "sequence",
+        x["q"],
+        x["k"],
+        x["v"],
+        x.get("k_ref"),
+        x.get("v_ref"),
+        sees=sees_of(case, make_case(case).mask),
+        segments=case.segments or (),
+        bias=x.get("ref_bias"),
+        gate=gate or None,
+        per_sequence=case.gate == "sequence",
         scale=case.scale,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("case", LOOP_CASES, ids=str)
@@ -87,14 +120,32 @@ def test_eager_is_the_loops(case: Case) -> None:
 
 GRAD_CASES = [
     Case(rows=3, heads=2, dim=4),
-    Case(grid=(2, 1, 2), heads=2, dim=6, refs=((1, 2), (1, 1)), mask="random", batch=2,
-         mask_dtype=torch.uint8, bias=(0.3, -0.4), gate="token"),
-    Case(grid=(2, 1, 2), heads=3, dim=6, refs=((2, 1),), bias=(0.3,), gate="sequence",
-         ref_batch=2, batch=2, mask="random", mask_batch=2),
-    Case(rows=4, keys=3, heads=2, dim=6, lengths=(2, 0), bias=(0.3, 1.0), gate="sum",
-         mask="tail"),
+    Case(
+        grid=(2, 1, 2),
+        heads=2,
+        dim=6,
+        refs=((1, 2), (1, 1)),
+        mask="random",
+        batch=2,
+        mask_dtype=torch.uint8,
+        bias=(0.3, -0.4),
+        gate="token",
+    ),
+    Case(
+        grid=(2, 1, 2),
+        heads=3,
+        dim=6,
+        refs=((2, 1),),
+        bias=(0.3,),
+        gate="sequence",
+        ref_batch=2,
+        batch=2,
+        mask="random",
+        mask_batch=2,
+    ),
+    Case(rows=4, keys=3, heads=2, dim=6, lengths=(2, 0), bias=(0.3, 1.0), gate="sum", mask="tail"),
     Case(rows=3, keys=0, heads=1, dim=4, lengths=(2,), mask="tail", gate="token"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", GRAD_CASES, ids=str)
@@ -125,9 +176,14 @@ def test_eager_gradients_are_finite_differences(case: Case) -> None:
 def test_eager_ignores_nan_in_unseen_references() -> None:
     """Values of a segment that no row sees, and of one that only some rows see."""
     case = Case(
-        grid=(2, 2, 2), refs=((2, 1), (1, 2)), mask="tail", mask_dtype=torch.int32,
-        bias=(0.1, 0.2), gate="token", dtype=torch.float64,
-    )  # fmt: skip
+        grid=(2, 2, 2),
+        refs=((2, 1), (1, 2)),
+        mask="tail",
+        mask_dtype=torch.int32,
+        bias=(0.1, 0.2),
+        gate="token",
+        dtype=torch.float64,
+    )
     inputs = make_case(case)
     assert inputs.mask is not None
     inputs = dataclasses.replace(inputs, mask=inputs.mask & 0b01)

@@ -83,9 +83,26 @@ def test_opcheck_attention(backend: str, dtype: torch.dtype, gate_mode: str) -> 
 def test_opcheck_attention_with_nothing_optional(backend: str) -> None:
     q, k, v, _, _ = inputs(grad=True)
     arguments = (
-        q, k, v, None, None, None, None, [], [], [], [], [], [], [], "none", 0.25, True,
-        [True] * 7, backend,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        None,
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        "none",
+        0.25,
+        True,
+        [True] * 7,
+        backend,
+    )
     torch.library.opcheck(ops.attention, arguments)
 
 
@@ -104,9 +121,16 @@ def test_opcheck_ropes(backend: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.qk_norm_rope, (q, k, *weights, DIM, *rope, 1e-6, backend))
     torch.library.opcheck(
         ops.norm_rope_backward,
-        (q.detach().unflatten(2, (HEADS, DIM)), k.detach(), weights[0].detach(), DIM, *rope, 1e-6,
-         backend),
-    )  # fmt: skip
+        (
+            q.detach().unflatten(2, (HEADS, DIM)),
+            k.detach(),
+            weights[0].detach(),
+            DIM,
+            *rope,
+            1e-6,
+            backend,
+        ),
+    )
     k_ref = inputs(dtype, grad=True)[3]
     torch.library.opcheck(ops.apply_rope, (k_ref, *encode_rope(REF_ROPE), False, backend))
 
@@ -293,8 +317,9 @@ def test_second_derivatives_are_refused_in_words(backend: str) -> None:
 
 def test_an_exported_program_is_not_tied_to_a_backend() -> None:
     """backend=None is resolved when the program runs."""
-    program = torch.export.export(Block("token", None).eval(), (
-        torch.randn(2, N, HEADS * DIM), torch.randn(1, M, HEADS * DIM), a_mask()
-    ))  # fmt: skip
+    program = torch.export.export(
+        Block("token", None).eval(),
+        (torch.randn(2, N, HEADS * DIM), torch.randn(1, M, HEADS * DIM), a_mask()),
+    )
     nodes = [n for n in program.graph.nodes if "reference_attention" in str(n.target)]
     assert nodes and nodes[0].args[-1:] != ("cpu",)

@@ -130,9 +130,18 @@ class Case:
         mode = {None: "none", "token": "token"}.get(self.gate, "sum")
         scale = self.dim**-0.5 if self.scale is None else self.scale
         return AttentionCall(
-            device_of(backend), self.dtype, self.dim, self.segments or (), self.rope,
-            self.reference_rope, mode, scale, True, self.n, self.nk,
-        )  # fmt: skip
+            device_of(backend),
+            self.dtype,
+            self.dim,
+            self.segments or (),
+            self.rope,
+            self.reference_rope,
+            mode,
+            scale,
+            True,
+            self.n,
+            self.nk,
+        )
 
     def __str__(self) -> str:
         """Only what differs from the defaults; pytest shows it as the test's name."""
@@ -272,8 +281,11 @@ def arguments(
     if case.lengths is not None or (case.refs and not case.ref_rope):
         found["ref_lengths"] = case.segments
     return found | {
-        "rope": case.rope, "ref_rope": case.reference_rope, "scale": case.scale, "return_lse": True
-    }  # fmt: skip
+        "rope": case.rope,
+        "ref_rope": case.reference_rope,
+        "scale": case.scale,
+        "return_lse": True,
+    }
 
 
 def leaves(args: dict[str, Any]) -> dict[str, Tensor]:
@@ -419,7 +431,11 @@ def check_budget(case: Case, backend: str, inputs: Inputs | None = None) -> Resu
             if independent_values(case, name, t[name]) >= FEW:
                 raise
             assert_within_budget(
-                x[name], e[name], t[name], case.dtype, name=name,
+                x[name],
+                e[name],
+                t[name],
+                case.dtype,
+                name=name,
                 e_error=redrawn_errors(case)[name],
-            )  # fmt: skip
+            )
     return x

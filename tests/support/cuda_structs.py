@@ -60,7 +60,7 @@ class Backward(Structure):
 
 
 class GateBackward(Structure):
-    """GenhoiGateBackward."""
+    """GenhoiFlowGateBackward."""
 
     _fields_ = [
         ("of", Attention),
