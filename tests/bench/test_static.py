@@ -323,7 +323,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "list_variants", lambda source: listed)
     monkeypatch.setattr(build, "compile_all", lambda source, places: enumerate(done))
     monkeypatch.setattr(report, "find_cuda_torch", lambda: None)
-    result = CliRunner().invoke(cli.main, ["bench", "--static", "--out", str(tmp_path)])
+    result = CliRunner().invoke(cli, ["bench", "--static", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "not a measurement" in result.output and "no CUDA torch is installed" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["static.csv", "static.png"]
