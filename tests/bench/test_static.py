@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from benchmarks.cli import bench
 from benchmarks.static import build, peers, performance, pool, report
 from benchmarks.static.architectures import ARCHITECTURES
 from benchmarks.static.compile import Compiled, is_pipelined
@@ -25,7 +26,6 @@ from benchmarks.static.table import compiled_row, print_compiled, write_rows
 from benchmarks.static.tools import Usage
 from benchmarks.static.variant import Variant
 from benchmarks.static.violations import violations
-from genhoi.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 TILE = (64, 32, 64)
@@ -323,7 +323,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "list_variants", lambda source: listed)
     monkeypatch.setattr(build, "compile_all", lambda source, places: enumerate(done))
     monkeypatch.setattr(report, "find_cuda_torch", lambda: None)
-    result = CliRunner().invoke(cli, ["bench", "--static", "--out", str(tmp_path)])
+    result = CliRunner().invoke(bench, ["--static", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "not a measurement" in result.output and "no CUDA torch is installed" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["static.csv", "static.png"]
