@@ -62,7 +62,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The seconds of each backend that takes the call and is right, and why others are not timed."""
+    """The seconds of each backend that takes the call and is right; why not, of the others."""
 
     question: Question
     seconds: dict[str, float]

@@ -90,7 +90,7 @@ def queued_seconds() -> float:
 
 
 def is_contended(queued: float, wall: float, threads: int) -> bool:
-    """Say whether so much of the threads' time went into the run queue that a sample cannot count."""
+    """Say whether the threads waited in the run queue for so long that a sample cannot count."""
     return queued > MAX_QUEUED * wall * threads
 
 
