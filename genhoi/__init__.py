@@ -25,7 +25,8 @@ from genhoi_kernels import __version__
 if TYPE_CHECKING:
     from genhoi.editing.pipeline import GenHOIPipeline
     from genhoi.evaluation.measure import evaluate
-    from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
+    from genhoi.models.adapter import GenHOIAdapter
+    from genhoi.models.adapter_config import AdapterConfig
     from genhoi.models.attach import attach
     from genhoi.models.attachment import Attachment
     from genhoi.models.wan.convert import from_official, to_official
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: diffusers takes seconds, and most commands do without it.
 _LAZY = {
-    "AdapterConfig": "genhoi.models.adapter",
+    "AdapterConfig": "genhoi.models.adapter_config",
     "Attachment": "genhoi.models.attachment",
     "GenHOIAdapter": "genhoi.models.adapter",
     "GenHOIPipeline": "genhoi.editing.pipeline",

@@ -77,7 +77,7 @@ class Base(ABC):
     @classmethod
     @abstractmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """Whether a name, as given to `--base`, means a base of this kind.
+        """Tell whether a name, as given to `--base`, means a base of this kind.
 
         The last kind in `genhoi.bases.load` gets every name that no other kind takes.
         """
@@ -85,7 +85,7 @@ class Base(ABC):
     @classmethod
     @abstractmethod
     def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
-        """The transformer's configuration as diffusers saves it.
+        """Read the transformer's configuration, as diffusers saves it.
 
         Raises:
             FileNotFoundError, ValueError: no such base, or one of another kind.
@@ -101,31 +101,40 @@ class Base(ABC):
         dtype: torch.dtype,
         seed: int,
     ) -> Base:
-        """Load it; see `genhoi.bases.load.load_base`."""
+        """Load the base that a name means; `genhoi.bases.load.load_base` says more."""
 
     @classmethod
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
-        """The folder of the adapter that comes with it; None where none does."""
+        """Return the folder of the adapter that comes with the base; None where none does."""
         return None
 
     # ---------------------------------------------------------------------------------- loaded
 
     @property
     def model(self) -> VideoModel:
-        """Its transformer, as a member of its family."""
+        """Return the transformer as a member of its family."""
         return model_of(self.transformer)
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [F, H, W, 3], F = 1 + 4 n -> normalised float32 latents [1, C, 1 + n, H/8, W/8]."""
+        """Encode frames.
+
+        Args:
+            frames: uint8 [F, H, W, 3]; F = 1 + 4 n for a Wan.
+
+        Returns:
+            Normalised float32 latents [1, C, 1 + n, H/8, W/8].
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back: uint8 [F, H, W, 3] on the CPU."""
+        """Decode latents to uint8 [F, H, W, 3] on the CPU."""
 
     @abstractmethod
     def encode_text(self, text: str) -> Tensor:
-        """[1, 512, text_dim], zeros behind the text; one row of zeros where no text is taken.
+        """Encode a text to [1, 512, text_dim], zeros behind the text.
+
+        A base that takes no text gives one row of zeros.
 
         Raises:
             ValueError: a text that is too long, or any where none is taken.
@@ -133,11 +142,14 @@ class Base(ABC):
 
     @abstractmethod
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
-        """uint8 [H, W, 3] each -> [1 or 2, tokens, image_dim], or None if the model takes none.
+        """Encode two images, uint8 [H, W, 3], to [1 or 2, tokens, image_dim].
+
+        Returns None if the model takes none.
 
         Only bases for first and last frame look at `last`.
         """
 
+    @abstractmethod
     def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
         """Add low-rank weights to the video's own attention, as `genhoi train` writes them.
 
@@ -146,10 +158,6 @@ class Base(ABC):
             OSError: there are none in the folder.
             ValueError: this kind of base takes none.
         """
-        raise ValueError(
-            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a tiny base has such "
-            f"weights in it"
-        )
 
     def save_trained(
         self, folder: Path, transformer: Any, *, about: str, full_precision: bool

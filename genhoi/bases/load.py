@@ -22,12 +22,12 @@ _KINDS = (
 
 
 def base_kind(name: str | os.PathLike[str]) -> type[Base]:
-    """The kind of base that a name means; nothing is loaded, and there may be no such base."""
+    """Tell which kind of base a name means; nothing is loaded, and there may be no such base."""
     return next(kind for kind in _kinds() if kind.takes(name))
 
 
 def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """The transformer's configuration, without loading it.
+    """Read the transformer's configuration, without loading it.
 
     Raises:
         FileNotFoundError, ValueError: no such base, or one of another kind.
@@ -36,7 +36,7 @@ def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
-    """How a base is best used, without loading it."""
+    """Say how a base is best used, without loading it."""
     return base_kind(name).defaults
 
 
@@ -65,7 +65,7 @@ def load_base(
 
 
 def shipped_adapter(name: str | os.PathLike[str]) -> Path | None:
-    """The folder of the adapter that comes with a base; None where none does."""
+    """Return the folder of the adapter that comes with a base; None where none does."""
     return base_kind(name).shipped_adapter(name)
 
 

@@ -115,12 +115,12 @@ class TinyBase(Base):
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """The two names, and folders that `save_pretrained` wrote."""
+        """Take the two names, and folders that `save_pretrained` wrote."""
         return str(name) in (SHIPPED, UNTRAINED) or (Path(name) / _MARK).is_file()
 
     @classmethod
     def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
-        """See `Base`; all tiny bases have one."""
+        """Copy `TINY_CONFIG`; all tiny bases have that one."""
         return dict(TINY_CONFIG)
 
     @classmethod
@@ -132,19 +132,26 @@ class TinyBase(Base):
         dtype: torch.dtype,
         seed: int,
     ) -> TinyBase:
-        """See `Base`."""
+        """Load trained weights, or make random ones for "tiny-untrained"."""
         folder = {SHIPPED: SHIPPED_BASE, UNTRAINED: None}.get(str(name), Path(name))
         return cls(folder, seed=seed, device=device, dtype=dtype)
 
     @classmethod
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
-        """See `Base`."""
+        """Name the adapter that comes with the trained base."""
         return SHIPPED_ADAPTER if str(name) == SHIPPED else None
+
+    def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
+        """Refuse them: training merges them into a tiny base."""
+        raise ValueError(
+            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a tiny base has such "
+            f"weights in it"
+        )
 
     def save_trained(
         self, folder: Path, transformer: Any, *, about: str, full_precision: bool
     ) -> None:
-        """See `Base`; the result is a tiny base again."""
+        """Write a folder that is a tiny base again."""
         trained = copy.copy(self)
         trained.transformer = transformer
         trained.save_pretrained(folder, about=about)
@@ -171,7 +178,7 @@ class TinyBase(Base):
             temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, frames: Tensor) -> Tensor:
-        """See `Base`."""
+        """Average the cells of every block into colours and changes of brightness."""
         count, height, width, _ = frames.shape
         cells = (count, height // _CELL, _CELL, width // _CELL, _CELL, 3)
         means = frames.to(self.device).view(cells).float().mean((2, 4)) / 127.5 - 1
@@ -184,7 +191,7 @@ class TinyBase(Base):
         return _SCALE * torch.cat([colors, change], dim=1).transpose(0, 1)[None]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Base`."""
+        """Paint the cells again."""
         z = latents[0].float().transpose(0, 1) / _SCALE
         colors = z[:, :12].unflatten(1, (2, 2, 3))
         change = z[:, 12:].unflatten(1, (2, 2))[:, :, :, None]
@@ -199,7 +206,7 @@ class TinyBase(Base):
         return pixels.repeat_interleave(_CELL, 1).repeat_interleave(_CELL, 2).cpu()
 
     def encode_text(self, text: str) -> Tensor:
-        """See `Base`."""
+        """Make one row of zeros; refuse any text."""
         if text:
             raise ValueError(
                 f"prompt: got {text!r}, wanted none: the tiny base was trained without texts"
@@ -208,7 +215,7 @@ class TinyBase(Base):
         return zeros.to(self.transformer.dtype)
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
-        """None: what it sees of the clip lies in the condition's channels."""
+        """Return None: what the model sees of the clip lies in the condition's channels."""
         return None
 
 

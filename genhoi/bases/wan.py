@@ -54,12 +54,12 @@ class WanBase(Base):
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """Every name: what is missing, and what to fetch, is said when it is read."""
+        """Take every name: what is missing, and what to fetch, is said when it is read."""
         return True
 
     @classmethod
     def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
-        """See `Base`."""
+        """Check that the whole pipeline is there, and read its configuration."""
         return read_config(locate_base(name))
 
     @classmethod
@@ -71,11 +71,11 @@ class WanBase(Base):
         dtype: torch.dtype,
         seed: int,
     ) -> WanBase:
-        """See `Base`; no weight is random, so the seed has no say."""
+        """Load the pipeline; no weight is random, so the seed has no say."""
         return cls(locate_base(name), device=device, dtype=dtype)
 
     def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
-        """See `Base`."""
+        """Load them into the pipeline through peft."""
         if find_spec("peft") is None:
             raise ImportError("video_lora needs peft: pip install peft")
         if not any(Path(folder).glob("*.safetensors")):
@@ -108,13 +108,13 @@ class WanBase(Base):
             )
 
     def encoders_to(self, device: torch.device | str) -> None:
-        """See `Base`."""
+        """Move the VAE and the encoders of text and images."""
         for name in ("vae", "text_encoder", "image_encoder"):
             if getattr(self.pipe, name, None) is not None:
                 getattr(self.pipe, name).to(device)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """See `Base`."""
+        """Take the mode of the VAE's distribution, normalised by its statistics."""
         vae = self.pipe.vae
         pixels = frames.to(self.device).permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
         latents = vae.encode(pixels).latent_dist.mode().float()
@@ -122,7 +122,7 @@ class WanBase(Base):
         return (latents - mean) / std
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Base`."""
+        """Undo the normalisation and run the VAE."""
         vae = self.pipe.vae
         mean, std = self._statistics()
         pixels = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
@@ -130,7 +130,7 @@ class WanBase(Base):
         return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
 
     def encode_text(self, text: str) -> Tensor:
-        """See `Base`."""
+        """Run the text encoder on the text, padded as in training."""
         # Not `pipe.encode_prompt`: it needs the package ftfy, and cuts long texts.
         tokenized = self.pipe.tokenizer(" ".join(text.split()), return_tensors="pt")
         tokens = tokenized.input_ids.shape[1]
@@ -146,7 +146,7 @@ class WanBase(Base):
         return F.pad(states[:, :tokens], (0, 0, 0, TEXT_TOKENS - tokens))
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
-        """See `Base`."""
+        """Run the image encoder on the first image, and the last where the model takes both."""
         config = self.transformer.config
         if config.image_dim is None:
             return None
@@ -254,7 +254,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _hub_size(name: str) -> str:
-    """How large a repository is, in words; what is known without a connection otherwise."""
+    """Say how large a repository is, or what is known of it without a connection."""
     try:
         from huggingface_hub import HfApi
 

@@ -42,7 +42,7 @@ class Condition:
 
     @property
     def latent_mask(self) -> Tensor:
-        """float32 [1, 4, f, H/8, W/8]."""
+        """Return the mask, float32 [1, 4, f, H/8, W/8]."""
         return self.channels[:, : STRIDES.time]
 
 

@@ -29,43 +29,43 @@ class Strides:
 
     @property
     def token(self) -> int:
-        """Pixels that a token is wide and high: what height and width have to be multiples of."""
+        """Return the pixels that a token is wide and high; frames are multiples of it."""
         return self.space * self.patch
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip."""
+        """Count the latent frames of a clip."""
         return 1 + (frames - 1) // self.time
 
     def pixel_frames(self, latent_frames: int) -> int:
-        """Frames of a clip that has so many latent frames."""
+        """Count the frames of a clip that has so many latent frames."""
         return 1 + self.time * (latent_frames - 1)
 
     def longest(self, frames: int) -> int:
-        """Frames of the longest clip within so many frames."""
+        """Count the frames of the longest clip within so many frames."""
         return self.pixel_frames(self.latent_frames(frames))
 
     def is_whole(self, frames: int) -> bool:
-        """Whether the frames fill latent frames: 1, 5, 9, ..."""
+        """Tell whether the frames fill latent frames: 1, 5, 9, ..."""
         return frames >= 1 and (frames - 1) % self.time == 0
 
     def is_clip(self, frames: int) -> bool:
-        """Whether it is the length of a clip: whole, and more than a still picture."""
+        """Tell whether it is the length of a clip: whole, and more than a still picture."""
         return frames > 1 and self.is_whole(frames)
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether a frame of this size is cut into whole tokens."""
+        """Tell whether a frame of this size is cut into whole tokens."""
         return height % self.token == 0 and width % self.token == 0
 
     def side(self, pixels: float) -> int:
-        """The longest side of whole tokens within so many pixels, but at least one token."""
+        """Round a side down to whole tokens, but to one token at least."""
         return max(self.token, int(pixels) // self.token * self.token)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """The tokens (f, h, w) of a clip."""
+        """Count the tokens (f, h, w) of a clip."""
         return self.latent_frames(frames), height // self.token, width // self.token
 
     def latent_grid(self, latent_frames: int, height: int, width: int) -> Grid:
-        """The tokens (f, h, w) of latents, height and width in latent pixels."""
+        """Count the tokens (f, h, w) of latents, height and width in latent pixels."""
         return latent_frames, height // self.patch, width // self.patch
 
 

@@ -153,7 +153,7 @@ def _values(mask: Tensor) -> Tensor:
 
 
 def _latent_channels(mask: Tensor, grid: Grid) -> Tensor:
-    """[B, C, f, H, W] from either form of a latent mask."""
+    """Bring either form of a latent mask into [B, C, f, H, W]."""
     if mask.ndim == 4:
         mask = mask[:, None]
     f, h, w = grid
@@ -167,7 +167,7 @@ def _latent_channels(mask: Tensor, grid: Grid) -> Tensor:
 
 
 def _pixel_frames(mask: Tensor, grid: Grid) -> Tensor:
-    """[B, F, H, W] from either form of a pixel mask."""
+    """Bring either form of a pixel mask into [B, F, H, W]."""
     if mask.ndim == 3:
         mask = mask[None]
     f, h, w = grid
@@ -181,7 +181,7 @@ def _pixel_frames(mask: Tensor, grid: Grid) -> Tensor:
 
 
 def _pixels_to_latent(mask: Tensor, grid: Grid) -> Tensor:
-    """[B, F, H, W] -> [B, 4, f, H', W'], H' and W' the latent's size."""
+    """Fold [B, F, H, W] to [B, 4, f, H', W'], H' and W' the latent's size."""
     f, h, w = grid
     size = (mask.shape[2] // STRIDES.space, mask.shape[3] // STRIDES.space)
     if STRIDES.latent_grid(f, *size) != (f, h, w):
@@ -191,7 +191,7 @@ def _pixels_to_latent(mask: Tensor, grid: Grid) -> Tensor:
 
 
 def _any_pixel(mask: Tensor, grid: Grid) -> Tensor:
-    """[B, F, H, W] -> bool [B, 1, f, h, w], the maximum over all pixels that a token covers."""
+    """Take the maximum of [B, F, H, W] over a token's pixels, bool [B, 1, f, h, w]."""
     f, h, w = grid
     pooled = F.adaptive_max_pool2d((mask > 0.5).float(), (h, w))
     later = pooled[:, 1:].unflatten(1, (f - 1, STRIDES.time)).amax(2) if f > 1 else pooled[:, 1:]

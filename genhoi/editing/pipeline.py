@@ -25,7 +25,8 @@ from genhoi.editing.run import EditArguments, EditRun, Progress
 from genhoi.editing.settings import resolve
 from genhoi.editing.windows import windows
 from genhoi.media import Clip
-from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attach import attach
 from genhoi.models.options import UNSET, Preset, Unset
 from genhoi.models.sampling import noise_levels
@@ -265,7 +266,7 @@ class GenHOIPipeline:
     def _fingerprint(
         self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]
     ) -> str:
-        """Tells an edit from all others, for the windows that it left unfinished."""
+        """Tell an edit from all others, for the windows that it left unfinished."""
         values = vars(settings) | {
             "base": self.base.about,
             "options": self.attachment.options,

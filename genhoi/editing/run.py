@@ -95,7 +95,7 @@ class EditRun:
         self.begun, self.begun_at, self.steps_here = time.monotonic(), 0.0, 0
 
     def run(self, first: Tensor | None, last: Tensor | None) -> Tensor:
-        """The edited frames, uint8 [F, H, W, 3]."""
+        """Edit all windows; return the frames, uint8 [F, H, W, 3]."""
         texts: tuple[Tensor, Tensor | None] | None = None
         out: list[Tensor] = []
         for i, (_, end) in enumerate(self.spans):
@@ -177,7 +177,7 @@ class EditRun:
         return self.base.decode(latents[:, :, extra:])
 
     def _after_step(self, window: int) -> Callable[[int, Tensor], None]:
-        """What to do after each step: report, and measure attention in the last."""
+        """Make what is called after each step: it reports, and measures attention in the last."""
         steps = self.settings.steps
         layer = self.attention_layer
         meter = None if layer is None else self.attachment.attention_share(layer)

@@ -8,8 +8,9 @@ __all__ = ["windows"]
 
 
 def windows(frames: int, window: int) -> list[tuple[int, int]]:
-    """First and one-past-last frame of every window; each begins with the last frame of the one
-    before.
+    """Lay windows over a clip: the first and one-past-last frame of each.
+
+    Each begins with the last frame of the one before.
 
     All are of one length, except the last, which may be shorter.
 

@@ -200,7 +200,7 @@ def _length_refusal(files: CaseFiles, result: int, truth: int) -> str:
         f"case {files.name}: the result {files.result} has {result} frames, want {truth} as the "
         f"truth {files.truth} has. "
     )
-    if result < truth < result + 4 and (result - 1) % 4 == 0:
+    if result < truth and result == STRIDES.longest(truth):
         refusal += (
             "`genhoi edit` works on 1 + 4 n frames, so it leaves out the last "
             f"{truth - result} of a clip of {truth}. "

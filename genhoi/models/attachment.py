@@ -98,7 +98,7 @@ class Attachment(ABC):
 
     @abstractmethod
     def attention_share(self, layer: int) -> AttentionShare:
-        """A meter at a block."""
+        """Put a meter at a block."""
 
     @abstractmethod
     def detach(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
-from genhoi.models.adapter import AdapterConfig, FlowGateReduction, Schedule, check_flow_gate
+from genhoi.models.adapter_config import AdapterConfig, FlowGateReduction, Schedule, check_flow_gate
 
 __all__ = ["UNSET", "Options", "Preset", "Unset", "resolve_options"]
 
@@ -49,7 +49,7 @@ def resolve_options(
     flow_gate: FlowGateReduction | Unset | None = UNSET,
     schedule: Schedule | Sequence[float] | Unset = UNSET,
 ) -> Options:
-    """The options in force: each as given, else the preset's, else the adapter's own.
+    """Take each option as given, else from the preset, else from the adapter's own.
 
     Raises:
         TypeError: mask_gate is no bool.

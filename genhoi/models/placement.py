@@ -11,7 +11,7 @@ __all__ = ["check_device", "check_has_data", "execution_device", "local_weight"]
 
 
 def local_weight(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight that no module's forward brings along, on x's device.
+    """Bring a weight that no module's forward brings along to x's device.
 
     The same tensor, unless the model is offloaded piece by piece: the hooks that bring weights back
     run on the forward of the layer that owns them, and these are read without one.
@@ -24,7 +24,7 @@ def local_weight(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def check_has_data(weight: Tensor, x: Tensor) -> None:
-    """Raises RuntimeError if x has data and the weight has none."""
+    """Raise RuntimeError if x has data and the weight has none."""
     if weight.is_meta and not x.is_meta:
         raise RuntimeError(
             "transformer: its weights are on the meta device, as accelerate's sequential offload "
@@ -34,14 +34,14 @@ def check_has_data(weight: Tensor, x: Tensor) -> None:
 
 
 def execution_device(transformer: Any) -> torch.device:
-    """Where a transformer computes: under offloading its weights may lie elsewhere."""
+    """Tell where a transformer computes: under offloading its weights may lie elsewhere."""
     hook = getattr(transformer, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(transformer.device if device is None else device)
 
 
 def check_device(name: str, x: Tensor, wanted: torch.device, as_what: str) -> None:
-    """Raises ValueError, with the tensor's name and whose device was wanted, for another device."""
+    """Raise ValueError, with the tensor's name and whose device was wanted, for another one."""
     # "cuda" and "cuda:0" may be the same device; the op's own check is exact.
     same_index = None in (x.device.index, wanted.index) or x.device.index == wanted.index
     if x.device.type != wanted.type or not same_index:

@@ -53,11 +53,11 @@ class ModelSizes:
 
     @property
     def dim(self) -> int:
-        """Width of the model."""
+        """Return the width of the model."""
         return self.num_heads * self.head_dim
 
     def grid(self, latents: Tensor) -> Grid:
-        """The tokens (f, h, w) of latents ``[..., F, H, W]``."""
+        """Count the tokens (f, h, w) of latents ``[..., F, H, W]``."""
         frames, height, width = latents.shape[-3:]
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
@@ -86,17 +86,17 @@ class VideoModel(ABC):
     @classmethod
     @abstractmethod
     def takes(cls, class_name: str, config: Mapping[str, Any]) -> bool:
-        """Whether a transformer of this class and configuration belongs to the family."""
+        """Tell whether a transformer of this class and configuration belongs to the family."""
 
     @classmethod
     @abstractmethod
     def empty(cls, config: Mapping[str, Any]) -> VideoModel:
-        """A model with fresh weights on the current device, from a saved configuration."""
+        """Make a model with fresh weights on the current device, from a saved configuration."""
 
     @property
     @abstractmethod
     def sizes(self) -> ModelSizes:
-        """Its sizes."""
+        """Return the sizes of the model and its codec."""
 
     # -------------------------------------------------------------------- what its channels mean
 
@@ -110,22 +110,25 @@ class VideoModel(ABC):
         first_frame: Tensor | None = None,
         last_frame: Tensor | None = None,
     ) -> Condition:
-        """What the model sees of a window beside the noise; see `conditioning.condition`."""
+        """Build what the model sees of a window beside the noise.
+
+        Arguments and errors are those of `genhoi.conditioning.condition.build_condition`.
+        """
 
     @abstractmethod
     def condition_mask(self, condition: Tensor) -> Tensor:
-        """The part of a condition that says what is generated: ``[B, channels, f, h, w]``, 1 or 0.
+        """Return the part of a condition that says what is generated, 1 or 0.
 
-        `token_mask` takes it as a latent mask.
+        `token_mask` takes it as a latent mask ``[B, channels, f, h, w]``.
         """
 
     @abstractmethod
     def condition_latents(self, condition: Tensor) -> Tensor:
-        """The part of a condition that the codec decodes to what the model sees of the clip."""
+        """Return the part of a condition that the codec decodes to what is seen of the clip."""
 
     @abstractmethod
     def given_condition(self, clean: Tensor) -> Tensor:
-        """The condition where latent frames are given, finished, and nothing is generated.
+        """Build the condition where latent frames are given, finished.
 
         Args:
             clean: their latents, ``[B, C, f, h, w]``.
@@ -140,7 +143,7 @@ class VideoModel(ABC):
         text: Tensor,
         image: Tensor | None,
     ) -> dict[str, Any]:
-        """Keyword arguments of the transformer's forward, which returns (velocity,).
+        """Make the keyword arguments of the transformer's forward, which returns (velocity,).
 
         Args:
             latents: noisy, ``[B, C, f, h, w]``.
@@ -155,12 +158,12 @@ class VideoModel(ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[Block]:
-        """The blocks, in order."""
+        """List the blocks, in order."""
 
     @property
     @abstractmethod
     def video_projections(self) -> str:
-        """Regular expression over module names: q, k and v of the video's own attention."""
+        """Match the names of q, k and v of the video's own attention, as a regular expression."""
 
     # ------------------------------------------------------------------------------- the adapter
 
@@ -181,7 +184,7 @@ class ReferenceStreamModel(VideoModel):
 
     @abstractmethod
     def embed_reference(self, reference: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens ``[b, h*w, dim]`` of a reference's latent ``[b, C, 1, H, W]``, and (h, w).
+        """Embed a reference's latent ``[b, C, 1, H, W]``: tokens ``[b, h*w, dim]``, and (h, w).
 
         Raises:
             ValueError: another number of channels.
@@ -189,11 +192,11 @@ class ReferenceStreamModel(VideoModel):
 
     @abstractmethod
     def check_reference(self, reference: Tensor) -> None:
-        """Raises ValueError unless `embed_reference` takes this number of channels."""
+        """Raise ValueError unless `embed_reference` takes this number of channels."""
 
     @abstractmethod
     def still_modulation(self, tokens: Tensor) -> Tensor:
-        """The blocks' modulation at timestep 0, for reference tokens."""
+        """Compute the blocks' modulation at timestep 0, for reference tokens."""
 
     @abstractmethod
     def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:

@@ -15,7 +15,7 @@ _FAMILIES = (("genhoi.models.wan.model", "WanModel"),)
 
 
 def model_of(transformer: Any) -> VideoModel:
-    """The model around a transformer.
+    """Find the family of a transformer, and make the model around it.
 
     Raises:
         TypeError: no family takes it.
@@ -30,7 +30,7 @@ def model_of(transformer: Any) -> VideoModel:
 
 
 def empty_model(config: Mapping[str, Any]) -> VideoModel:
-    """A model with fresh weights on the current device.
+    """Make a model with fresh weights on the current device.
 
     Args:
         config: as diffusers saves it, with its ``_class_name``.

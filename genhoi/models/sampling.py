@@ -19,7 +19,7 @@ TIMESTEPS = 1000  # of a sigma of 1, as the model counts
 
 
 def noise_levels(steps: int, shift: float) -> Tensor:
-    """Sigmas of all steps and the final 0: float32 [steps + 1], falling from 1.
+    """Compute the sigmas of all steps and the final 0: float32 [steps + 1], falling from 1.
 
     Raises:
         ValueError: steps below 1, or a shift that is not positive.
@@ -32,13 +32,12 @@ def noise_levels(steps: int, shift: float) -> Tensor:
 
 
 def shifted(s: Tensor, shift: float) -> Tensor:
-    """Sigmas of levels s from 0 to 1: shift s / (1 + (shift - 1) s)."""
+    """Compute the sigmas of levels s from 0 to 1: shift s / (1 + (shift - 1) s)."""
     return shift * s / (1 + (shift - 1) * s)
 
 
 def noise(shape: tuple[int, ...], seed: int, window: int) -> Tensor:
-    """Standard normal float32 noise, made on the CPU: the same on every device, for each window its
-    own."""
+    """Draw standard normal float32 noise on the CPU: one for all devices, another a window."""
     digest = hashlib.sha256(f"{seed}/{window}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.randn(shape, generator=generator)

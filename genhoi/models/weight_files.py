@@ -35,7 +35,7 @@ def load_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that hold the weights."""
+    """List the files that hold the weights."""
     if path.is_dir():
         indices = sorted(path.glob("*.index.json"))
         if len(indices) == 1:

@@ -31,7 +31,7 @@ _BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # peft's
 
 
 def result_folders(out: Path, config: TrainConfig, kind: type[Base]) -> dict[str, Path]:
-    """Where `write_result` writes what: "adapter", "base", "video_lora".
+    """Say where `write_result` writes what: "adapter", "base", "video_lora".
 
     Args:
         out: the run's folder.
@@ -57,7 +57,7 @@ def write_result(
     adapter: GenHOIAdapter | None,
     transformer: Mapping[str, Tensor],
 ) -> None:
-    """Write it, each file whole or not at all.
+    """Write what was learned, each file whole or not at all.
 
     Args:
         out: the run's folder.
@@ -82,7 +82,7 @@ def write_result(
 
 
 def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
-    """The base's transformer, whole and with these weights."""
+    """Make the base's transformer, whole and with these weights."""
     with torch.device("meta"):
         transformer = empty_model(base.transformer.config).transformer
     transformer.load_state_dict(dict(weights), strict=True, assign=True)

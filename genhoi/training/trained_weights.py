@@ -32,7 +32,7 @@ def add_low_rank(transformer: Any, projections: str, rank: int) -> None:
 
 
 def load_adapter(name: str) -> GenHOIAdapter:
-    """An adapter to go on from, in float32 as trained weights have to be.
+    """Load an adapter to go on from, in float32 as trained weights have to be.
 
     Args:
         name: of a folder, or on the Hugging Face Hub.

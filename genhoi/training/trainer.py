@@ -78,7 +78,7 @@ class TrainProgress:
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """The rate of a step, from 0: warm-up, a plateau, then a straight line down to a tenth."""
+    """Compute the rate of a step: warm-up, a plateau, then a straight line down to a tenth."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     falling = config.steps * config.decay
     late = (step - (config.steps - falling)) / falling if falling else 0.0
@@ -180,7 +180,7 @@ class Trainer:
         return adapter, attachment
 
     def _trained_of_base(self, transformer: Any) -> list[str]:
-        """Names of what is trained beside the adapter."""
+        """List the names of what is trained beside the adapter."""
         if self.adapter is None:
             return []
         own = set(self.adapter.parameters())
@@ -191,7 +191,7 @@ class Trainer:
         ]
 
     def weights(self) -> dict[str, Tensor]:
-        """What is trained, by name; sharded under FSDP."""
+        """Return what is trained, by name; sharded under FSDP."""
         weights = {n: p for n, p in self._owner.named_parameters() if p.requires_grad}
         if self._base_names:
             known = dict(self.base.transformer.named_parameters())
@@ -199,7 +199,7 @@ class Trainer:
         return weights
 
     def choices(self) -> SampleChoices:
-        """What `make_batch` draws from in this run."""
+        """Say what `make_batch` draws from in this run."""
         config = self.config
         settings = resolve(self.base.defaults, shift=config.shift, mask_rule=config.mask_rule)
         return SampleChoices(
@@ -212,7 +212,7 @@ class Trainer:
         )
 
     def adapter_config(self) -> Any:
-        """The adapter's own settings."""
+        """Return the adapter's own settings."""
         assert self.adapter is not None
         return self.adapter.config
 
@@ -306,8 +306,11 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _one_step(self, choices: SampleChoices, stop: bool) -> tuple[float, float, bool]:
-        """One step of the optimiser: mean loss, norm of the gradient, and whether any process is
-        to stop."""
+        """Take one step of the optimiser.
+
+        Returns:
+            The mean loss, the norm of the gradient, and whether any process is to stop.
+        """
         config, accelerator = self.config, self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         places = [self.step * config.batch + i for i in range(config.batch)][rank::processes]
@@ -360,7 +363,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the model has the averaged weights."""
+        """Give the model the averaged weights within the block."""
         weights = self.weights()
         kept = {name: weights[name].detach().clone() for name in self.ema}
         with torch.no_grad():
@@ -417,7 +420,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(name of the weight, name of the moment, moment) of the optimiser's state."""
+        """Walk the optimiser's state: name of the weight, name of the moment, moment."""
         names = list(self.weights())
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(names, parameters, strict=True):

@@ -15,6 +15,7 @@ from genhoi.conditioning.condition import (
     paint_grey,
     reference_tokens,
 )
+from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.conditioning.masks import token_mask
 from genhoi.editing.windows import windows
 from genhoi.models.sampling import noise, noise_levels
@@ -195,3 +196,20 @@ def test_noise_differs_by_window_and_seed() -> None:
     assert torch.equal(noise(shape, 3, 1), noise(shape, 3, 1))
     for other in [(3, 2), (4, 1), (4, 0), (31, 1)]:
         assert not torch.equal(noise(shape, 3, 1), noise(shape, *other))
+
+
+# -------------------------------------------------------------------------------------- strides
+
+
+def test_strides() -> None:
+    assert STRIDES.grid(81, 480, 832) == (21, 30, 52)
+    assert STRIDES.latent_grid(21, 60, 104) == (21, 30, 52)
+    assert Strides(space=16).grid(121, 704, 1280) == (31, 22, 40)
+    for frames in range(1, 30):
+        longest = STRIDES.longest(frames)
+        assert longest <= frames < longest + 4 and STRIDES.is_whole(longest)
+        assert STRIDES.pixel_frames(STRIDES.latent_frames(longest)) == longest
+        assert STRIDES.is_clip(frames) == (frames == longest and frames >= 5)
+    assert not STRIDES.is_whole(0) and not STRIDES.is_whole(-3)
+    assert [STRIDES.side(x) for x in (3, 16, 31.9, 480)] == [16, 16, 16, 480]
+    assert STRIDES.fits(32, 48) and not STRIDES.fits(32, 40)

@@ -162,7 +162,7 @@ def test_interrupted_while_encoding(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genhoi.data.encoded.build_condition", interrupted)
+    monkeypatch.setattr("genhoi.models.wan.model.build_condition", interrupted)
     result = run(*command)
     assert result.exit_code == 130, result.output
     assert "Interrupted while encoding" in result.output

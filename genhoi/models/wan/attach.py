@@ -33,7 +33,7 @@ __all__ = ["WanAttachment"]
 
 
 class WanAttachment(Attachment):
-    """See `Attachment`.
+    """References run through the blocks beside the video, once for all steps.
 
     Args:
         model: a Wan without an adapter.
@@ -84,7 +84,7 @@ class WanAttachment(Attachment):
         *,
         ref_bias: Sequence[float] | None = None,
     ) -> None:
-        """See `Attachment`."""
+        """Keep the references until the next call; compute nothing yet."""
         self._check_attached("set_reference")
         self._references = References.checked(
             self._model, references, mask, ref_bias, mask_gate=self.options.mask_gate
@@ -92,18 +92,18 @@ class WanAttachment(Attachment):
         self._forget()
 
     def set_mask(self, mask: Tensor) -> None:
-        """See `Attachment`."""
+        """Change the mask of the references that are set, and of their cached passes."""
         self._check_attached("set_mask")
         gate = self.options.mask_gate
         self._references = self._references.with_mask(self._model, mask, mask_gate=gate)
         self._passes = [replace(current, mask=self._references.mask) for current in self._passes]
 
     def attention_share(self, layer: int) -> WanAttentionShare:
-        """See `Attachment`."""
+        """Make a meter of a block's self-attention."""
         return WanAttentionShare(self._processors[layer])
 
     def detach(self) -> None:
-        """See `Attachment`."""
+        """Put the base's own processors back, and forget everything cached."""
         if not self._attached:
             return
         self._attached = False
@@ -175,7 +175,7 @@ class WanAttachment(Attachment):
 
 
 def _check_ready(model: ReferenceStreamModel, adapter: GenHOIAdapter) -> None:
-    """No adapter is attached yet, processors are Wan's, and devices agree."""
+    """Check that no adapter is attached yet, processors are Wan's, and devices agree."""
     for block in model.blocks:
         for attention in (block.self_attention, block.cross_attention):
             processor = attention.processor

@@ -20,7 +20,7 @@ __all__ = ["WanAttentionShare", "reference_share"]
 
 
 class WanAttentionShare(AttentionShare):
-    """See `AttentionShare`.
+    """The share of a Wan block's self-attention.
 
     Args:
         processor: of the block to be watched.
@@ -30,7 +30,7 @@ class WanAttentionShare(AttentionShare):
         self._processor = processor
 
     def watch_next(self) -> None:
-        """See `AttentionShare`."""
+        """Observe the next call of the processor."""
         self._processor.observer = self._observe
 
     def _observe(self, q: Tensor, k: Tensor, current: VideoPass) -> None:
@@ -42,7 +42,7 @@ class WanAttentionShare(AttentionShare):
 
 
 def reference_share(q: Tensor, k: Tensor, current: VideoPass) -> Tensor:
-    """Share of every head's attention that goes to the references.
+    """Measure the share of every head's attention that goes to the references.
 
     Args:
         q, k: rotated, [B, N, H, D], as a processor's observer gets them.

@@ -67,7 +67,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def _lora_settings(transformer: nn.Module) -> list[Any]:
-    """What PEFT's layers keep outside their parameters: scales, which are active, which merged."""
+    """Read what PEFT's layers keep outside their parameters: scales, what is active or merged."""
     modules: Iterator[Any] = transformer.modules()
     return [
         (

@@ -15,7 +15,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from genhoi.models.adapter import AdapterConfig, GenHOIAdapter, assign
+from genhoi.models.adapter import GenHOIAdapter, assign
+from genhoi.models.adapter_config import AdapterConfig
 from genhoi.models.wan.official_names import (
     official_adapter_name,
     official_base_name,
@@ -83,7 +84,7 @@ def from_official(
 
 
 def to_official(transformer: WanTransformer3DModel, adapter: GenHOIAdapter) -> dict[str, Tensor]:
-    """Inverse of ``from_official``: the same names, shapes, dtypes and values, without a copy.
+    """Undo ``from_official``: the same names, shapes, dtypes and values, without a copy.
 
     Raises:
         ValueError: a transformer that the adapter does not fit, or with weights that the release
@@ -95,7 +96,7 @@ def to_official(transformer: WanTransformer3DModel, adapter: GenHOIAdapter) -> d
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The release's configuration, as far as the weights' shapes tell: all but ``eps``.
+    """Read the release's configuration from the weights' shapes: all but ``eps``.
 
     Raises:
         ValueError: a weight that tells is missing.
@@ -125,7 +126,7 @@ def _shape(state_dict: Mapping[str, Tensor], name: str) -> torch.Size:
 
 
 def _checked_sizes(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes from the weights and eps from the config, which may not contradict each other."""
+    """Take sizes from the weights and eps from the config; they may not contradict each other."""
     unknown = [k for k, v in config.items() if v and k not in (*_SIZES, *_IRRELEVANT)]
     if unknown:
         raise ValueError(f"config: got {unknown}, wanted only {', '.join(_SIZES)}")
@@ -141,7 +142,7 @@ def _checked_sizes(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
 
 
 def _empty_transformer(sizes: dict[str, Any]) -> WanTransformer3DModel:
-    """A transformer without weights; its tables of angles are real."""
+    """Make a transformer without weights; its tables of angles are real."""
     heads, patch = sizes["num_heads"], tuple(sizes["patch_size"])
     image = sizes["has_image_input"]
     with torch.device("meta"):

@@ -12,7 +12,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import Tensor
 
-from genhoi.models.adapter import AdapterLayer, FlowGateReduction
+from genhoi.models.adapter import AdapterLayer
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.wan.processor import Processor, project_out, split_heads
 
 __all__ = ["CrossAttention"]
@@ -48,8 +49,10 @@ class CrossAttention(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """As ``WanAttnProcessor``; encoder_hidden_states ``[B, image + 512 text tokens, H*D]``,
-        None in a reference pass."""
+        """Attend as ``WanAttnProcessor`` does.
+
+        encoder_hidden_states is ``[B, image + 512 text tokens, H*D]``, None in a reference pass.
+        """
         if encoder_hidden_states is None:
             return torch.zeros_like(hidden_states)
         if self.flow_gate is None:

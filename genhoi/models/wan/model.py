@@ -26,17 +26,17 @@ class WanModel(ReferenceStreamModel):
 
     @classmethod
     def takes(cls, class_name: str, config: Mapping[str, Any]) -> bool:
-        """Every ``WanTransformer3DModel`` and no other class."""
+        """Take every ``WanTransformer3DModel`` and no other class."""
         return class_name == WanTransformer3DModel.__name__
 
     @classmethod
     def empty(cls, config: Mapping[str, Any]) -> WanModel:
-        """See `VideoModel`."""
+        """Build the transformer from its configuration."""
         return cls(WanTransformer3DModel.from_config(dict(config)))
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        """See `VideoModel`."""
+        """Read them from the configuration; the strides are those of the Wan 2.1 VAE."""
         config = self.transformer.config
         frames, rows, columns = config.patch_size
         return ModelSizes(
@@ -61,7 +61,7 @@ class WanModel(ReferenceStreamModel):
         first_frame: Tensor | None = None,
         last_frame: Tensor | None = None,
     ) -> Condition:
-        """[mask 4 | masked-video latent C]; see `genhoi.conditioning.condition.build_condition`."""
+        """Build [mask 4 | masked-video latent C]."""
         return build_condition(
             frames,
             mask,
@@ -72,15 +72,15 @@ class WanModel(ReferenceStreamModel):
         )
 
     def condition_mask(self, condition: Tensor) -> Tensor:
-        """The first 4 channels."""
+        """Return the first 4 channels."""
         return condition[:, : self.sizes.strides.time]
 
     def condition_latents(self, condition: Tensor) -> Tensor:
-        """All channels but the first 4."""
+        """Return all channels but the first 4."""
         return condition[:, self.sizes.strides.time :]
 
     def given_condition(self, clean: Tensor) -> Tensor:
-        """See `VideoModel`."""
+        """Put a mask of zeros in front of the clean latents."""
         mask = torch.zeros_like(self.condition_mask(clean))
         return torch.cat([mask, clean], dim=1)
 
@@ -92,7 +92,7 @@ class WanModel(ReferenceStreamModel):
         text: Tensor,
         image: Tensor | None,
     ) -> dict[str, Any]:
-        """See `VideoModel`."""
+        """Join latents and condition along the channels."""
         return {
             "hidden_states": torch.cat([latents, condition], dim=1),
             "timestep": timestep,
@@ -103,29 +103,29 @@ class WanModel(ReferenceStreamModel):
 
     @cached_property
     def blocks(self) -> Sequence[Block]:
-        """See `VideoModel`."""
+        """Name ``attn1`` and ``attn2`` of every block."""
         return [Block(block, block.attn1, block.attn2) for block in self.transformer.blocks]
 
     @property
     def video_projections(self) -> str:
-        """See `VideoModel`."""
+        """Match q, k and v of ``attn1``."""
         return r".*attn1\.(to_q|to_k|to_v)"
 
     def embed_reference(self, reference: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """See `ReferenceStreamModel`."""
+        """Complete the channels and run the patch embedding."""
         x = self.transformer.patch_embedding(self._completed(reference))
         height, width = x.shape[-2:]
         return x.flatten(2).transpose(1, 2).contiguous(), (height, width)
 
     def check_reference(self, reference: Tensor) -> None:
-        """See `ReferenceStreamModel`."""
+        """Raise ValueError for another number of channels."""
         self._completed(reference)
 
     def _completed(self, reference: Tensor) -> Tensor:
         return complete_channels(reference, self.sizes.in_channels, self.sizes.latent_channels)
 
     def still_modulation(self, tokens: Tensor) -> Tensor:
-        """See `ReferenceStreamModel`."""
+        """Run the condition embedder at timestep 0."""
         # The embedder wants a text, whose embedding is not used.
         no_text = tokens.new_zeros(1, 1, self.sizes.text_dim)
         timestep = tokens.new_zeros(1)
@@ -133,7 +133,7 @@ class WanModel(ReferenceStreamModel):
         return modulation.unflatten(1, (6, -1))  # type: ignore[no-any-return]
 
     def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
-        """See `ReferenceStreamModel`; ``transformer.rope`` runs early in every forward pass."""
+        """Hook ``transformer.rope``, which runs early in every forward pass."""
 
         @torch.compiler.disable
         def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
@@ -144,5 +144,5 @@ class WanModel(ReferenceStreamModel):
     def attach(
         self, adapter: GenHOIAdapter, options: Options, backend: str | None = None
     ) -> WanAttachment:
-        """See `VideoModel`."""
+        """Put processors and a hook in place."""
         return WanAttachment(self, adapter, options, backend)

@@ -57,7 +57,7 @@ _ADAPTER = {
 
 
 def rename(name: str) -> tuple[str, str]:
-    """Which part an official name belongs to, and what it is called there."""
+    """Tell which part an official name belongs to, and what it is called in that part."""
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if block is None:
         renamed = _lookup(name, _TOP)
@@ -75,7 +75,7 @@ def rename(name: str) -> tuple[str, str]:
 
 
 def official_base_name(name: str) -> str:
-    """Official name of one of the transformer's parameters.
+    """Return the official name of one of the transformer's parameters.
 
     Raises:
         ValueError: the release has none.
@@ -84,7 +84,7 @@ def official_base_name(name: str) -> str:
 
 
 def official_adapter_name(name: str) -> str:
-    """Official name of one of the adapter's parameters.
+    """Return the official name of one of the adapter's parameters.
 
     Raises:
         ValueError: the release has none.
@@ -102,7 +102,7 @@ def _official(name: str, top: dict[str, str], block: dict[str, str], prefix: str
 
 
 def _lookup(name: str, table: dict[str, str]) -> str | None:
-    """By whole name, else by module."""
+    """Look a whole name up, else its module."""
     if name in table:
         return table[name]
     module, _, leaf = name.rpartition(".")

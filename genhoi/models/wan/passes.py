@@ -52,7 +52,7 @@ class VideoPass:
     ref_bias: Tensor | None = None
 
     def references(self) -> dict[str, Any]:
-        """The op's arguments that bring the references in."""
+        """Return the op's arguments that bring the references in."""
         return {
             "k_ref": self.k_ref,
             "v_ref": self.v_ref,

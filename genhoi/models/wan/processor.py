@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
-from genhoi.models.adapter import FlowGateReduction
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
 from genhoi.models.wan.passes import VideoPass
 from genhoi_kernels import FlowGate, GateWeights, reference_attention
@@ -61,7 +61,7 @@ class Processor(nn.Module):
         self.base._parallel_config = config
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Nothing: the base is saved as if no adapter were attached."""
+        """Return nothing: the base is saved as if no adapter were attached."""
         return {} if destination is None else destination
 
     def attention(
@@ -72,7 +72,7 @@ class Processor(nn.Module):
         v: Tensor,
         video: VideoPass | None = None,
     ) -> Tensor:
-        """The op, gated if gates are on.
+        """Call the op, gated if gates are on.
 
         Args:
             gate: of this attention.
@@ -108,16 +108,16 @@ class Processor(nn.Module):
 
 
 def _ignore_missing(processor: nn.Module, keys: Any) -> None:
-    """The counterpart of ``state_dict``: a base's file lacks the adapter, and that is right."""
+    """Let a base's file lack the adapter, as ``state_dict`` leaves it out."""
     keys.missing_keys[:] = [key for key in keys.missing_keys if ".processor." not in key]
 
 
 def split_heads(attn: Any, x: Tensor) -> Tensor:
-    """``[B, N, H*D]`` to ``[B, N, H, D]``, for an attention layer's heads."""
+    """Split ``[B, N, H*D]`` to ``[B, N, H, D]``, by an attention layer's heads."""
     return x.unflatten(2, (attn.heads, -1))
 
 
 def project_out(attn: Any, x: Tensor) -> Tensor:
-    """An attention layer's last projection, ``[B, N, H*D]``."""
+    """Run an attention layer's last projection, ``[B, N, H*D]``."""
     out: Tensor = attn.to_out[1](attn.to_out[0](x))
     return out

@@ -34,7 +34,7 @@ class Visibility:
 
     @classmethod
     def of_mask(cls, mask: Tensor | None, latents: Sequence[Tensor], patch: Grid) -> Visibility:
-        """From a mask as `Attachment.set_reference` takes it; synchronises with the host.
+        """Build it from a mask as `Attachment.set_reference` takes it; wait for the device once.
 
         Raises:
             TypeError, ValueError: as `Attachment.set_reference`.
@@ -78,7 +78,7 @@ class References:
         *,
         mask_gate: bool,
     ) -> References:
-        """From the arguments of `Attachment.set_reference`.
+        """Check and keep the arguments of `Attachment.set_reference`.
 
         Raises:
             TypeError, ValueError: as `Attachment.set_reference`.
@@ -97,7 +97,7 @@ class References:
     def with_mask(
         self, model: ReferenceStreamModel, mask: Tensor | None, *, mask_gate: bool
     ) -> References:
-        """The same references with another mask.
+        """Return the same references with another mask.
 
         Raises:
             TypeError, ValueError: as `Attachment.set_reference`.
@@ -110,16 +110,16 @@ class References:
 
     @property
     def mask(self) -> MaskGate | None:
-        """The gate for the op."""
+        """Return the gate for the op."""
         return None if self.visibility is None else self.visibility.gate
 
     @property
     def any_seen(self) -> bool:
-        """Whether any token sees a reference."""
+        """Tell whether any token sees a reference."""
         return bool(self.latents) and (self.visibility is None or self.visibility.any_token)
 
     def check_forward(self, video: Tensor, grid: Grid) -> None:
-        """Raises ValueError unless they fit the video's latents and its tokens."""
+        """Raise ValueError unless they fit the video's latents and its tokens."""
         if not self.latents:
             return
         device, batch = self.latents[0].device, len(video)
@@ -159,7 +159,7 @@ def _checked_latents(model: ReferenceStreamModel, latents: Sequence[Tensor]) -> 
 
 
 def _bias(ref_bias: Sequence[float] | None, references: int) -> Tensor | None:
-    """``[R]`` float32."""
+    """Check the numbers; return ``[R]`` float32."""
     if ref_bias is None:
         return None
     if not isinstance(ref_bias, (list, tuple)) or not all(

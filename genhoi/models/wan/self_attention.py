@@ -10,7 +10,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from genhoi.models.adapter import AdapterLayer, FlowGateReduction
+from genhoi.models.adapter import AdapterLayer
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
 from genhoi.models.wan.passes import ReferencePass, VideoPass
 from genhoi.models.wan.processor import Processor, project_out, split_heads
@@ -46,7 +47,7 @@ class SelfAttention(Processor):
         self._of_forward = WeakTensorKeyDictionary()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Counts changes of the weights' dtype by ``to``, which leave versions as they are."""
+        """Count changes of the weights' dtype by ``to``, which leave versions as they are."""
         before = self.lora_k.down.dtype
         super()._apply(fn, recurse)
         self.casts += self.lora_k.down.dtype != before
@@ -73,7 +74,7 @@ class SelfAttention(Processor):
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """As ``WanAttnProcessor``; hidden_states ``[B, N, H*D]``."""
+        """Attend as ``WanAttnProcessor`` does; hidden_states ``[B, N, H*D]``."""
         if isinstance(rotary_emb, ReferencePass):
             return self._reference(attn, hidden_states, rotary_emb)
         current = self._pass_of(rotary_emb)
