@@ -29,7 +29,3 @@ main.add_command(edit)
 main.add_command(eval_command)
 main.add_command(inspect)
 main.add_command(train)
-
-
-if __name__ == "__main__":
-    main()

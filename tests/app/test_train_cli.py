@@ -313,7 +313,7 @@ def test_two_processes(command: list[str], tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--master_port", str(free_port()), "-m", "genhoi.cli.group"]
+    launcher += ["--master_port", str(free_port()), "-m", "genhoi.cli"]
     launched = subprocess.Popen(
         [*launcher, *command, "--steps", "2", "--parallel", "fsdp"],
         env=environment,
