@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         write_image,
         write_mask,
     )
-    from genhoi.models.adapter import AdapterConfig, GenHOIAdapter
+    from genhoi.models.adapter import GenHOIAdapter
+    from genhoi.models.adapter_config import AdapterConfig
     from genhoi.models.attach import attach
     from genhoi.models.attachment import Attachment
     from genhoi.models.wan.convert import from_official, to_official
@@ -54,7 +55,8 @@ _NAMES = {
         "write_image",
         "write_mask",
     ],
-    "genhoi.models.adapter": ["AdapterConfig", "GenHOIAdapter"],
+    "genhoi.models.adapter": ["GenHOIAdapter"],
+    "genhoi.models.adapter_config": ["AdapterConfig"],
     "genhoi.models.attach": ["attach"],
     "genhoi.models.attachment": ["Attachment"],
     "genhoi.models.wan.convert": ["from_official", "to_official"],

@@ -144,7 +144,7 @@ def _shared_bytes(kernel: str, head_dim: int) -> int:
 
 
 def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int, shared: int) -> Row:
-    """Return resident blocks, and those of the first loop, over whole blocks of video keys."""
+    """Return resident blocks and figures of the first loop, over whole blocks of video keys."""
     warps = shape.warps[dim]
     figures: Row = {
         "tile": f"{shape.queries}x{shape.keys}x{dim}",

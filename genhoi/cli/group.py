@@ -31,7 +31,3 @@ main.add_command(eval_command)
 main.add_command(inspect)
 main.add_command(train)
 main.add_command(tune)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,8 @@ from genhoi.editing.parts import Parts, fingerprint
 from genhoi.editing.run import EditArguments, EditRun, Progress
 from genhoi.editing.windows import windows
 from genhoi.media import Clip
-from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attach import attach
 from genhoi.models.options import UNSET, Preset, Unset
 from genhoi.models.sampling import noise_levels

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from genhoi_kernels.files import whole_file
 
 __all__ = [
@@ -101,12 +99,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keep every other program from training in a run's folder within the block.
 
     Raises:
-        FileExistsError: another program does.
+        FileExistsError: another program trains there.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(_held(folder / ".lock", timeout=0))
-        except Timeout:
+            stack.enter_context(_locked(folder / ".lock", wait=False))
+        except BlockingIOError:
             raise FileExistsError(
                 f"out: another program is training in {folder}; wait for it, or name another folder"
             ) from None
@@ -116,16 +114,21 @@ def alone_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def one_after_the_other(target: Path) -> Iterator[None]:
     """Let programs that want to make the same file or folder wait for the first of them."""
-    with _held(target.parent / f".{target.name}.lock", timeout=-1):
+    with _locked(target.parent / f".{target.name}.lock", wait=True):
         yield
 
 
 @contextmanager
-def _held(path: Path, *, timeout: float) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of this name; BlockingIOError if another program does and `wait` is False."""
+    from filelock import FileLock, Timeout  # not needed for clips and images
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=timeout)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise BlockingIOError(f"{path} is locked") from error
     except NotImplementedError:  # how filelock says that the file system has no locks
         yield
         return

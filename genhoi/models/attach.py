@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from genhoi.models.adapter import FlowGateReduction, GenHOIAdapter, Schedule
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attachment import Attachment
 from genhoi.models.options import UNSET, Preset, Unset, resolve_options
 from genhoi.models.registry import model_of

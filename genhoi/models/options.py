@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
-from genhoi.models.adapter import AdapterConfig, FlowGateReduction, Schedule, check_flow_gate
+from genhoi.models.adapter_config import AdapterConfig, FlowGateReduction, Schedule, check_flow_gate
 
 __all__ = ["UNSET", "Options", "Preset", "Unset", "resolve_options"]
 

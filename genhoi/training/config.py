@@ -13,7 +13,7 @@ import yaml
 
 from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import MaskRule
-from genhoi.models.adapter import FlowGateReduction, GateInit, Schedule
+from genhoi.models.adapter_config import FlowGateReduction, GateInit, Schedule
 from genhoi.training.objective import GivenFrames
 
 __all__ = ["TrainConfig", "changed_settings", "parse_setting", "read_config"]

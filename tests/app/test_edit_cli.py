@@ -181,7 +181,7 @@ def start(files: Path) -> subprocess.Popen[bytes]:
     """An edit of many steps, in a process of its own, once it has finished its first window."""
     words = arguments(files, "--steps", "25", "--out", f"{files}/killed")
     process = subprocess.Popen(
-        [sys.executable, "-m", "genhoi.cli.group", *words],
+        [sys.executable, "-m", "genhoi.cli", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

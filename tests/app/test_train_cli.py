@@ -162,7 +162,7 @@ def test_interrupted_while_encoding(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("genhoi.data.encoded.build_condition", interrupted)
+    monkeypatch.setattr("genhoi.models.wan.model.build_condition", interrupted)
     result = run(*command)
     assert result.exit_code == 130, result.output
     assert "Interrupted while encoding" in result.output
@@ -313,7 +313,7 @@ def test_two_processes(command: list[str], tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--master_port", str(free_port()), "-m", "genhoi.cli.group"]
+    launcher += ["--master_port", str(free_port()), "-m", "genhoi.cli"]
     launched = subprocess.Popen(
         [*launcher, *command, "--steps", "2", "--parallel", "fsdp"],
         env=environment,

@@ -15,7 +15,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from genhoi.models.adapter import AdapterConfig, GenHOIAdapter, assign
+from genhoi.models.adapter import GenHOIAdapter, assign
+from genhoi.models.adapter_config import AdapterConfig
 from genhoi.models.wan.official_names import (
     official_adapter_name,
     official_base_name,

@@ -12,7 +12,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import Tensor
 
-from genhoi.models.adapter import AdapterLayer, FlowGateReduction
+from genhoi.models.adapter import AdapterLayer
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.wan.processor import Processor, project_out, split_heads
 
 __all__ = ["CrossAttention"]

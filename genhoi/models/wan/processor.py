@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
-from genhoi.models.adapter import FlowGateReduction
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
 from genhoi.models.wan.passes import VideoPass
 from genhoi_kernels import FlowGate, GateWeights, reference_attention

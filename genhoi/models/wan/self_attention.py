@@ -10,7 +10,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from genhoi.models.adapter import AdapterLayer, FlowGateReduction
+from genhoi.models.adapter import AdapterLayer
+from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
 from genhoi.models.wan.passes import ReferencePass, VideoPass
 from genhoi.models.wan.processor import Processor, project_out, split_heads
