@@ -15,8 +15,7 @@ from benchmarks.gpu_report.stage import DEVICE, say, stage_options
 _MOST_JOBS = 16
 
 _LOADS = """
-from genhoi_kernels import native
-from genhoi_kernels.backends import cuda
+from genhoi_kernels.backends import cuda, native
 assert native.module is not None, native.missing_reason
 problem = cuda.unavailable()
 assert problem is None, problem

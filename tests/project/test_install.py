@@ -214,7 +214,7 @@ def test_the_op_alone(bare: Path, tmp_path: Path) -> None:
     assert importable == "importable:"
     assert "genhoi.__version__ works" in names
     assert "genhoi.token_mask works" in names
-    assert "genhoi.attach needs diffusers (pip install 'genhoi-kernels[wan]')" in names
+    assert "genhoi.from_official needs diffusers (pip install 'genhoi-kernels[wan]')" in names
     sentence = r"genhoi\.\w+ (works|needs \S+ \(pip install 'genhoi-kernels\[\w+\]'\))"
     assert [name for name in names if not re.fullmatch(sentence, name)] == []
 
