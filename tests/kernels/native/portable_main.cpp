@@ -7,7 +7,7 @@
 #include <vector>
 
 #if defined(GENHOI_BFLOAT16)
-#define GENHOI_BFLOAT16_UNIT "../tests/native/software_bfloat16.h"
+#define GENHOI_BFLOAT16_UNIT "../tests/kernels/native/software_bfloat16.h"
 #endif
 
 #include "cpu/attention/backward.h"
