@@ -1,4 +1,5 @@
-#include "dispatch.h"
+// Asks the CPU which instruction sets it runs, and measures how fast it multiplies with them.
+#include "cpu/dispatch.h"
 
 #include <algorithm>
 #include <chrono>
@@ -63,12 +64,12 @@ bool has_amx_bf16() { return has_avx512bf16() && has_amx(24) && has_amx(22) && m
 }  // namespace
 
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = {{&kAmxKernels, has_amx_bf16()},
+  static const std::vector<Isa> known = {{&kAmxKernels, has_amx_bf16()},
                                          {&kAvx512Bf16Kernels, has_avx512bf16()},
                                          {&kAvx512Kernels, has_avx512()},
                                          {&kAvx2Kernels, has_avx2()},
                                          {&kPortableKernels, true}};
-  return found;
+  return known;
 }
 
 std::vector<Feature> cpu_features() {
@@ -83,8 +84,8 @@ std::vector<Feature> cpu_features() {
 }
 #else
 const std::vector<Isa>& isas() {
-  static const std::vector<Isa> found = {{&kPortableKernels, true}};
-  return found;
+  static const std::vector<Isa> known = {{&kPortableKernels, true}};
+  return known;
 }
 
 std::vector<Feature> cpu_features() { return {}; }

@@ -152,7 +152,8 @@ def run_program(
     program = folder / "portable"
     command = [
         compiler, "-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", *flags,
-        str(ROOT / "tests/kernels/native/portable_main.cpp"), "-o", str(program),
+        f"-I{ROOT / 'csrc'}", str(ROOT / "tests/kernels/native/portable_main.cpp"),
+        "-o", str(program),
     ]  # fmt: skip
     subprocess.run(command, check=True)
     result = subprocess.run(

@@ -190,7 +190,7 @@ class KeyBlockSweep {
   Buffer<float> dk_, dv_;
   Products products_[2];
   Buffer<Element> p_, ds_, ds_b_;
-  SweepStep<Element> current_{};  // of which the products are there
+  SweepStep<Element> current_{};  // whose products are complete
   int64_t taken_ = 0;
   Vec tile_ds_sum_{};
   double ds_sum_ = 0.;

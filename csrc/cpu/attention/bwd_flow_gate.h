@@ -47,8 +47,8 @@ class GateBackward {
   explicit GateBackward(const PackedGate& g)
       : g_(g), scratch_(g), grad_scratch_(g), grad_logit_(kBlock) {}
 
-  // Takes a tile of attention rows o [rows, dim], and their gradient behind the gate in `grad_o`;
-  // leaves there that before the gate, and adds the weights' to `sums`.
+  // Takes a tile of attention rows o [rows, dim]. Turns `grad_o`, the gradient of the gated rows,
+  // into that of o, and adds the weights' gradients to `sums`.
   void run(const AttentionBackward& call, const TileRows& rows, const float* o, float* grad_o,
            const GateGradSums& sums) {
     const Attention& in = call.in;

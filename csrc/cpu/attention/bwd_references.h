@@ -21,7 +21,7 @@ struct SeeingRows {
   }
 };
 
-// Packs those rows from what bwd_preprocess() left; `bias` in units of log2 e.
+// Packs those rows from what bwd_preprocess() wrote; `bias` in units of log2 e.
 template <class Element>
 void pack_seeing_rows(const BackwardHeads& work, const SeeingRows& seeing, double bias,
                       const Pool& pool, const QueryRows<Element>& to) {

@@ -25,8 +25,8 @@ void sweep_keys(const BackwardHeads& work, const SweptKeys& keys, const QueryRow
   const HeadGroup& heads = work.heads;
   const int64_t blocks = keys.last_block - keys.first_block, size = keys.batch * heads.count;
   const int64_t samples = work.in.batch / max_of(1, keys.batch);
-  Buffer<Queue> left(size);  // blocks of each sample and head of the keys
-  for (int64_t i = 0; i < size; i++) left[i] = {blocks};
+  Buffer<Queue> remaining(size);  // blocks of each sample and head of the keys
+  for (int64_t i = 0; i < size; i++) remaining[i] = {blocks};
   parallel(pool, size * blocks, [&](Queue& queue) {
     [[maybe_unused]] const typename GemmTraits<Element>::Unit unit;
     KeyBlockSweep<Element> sweep(work.in);
@@ -47,7 +47,7 @@ void sweep_keys(const BackwardHeads& work, const SweptKeys& keys, const QueryRow
       ds_sums[key_bh * blocks + turn] = sweep.finish(keys.rope, keys.dk, keys.dv);
     };
     const auto sweep_head = [&](int64_t key_bh) {
-      for (int64_t turn; (turn = left[key_bh].next()) < blocks;) sweep_block(key_bh, turn);
+      for (int64_t turn; (turn = remaining[key_bh].next()) < blocks;) sweep_block(key_bh, turn);
     };
     // A head to each thread, so that its dQ stays in that thread's caches; then what others have
     // left.

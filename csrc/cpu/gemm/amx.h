@@ -1,5 +1,5 @@
 // AMX: eight tile registers of 16 rows x 64 bytes. Their numbers are part of the instructions,
-// hence macros. The kernel has been asked for them by whoever found them usable (dispatch.cpp).
+// hence macros. dispatch.cpp has asked the operating system for them.
 #pragma once
 
 #include <immintrin.h>

@@ -26,7 +26,7 @@ struct HeadValues {
   Float *re, *im;
 };
 
-// The weight in that layout; zeros where there is no value, or no weight.
+// The weight in that layout; zeros behind each head, and everywhere without a weight.
 class ComplexWeight {
  public:
   explicit ComplexWeight(const NormRope& call) : layout(call), values_(layout.size()) {

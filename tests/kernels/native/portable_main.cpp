@@ -7,7 +7,7 @@
 #include <vector>
 
 #if defined(GENHOI_BFLOAT16)
-#define GENHOI_BFLOAT16_UNIT "../tests/native/software_bfloat16.h"
+#define GENHOI_BFLOAT16_UNIT "../tests/kernels/native/software_bfloat16.h"
 #endif
 
 #include "cpu/attention/backward.h"
@@ -117,8 +117,13 @@ int main() {
   const Pool pool{1, run_serially};
   std::vector<Value> out(q.size()), ungated(q.size());
   std::vector<float> lse(b * h * n), gate_sum(b * h);
-  AttentionForward forward{in, contiguous(out.data(), n, h, d), contiguous(ungated.data(), n, h, d),
-                           lse.data(), gate_sum.data()};
+  const AttentionForward forward{
+      .in = in,
+      .out = contiguous(out.data(), n, h, d),
+      .ungated = contiguous(ungated.data(), n, h, d),
+      .lse = lse.data(),
+      .gate_sum = gate_sum.data(),
+  };
   attention_forward(forward, pool);
 
   std::vector<Value> dq(q.size()), dk(k.size()), dv(v.size()), dk_ref(k_ref.size()),
