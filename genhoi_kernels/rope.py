@@ -199,7 +199,7 @@ class HeadSlidingRope:
         return tuple(h * w for h, w in self.ref_grids)
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:
-        """Return angle tables of the three axes; ``frame`` has a row per head from first_head on."""
+        """Return angle tables of the three axes; ``frame`` has a row per head given."""
         _, h, w = self.video_grid
         rows = tuple(float(h + y) for y in range(max(grid[0] for grid in self.ref_grids)))
         cols = tuple(float(w + x) for x in range(max(grid[1] for grid in self.ref_grids)))
