@@ -17,7 +17,7 @@ GATE_REDUCTIONS = ("token", "sequence")
 
 
 def check_tensor(name: str, x: object, dims: str, like: Tensor | None = None) -> None:
-    """A floating-point tensor of ``dims`` (such as "B N H D"), its last dimension contiguous.
+    """Check that x is a floating-point tensor of ``dims`` ("B N H D"), the last one contiguous.
 
     Raises:
         TypeError: not a tensor, a dtype outside DTYPES or not that of ``like``.
@@ -40,13 +40,13 @@ def check_tensor(name: str, x: object, dims: str, like: Tensor | None = None) ->
 
 
 def check_device(name: str, x: Tensor, like: Tensor) -> None:
-    """Raises ValueError unless x is where ``like`` is."""
+    """Raise ValueError unless x is on the device of ``like``."""
     if x.device != like.device:
         raise ValueError(f"{name}: got device {x.device}, wanted {like.device} as q")
 
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | tuple[int, ...]], dims: str) -> None:
-    """Raises ValueError unless each size is the one wanted (or one of several)."""
+    """Raise ValueError unless each size is the one wanted, or one of several."""
     if x.shape == wanted:
         return
     for size, choice in zip(x.shape, wanted, strict=True):
@@ -59,7 +59,7 @@ def check_shape(name: str, x: Tensor, wanted: Sequence[int | tuple[int, ...]], d
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Shapes, dtypes and devices of q ``[B, N, H, D]`` and k, v ``[B, Nk, H, D]``."""
+    """Check shapes, dtypes and devices of q ``[B, N, H, D]`` and k, v ``[B, Nk, H, D]``."""
     check_tensor("q", q, "B N H D")
     batch, _, heads, head_dim = q.shape
     if head_dim < 1:
@@ -71,10 +71,10 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_references(q: Tensor, k_ref: Tensor | None, v_ref: Tensor | None) -> None:
-    """Shapes, dtypes and devices of k_ref, v_ref ``[B or 1, M, H, D]``; both or none."""
+    """Check shapes, dtypes and devices of k_ref, v_ref ``[B or 1, M, H, D]``; both or neither."""
     if (k_ref is None) != (v_ref is None):
-        there, missing = ("k_ref", "v_ref") if v_ref is None else ("v_ref", "k_ref")
-        raise ValueError(f"{missing}: got None beside {there}, wanted both or neither")
+        given, missing = ("k_ref", "v_ref") if v_ref is None else ("v_ref", "k_ref")
+        raise ValueError(f"{missing}: got None beside {given}, wanted both or neither")
     if k_ref is None or v_ref is None:
         return
     batch, _, heads, head_dim = q.shape
@@ -86,7 +86,7 @@ def check_references(q: Tensor, k_ref: Tensor | None, v_ref: Tensor | None) -> N
 
 
 def check_rope(name: str, rope: VideoRope | None, x: Tensor) -> None:
-    """A video rotation fits x ``[B, N, H, D]``."""
+    """Check that a video rotation fits x ``[B, N, H, D]``."""
     if rope is None:
         return
     if not isinstance(rope, VideoRope):
@@ -100,7 +100,7 @@ def check_rope(name: str, rope: VideoRope | None, x: Tensor) -> None:
 
 
 def check_ref_rope(name: str, rope: HeadSlidingRope | None, x: Tensor) -> None:
-    """A reference rotation fits x ``[B, M, H, D]``."""
+    """Check that a reference rotation fits x ``[B, M, H, D]``."""
     if rope is None:
         return
     if not isinstance(rope, HeadSlidingRope):
@@ -127,7 +127,7 @@ def _check_head_dim(name: str, got: int, wanted: int) -> None:
 def check_segments(
     k_ref: Tensor, ref_lengths: Sequence[int] | None, ref_rope: HeadSlidingRope | None
 ) -> tuple[int, ...]:
-    """Lengths of the reference segments, checked against M."""
+    """Return the lengths of the references, after checking them against M."""
     tokens = k_ref.shape[1]
     if ref_lengths is None:
         return (tokens,) if ref_rope is None else ref_rope.lengths
@@ -141,7 +141,7 @@ def check_segments(
 
 
 def check_mask(mask: Tensor | MaskGate, q: Tensor, segments: int) -> None:
-    """A mask or built gate fits q and the number of reference segments."""
+    """Check that a mask or MaskGate fits q and the number of references."""
     if not isinstance(mask, (Tensor, MaskGate)):
         raise TypeError(f"mask: got {type(mask).__name__}, wanted a tensor, MaskGate or None")
     bits = mask.bits if isinstance(mask, MaskGate) else mask
@@ -158,7 +158,7 @@ def check_mask(mask: Tensor | MaskGate, q: Tensor, segments: int) -> None:
 
 
 def check_ref_bias(ref_bias: Tensor, q: Tensor, segments: int) -> None:
-    """One float32 bias for each reference segment (float64 beside float64 queries)."""
+    """Check for one float32 bias for each reference (float64 beside float64 queries)."""
     wanted = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
     if not isinstance(ref_bias, Tensor) or ref_bias.dtype not in wanted:
         came = ref_bias.dtype if isinstance(ref_bias, Tensor) else type(ref_bias).__name__
@@ -171,7 +171,7 @@ def check_ref_bias(ref_bias: Tensor, q: Tensor, segments: int) -> None:
 
 
 def check_weight(name: str, weight: object, shape: tuple[int, ...], q: Tensor) -> None:
-    """A float32 (or q's dtype) weight of one shape, where q is."""
+    """Check that a weight has float32 or q's dtype, one shape, and q's device."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: got {type(weight).__name__}, wanted a tensor")
     if weight.dtype not in (torch.float32, q.dtype):
@@ -182,7 +182,7 @@ def check_weight(name: str, weight: object, shape: tuple[int, ...], q: Tensor) -
 
 
 def check_gate(gate: GateWeights, q: Tensor) -> None:
-    """All six weights of a flow gate fit the head dim."""
+    """Check that all six weights of a flow gate fit the head dim."""
     if not isinstance(gate, GateWeights):
         raise TypeError(f"gate: got {type(gate).__name__}, wanted GateWeights, FlowGate or None")
     if q.shape[-1] < 2:
@@ -192,7 +192,7 @@ def check_gate(gate: GateWeights, q: Tensor) -> None:
 
 
 def check_gate_options(gate: object, gate_reduction: str, return_gate_sum: bool) -> None:
-    """The reduction is known, and a sum is asked for only where there is one."""
+    """Check that the reduction is known, and that a sum is asked for only where there is one."""
     if gate_reduction not in GATE_REDUCTIONS:
         raise ValueError(
             f"gate_reduction: got {gate_reduction!r}, wanted one of {', '.join(GATE_REDUCTIONS)}"

@@ -23,7 +23,7 @@ class GateWeights(NamedTuple):
 
 
 def gate_shapes(head_dim: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight of a flow gate over heads of ``head_dim``."""
+    """Return the shape of each weight of a flow gate over heads of ``head_dim``."""
     half = head_dim // 2
     return {
         "norm_weight": (head_dim,),
@@ -44,10 +44,13 @@ class GateSums(NamedTuple):
     fc2_bias: Tensor
 
     def gradients(self, gate: GateWeights) -> GateWeights:
-        """n = x gamma + beta: dW1 = sum du n^T, dgamma = sum (W1^T du) x, dbeta = sum W1^T du."""
+        """Return the gradients: with n = x gamma + beta, dW1 = sum du n^T,
+
+        dgamma = sum (W1^T du) x and dbeta = sum W1^T du.
+        """
         du_x, db1, dw2, db2 = (x.sum(0) for x in self)
         gamma, beta, W1 = (w.float() for w in (gate.norm_weight, gate.norm_bias, gate.fc1_weight))
-        found = GateWeights(
+        grads = GateWeights(
             norm_weight=(W1 * du_x).sum(0),
             norm_bias=(W1 * db1[:, None]).sum(0),
             fc1_weight=du_x * gamma + db1[:, None] * beta,
@@ -55,4 +58,4 @@ class GateSums(NamedTuple):
             fc2_weight=dw2,
             fc2_bias=db2,
         )
-        return GateWeights(*(g.to(w.dtype) for g, w in zip(found, gate, strict=True)))
+        return GateWeights(*(g.to(w.dtype) for g, w in zip(grads, gate, strict=True)))

@@ -36,7 +36,7 @@ def reference_attention(
     return_gate_sum: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    """Attention of video tokens over video and reference tokens (GenHOI, arXiv 2603.06048).
+    """Compute attention of video tokens over video and reference tokens (GenHOI, arXiv 2603.06048).
 
     Every row attends to all video keys and, where the mask lets it, to reference keys; a small
     learned gate scales the result. Differentiable in every floating-point tensor argument and
@@ -98,7 +98,7 @@ def reference_attention(
 
 
 def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
-    """What each backend says to a ``reference_attention`` call with these arguments.
+    """Say what each backend makes of a ``reference_attention`` call with these arguments.
 
     Takes the arguments of ``reference_attention``, except ``return_lse``, ``return_gate_sum`` and
     ``backend``.
@@ -118,7 +118,7 @@ def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
 
 
 def _explained() -> inspect.Signature:
-    """The signature of ``reference_attention`` without what is no part of the question."""
+    """Return the signature of ``reference_attention`` without what no backend is asked about."""
     signature = inspect.signature(reference_attention)
     left_out = ("return_lse", "return_gate_sum", "backend")
     kept = [p for name, p in signature.parameters.items() if name not in left_out]
@@ -160,7 +160,7 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ref_lengths(given: Mapping[str, Any], k_ref: Tensor | None) -> tuple[int, ...]:
-    """Length of each reference, none without one, which nothing may describe then."""
+    """Return each reference's length; raise if references that are not there are described."""
     if k_ref is not None:
         checks.check_ref_rope("ref_rope", given["ref_rope"], k_ref)
         return checks.check_segments(k_ref, given["ref_lengths"], given["ref_rope"])
@@ -172,7 +172,7 @@ def _ref_lengths(given: Mapping[str, Any], k_ref: Tensor | None) -> tuple[int, .
 
 
 def _mask(mask: Tensor | MaskGate | None, q: Tensor, references: int) -> dict[str, Any]:
-    """The mask's bits, and its MaskGate where there is one."""
+    """Return the mask's bits, and its MaskGate where there is one."""
     if mask is None:
         return {"bits": None, "mask_gate": None}
     checks.check_mask(mask, q, references)
@@ -188,7 +188,7 @@ def _gate_mode(gate: GateWeights | None, reduction: str) -> spec.GateMode:
 
 
 def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None, str]:
-    """Weights and reduction of a GateWeights, a FlowGate (which has both) or nothing."""
+    """Return weights and reduction of a GateWeights, a FlowGate (which has both) or nothing."""
     if hasattr(gate, "gate_weights"):
         return gate.gate_weights(), reduction or gate.reduction
     return gate, reduction or "token"
@@ -217,7 +217,7 @@ def qk_norm_rope(
     eps: float = 1e-6,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm over all heads of q and k, then their rotation, in one pass over memory.
+    """Apply RMS norm over all heads of q and k, then rotate them, in one pass over memory.
 
     Args:
         q, k: ``[B, N, H*D]``, as they leave their projections.

@@ -72,11 +72,11 @@ class MaskGate:
         )
 
     def tensors(self) -> list[Tensor]:
-        """Its tensors, in the order of the attributes."""
+        """Return its tensors, in the order of the attributes."""
         return [self.bits, self.tile_bits, self.rows, self.row_counts]
 
     def to(self, device: torch.device | str) -> MaskGate:
-        """The same gate on another device."""
+        """Return the same gate on another device."""
         return MaskGate(
             bits=self.bits.to(device),
             tile_bits=self.tile_bits.to(device),
@@ -86,7 +86,7 @@ class MaskGate:
 
 
 def tile_bits(bits: Tensor) -> Tensor:
-    """OR of the bits ``[B or 1, N]`` of each TILE_ROWS rows; no synchronisation."""
+    """Return the OR of the bits ``[B or 1, N]`` of each TILE_ROWS rows, without synchronising."""
     batch, rows = bits.shape
     tiles = -(-rows // TILE_ROWS)
     padded = bits.new_zeros(batch, tiles * TILE_ROWS)

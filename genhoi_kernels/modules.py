@@ -52,7 +52,7 @@ class FlowGate(nn.Module):
         nn.init.constant_(self.fc2.bias, logit)
 
     def gate_weights(self) -> GateWeights:
-        """The six weights, as ``reference_attention`` takes them."""
+        """Return the six weights, as ``reference_attention`` takes them."""
         norm, fc1, fc2 = self.norm, self.fc1, self.fc2
         return GateWeights(norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
@@ -63,7 +63,7 @@ class FlowGate(nn.Module):
         return reference.flow_gate(o, self.gate_weights(), reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        """Shown by print(module)."""
+        """Say what print(module) shows."""
         return f"head_dim={self.head_dim}, reduction={self.reduction!r}, init={self.init!r}"
 
 
@@ -87,7 +87,7 @@ class ReferenceRotation(nn.Module):
     ) -> None:
         super().__init__()
         self.rope = HeadSlidingRope(
-            tuple(video_grid),  # type: ignore[arg-type]  # its length is checked there
+            tuple(video_grid),  # type: ignore[arg-type]  # HeadSlidingRope checks its length
             tuple(tuple(grid) for grid in ref_grids),  # type: ignore[misc]
             head_dim=head_dim,
             num_heads=num_heads,
@@ -102,7 +102,7 @@ class ReferenceRotation(nn.Module):
         return apply_rope(k_ref, self.rope, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Shown by print(module)."""
+        """Say what print(module) shows."""
         return repr(self.rope)
 
 
@@ -161,7 +161,7 @@ class ReferenceAttention(nn.Module):
         mask: Tensor | MaskGate | None = None,
         ref_bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention output ``[B, N, H, D]``.
+        """Compute the attention output ``[B, N, H, D]``.
 
         Args:
             q, k, v: video tokens ``[B, N, H, D]``.
@@ -202,5 +202,5 @@ class ReferenceAttention(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        """Shown by print(module)."""
+        """Say what print(module) shows."""
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, schedule={self.schedule!r}"

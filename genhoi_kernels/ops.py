@@ -24,7 +24,7 @@ from genhoi_kernels.spec import AttentionGrads, RopeCall
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Backends compute in the dtypes they were given, whatever the caller's autocast state."""
+    """Let backends compute in the dtypes they were given, whatever the caller's autocast state."""
     if not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -34,7 +34,7 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 
 def _attention(*inputs: Any) -> tuple[Tensor, ...]:
-    """Forward pass; returns reference.AttentionResult."""
+    """Compute the forward pass; return reference.AttentionResult."""
     options, tensors = schema.unflatten(inputs)
     backend = registry.pick(options, AttentionInputs(*inputs).backend)
     with _no_autocast(options.device):
@@ -64,7 +64,7 @@ def _attention_backward(
     lse: Tensor,
     *inputs: Any,
 ) -> list[Tensor]:
-    """The gradients that ``wanted`` names, of tensors that are there, in its order.
+    """Compute the gradients that ``wanted`` names, of tensors that are given, in its order.
 
     ``o`` is the attention output before the gate.
     """
@@ -143,7 +143,7 @@ _NORM_ROPE_OPTIONS = "int head_dim, SymInt[] rope, float[] rope_floats, float ep
 
 
 class NormRopeOptions(NamedTuple):
-    """What the operators with a norm take besides tensors."""
+    """The arguments that are no tensors of the operators with a norm."""
 
     head_dim: int
     rope: Sequence[int]
@@ -152,7 +152,7 @@ class NormRopeOptions(NamedTuple):
     backend: str | None
 
     def chosen(self, x: Tensor) -> tuple[Any, Rope]:
-        """The backend for x ``[B, N, H*D]``, and the rotation."""
+        """Return the backend for x ``[B, N, H*D]``, and the rotation."""
         rope = decode_rope(self.rope, self.rope_floats)
         options = RopeCall(x.device, x.dtype, self.head_dim, x.shape[-1] // self.head_dim)
         return registry.pick(options, self.backend), rope
@@ -161,7 +161,7 @@ class NormRopeOptions(NamedTuple):
 def _qk_norm_rope(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm over all heads, then rotation: ``[B, N, H*D]`` -> ``[B, N, H, D]``, twice."""
+    """Norm q and k ``[B, N, H*D]`` over all heads, then rotate them: ``[B, N, H, D]`` each."""
     given = NormRopeOptions(*options)
     backend, rope = given.chosen(q)
     with _no_autocast(q.device):
@@ -181,7 +181,7 @@ def _qk_norm_rope_fake(
 def _norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x ``[B, N, H*D]`` and weight ``[H*D]`` for q or k of ``qk_norm_rope``."""
+    """Compute gradients of x ``[B, N, H*D]`` and weight ``[H*D]``, where x is q or k."""
     given = NormRopeOptions(*options)
     backend, rope = given.chosen(x)
     with _no_autocast(x.device):
@@ -240,7 +240,7 @@ def _apply_rope(
     inverse: bool,
     backend: str | None,
 ) -> Tensor:
-    """Rotation of x ``[B, N, H, D]``, or its inverse (which is also its adjoint)."""
+    """Rotate x ``[B, N, H, D]``, forward or by the inverse, which is also the adjoint."""
     chosen = registry.pick(RopeCall(x.device, x.dtype, x.shape[-1], x.shape[-2]), backend)
     with _no_autocast(x.device):
         rotated = chosen.apply_rope(x.contiguous(), decode_rope(rope, rope_floats), inverse)

@@ -37,12 +37,12 @@ class AttentionResult(NamedTuple):
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of softmax, LSE, gate and accumulators for inputs of ``dtype``."""
+    """Return the dtype of softmax, LSE, gate and accumulators for inputs of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rotation(rope: Rope, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """R of every token: unit complex numbers, ``[tokens, 1 or H, D/2]``."""
+    """Return R of every token: unit complex numbers, ``[tokens, 1 or H, D/2]``."""
     tables = rope.tables(device=device, dtype=dtype)
     frame, row, col = (torch.view_as_complex(t) for t in tables)
     if isinstance(rope, VideoRope):
@@ -58,22 +58,22 @@ def rotation(rope: Rope, tokens: int, device: torch.device, dtype: torch.dtype) 
 def apply_rope(x: Tensor, rope: Rope, *, inverse: bool = False) -> Tensor:
     """Rotate the interleaved pairs (2i, 2i+1) of x ``[B, N, H, D]`` as complex numbers."""
     wide = wide_dtype(x.dtype)
-    turn = rotation(rope, x.shape[1], x.device, wide)[:, : x.shape[2]]
+    unit = rotation(rope, x.shape[1], x.device, wide)[:, : x.shape[2]]
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     if inverse:
-        turn = torch.conj_physical(turn)  # conj() is lazy, which not every dispatch mode resolves
-    turned = pairs * turn
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+        unit = torch.conj_physical(unit)  # conj() is lazy, which not every dispatch mode resolves
+    rotated = pairs * unit
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in ``wide_dtype``."""
+    """Compute x / sqrt(mean(x^2) + eps) * weight over the last dimension, in ``wide_dtype``."""
     wide = x.to(wide_dtype(x.dtype))
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
 
 
 def norm_rope(x: Tensor, weight: Tensor, rope: Rope, *, eps: float) -> Tensor:
-    """RMS norm of x ``[B, N, H*D]`` over all heads, then its rotation: ``[B, N, H, D]``."""
+    """Norm x ``[B, N, H*D]`` over all heads, then rotate it: ``[B, N, H, D]``."""
     normed = rms_norm(x, weight, eps=eps).unflatten(-1, (-1, rope.head_dim))
     return apply_rope(normed, rope).to(x.dtype)
 
@@ -81,7 +81,7 @@ def norm_rope(x: Tensor, weight: Tensor, rope: Rope, *, eps: float) -> Tensor:
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, *, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight: with g = R^-1 grad and r = 1 / sqrt(mean(x^2) + eps),
+    """Compute gradients of x and weight: with g = R^-1 grad and r = 1 / sqrt(mean(x^2) + eps),
 
     dweight = sum over rows of g x r;  dx = r (g weight - x r^2 mean(g weight x)).
     """
@@ -94,7 +94,7 @@ def norm_rope_backward(
 
 
 def flow_gate_logits(o: Tensor, gate: GateWeights) -> Tensor:
-    """w2 . GELU(W1 LN(o) + b1) + b2 of each attention row o ``[..., D]``: ``[...]``."""
+    """Compute w2 . GELU(W1 LN(o) + b1) + b2 of each attention row o ``[..., D]``: ``[...]``."""
     w = GateWeights(*(weight.to(o.dtype) for weight in gate))
     normed = F.layer_norm(o, o.shape[-1:], w.norm_weight, w.norm_bias, GATE_NORM_EPS)
     hidden = F.gelu(F.linear(normed, w.fc1_weight, w.fc1_bias))
@@ -104,7 +104,7 @@ def flow_gate_logits(o: Tensor, gate: GateWeights) -> Tensor:
 def flow_gate_logits_backward(
     o: Tensor, gate: GateWeights, grad: Tensor, *, weights: bool = True
 ) -> tuple[Tensor, GateWeights | None]:
-    """Gradients of o ``[..., D]`` and the six weights, for a gradient ``[...]`` of the logits.
+    """Compute gradients of o ``[..., D]`` and the six weights from that of the logits ``[...]``.
 
     weights: whether theirs are wanted; None comes in their place if not.
     """
@@ -131,7 +131,7 @@ def flow_gate_logits_backward(
 
 
 def flow_gate(o: Tensor, gate: GateWeights, *, reduction: str) -> Tensor:
-    """g * o for attention rows o ``[B, N, H, D]``; "sequence" shares one g per sample and head."""
+    """Gate attention rows o ``[B, N, H, D]``: g * o; "sequence" has one g per sample and head."""
     logits = flow_gate_logits(o.to(wide_dtype(o.dtype)), gate)
     if reduction == "sequence":
         return scale_by_gate_sum(o, logits.sum(1))
@@ -139,13 +139,13 @@ def flow_gate(o: Tensor, gate: GateWeights, *, reduction: str) -> Tensor:
 
 
 def scale_by_gate_sum(o: Tensor, gate_sum: Tensor) -> Tensor:
-    """o ``[B, N, H, D]`` times sigmoid(mean of the gate's logits); gate_sum ``[B, H]``."""
+    """Multiply o ``[B, N, H, D]`` by sigmoid(mean of the gate's logits); gate_sum ``[B, H]``."""
     g = torch.sigmoid(gate_sum / max(o.shape[1], 1))
     return (g[:, None, :, None] * o).to(o.dtype)
 
 
 def sees(bits: Tensor | None, segment: int, rows: int, device: torch.device) -> Tensor:
-    """Which rows see one reference segment: bool ``[B or 1, 1, N, 1]``."""
+    """Say which rows see one reference: bool ``[B or 1, 1, N, 1]``."""
     if bits is None:
         return torch.ones(1, 1, rows, 1, dtype=torch.bool, device=device)
     return (bits >> segment & 1).bool()[:, None, :, None]
@@ -161,7 +161,7 @@ class Source(NamedTuple):
 
 
 def _rotated(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor, list[Source]]:
-    """Q ``[B, H, N, D]``, and the video's keys followed by each reference segment's."""
+    """Return Q ``[B, H, N, D]``, and the video's keys followed by each reference's."""
     wide = wide_dtype(t.q.dtype)
 
     def heads_first(x: Tensor, rope: Rope | None = None) -> Tensor:
@@ -187,13 +187,13 @@ def _only(seen: Tensor, x: Tensor) -> Tensor:
 
 
 def _logits(Q: Tensor, source: Source, scale: float) -> Tensor:
-    """S_ij = Q_i . K_j * scale + bias if row i sees source j, else -inf: ``[B, H, N, keys]``."""
+    """Compute S_ij = Q_i . K_j * scale + bias if row i sees source j, else -inf."""
     K, _, seen, bias = source
     return torch.where(seen, _only(seen, Q) @ K.mT * scale + bias, -torch.inf)
 
 
 def attention(call: AttentionCall, t: AttentionTensors) -> AttentionResult:
-    """The op, written out; arguments as ``genhoi_kernels.reference_attention``, already checked.
+    """Compute the op as it is written; arguments were checked by ``reference_attention``.
 
     Q_i = R(t, y, x) q_i;  K_j = R(t, y, x) k_j;  K'_m = R(tau_h, y + h, x + w) k_r,m
     S_ij = Q_i . K_j * scale;  S'_im = Q_i . K'_m * scale + bias  if row i sees m, else -inf
@@ -229,7 +229,7 @@ def attention(call: AttentionCall, t: AttentionTensors) -> AttentionResult:
 def attention_backward(
     call: AttentionCall, t: AttentionTensors, o: Tensor, lse: Tensor, grads: AttentionGrads
 ) -> InputGrads:
-    """Gradients of the op, written out (docs/op.md, "Backward"); those that are wanted.
+    """Compute the wanted gradients of the op as they are written in docs/op.md, "Backward".
 
     P = exp(S - L);  delta_i = dO_i . O_i - dL_i;  dP = dO V^T;  dS = P (dP - delta)
     dV = P^T dO;  dQ = scale dS K;  dK = scale dS^T Q;  dbias = sum dS
@@ -300,7 +300,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _video_and_references(
     grads: list[Tensor], video: bool, references: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the video's keys or values, which come first, and of all references'."""
+    """Split gradients of keys or values into the video's, which come first, and the references'."""
     of_video, of_references = grads[:video], grads[video:]
     return (
         of_video[0] if video else None,
@@ -309,7 +309,7 @@ def _video_and_references(
 
 
 def _sum_to_batch(x: Tensor, batch: int) -> Tensor:
-    """Sum over the samples that share one reference."""
+    """Sum x over the samples that share one reference."""
     return x.sum(0, keepdim=True) if batch == 1 else x
 
 
@@ -319,7 +319,7 @@ def _through_gate(
     O: Tensor,
     grads: AttentionGrads,
 ) -> tuple[Tensor, GateWeights | None]:
-    """Gradient of the ungated attention O ``[B, N, H, D]``, and of the gate's weights."""
+    """Compute gradients of the ungated attention O ``[B, N, H, D]`` and of the gate's weights."""
     dout = torch.zeros_like(O) if grads.out is None else grads.out.to(O.dtype)
     if t.gate is None:
         return dout, None

@@ -41,7 +41,7 @@ class Gradient(NamedTuple):
 
 
 def no_second_derivatives(name: str) -> Gradient:
-    """Of an operator that computes gradients of the public function ``name``: refuses."""
+    """Refuse to differentiate an operator that computes gradients of the function ``name``."""
 
     def backward(ctx: Any, needed: Sequence[bool], *grads: Tensor | None) -> Iterable[Any]:
         raise NotImplementedError(f"{name}: second derivatives are not supported")
@@ -50,13 +50,13 @@ def no_second_derivatives(name: str) -> Gradient:
 
 
 def _every_tensor(inputs: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for x in inputs:
         if isinstance(x, Tensor):
-            found.append(x)
+            tensors.append(x)
         elif isinstance(x, (list, tuple)):
-            found += [y for y in x if isinstance(y, Tensor)]
-    return found
+            tensors += [y for y in x if isinstance(y, Tensor)]
+    return tensors
 
 
 def operator(
@@ -94,7 +94,7 @@ def operator(
 
 
 def run_operator(op: OpOverload, *inputs: Any) -> Any:
-    """op(*inputs), past autograd's part in Python where gradients are off anyway."""
+    """Run op(*inputs), past autograd's part in Python where gradients are off anyway."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
@@ -102,7 +102,7 @@ def run_operator(op: OpOverload, *inputs: Any) -> Any:
 
 
 def _differentiable(op: OpOverload, gradient: Gradient) -> Callable[..., Any]:
-    """The operator as autograd sees it."""
+    """Return the operator as autograd sees it."""
 
     class Function(torch.autograd.Function):
         @staticmethod

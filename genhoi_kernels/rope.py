@@ -38,7 +38,7 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 
 def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float, ...]:
-    """Frame at which each of ``num_heads`` heads places the reference.
+    """Return the frame at which each of ``num_heads`` heads places the reference.
 
     Args:
         schedule: ``"paper"``: ceil(frames * n / num_heads) for n = 0..num_heads-1, in exact
@@ -118,22 +118,22 @@ class VideoRope:
 
     @property
     def grid_tokens(self) -> int:
-        """Tokens of the whole grid, f * h * w."""
+        """The tokens of the whole grid, f * h * w."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
     def max_tokens(self) -> int:
-        """Tokens from ``token_offset`` to the end of the grid."""
+        """The tokens from ``token_offset`` to the end of the grid."""
         return self.grid_tokens - self.token_offset
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:
-        """Angle tables of the three axes; ``frame`` has one row per latent frame."""
+        """Return angle tables of the three axes; ``frame`` has one row per latent frame."""
         f, h, w = self.grid
         positions = (tuple(map(float, range(n))) for n in (f, h, w))
         return _axis_tables(*positions, self.head_dim, self.theta, device, dtype)
 
     def token_indices(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of (frame, row, col) tables for each of ``tokens`` tokens: three ``[tokens]``."""
+        """Return each token's rows of the (frame, row, col) tables: three ``[tokens]``."""
         _, h, w = self.grid
         index = torch.arange(self.token_offset, self.token_offset + tokens, device=device)
         return index // (h * w), index // w % h, index % w
@@ -195,18 +195,18 @@ class HeadSlidingRope:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each reference, h_r * w_r."""
+        """The tokens of each reference, h_r * w_r."""
         return tuple(h * w for h, w in self.ref_grids)
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:
-        """Angle tables of the three axes; ``frame`` has one row per head from ``first_head`` on."""
+        """Return angle tables of the three axes; ``frame`` has a row per head given."""
         _, h, w = self.video_grid
         rows = tuple(float(h + y) for y in range(max(grid[0] for grid in self.ref_grids)))
         cols = tuple(float(w + x) for x in range(max(grid[1] for grid in self.ref_grids)))
         return _axis_tables(self.frames, rows, cols, self.head_dim, self.theta, device, dtype)
 
     def token_indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows of the (row, col) tables for each reference token: two ``[M]`` tensors."""
+        """Return each reference token's rows of the (row, col) tables: two ``[M]``."""
         rows, cols = [], []
         for h, w in self.ref_grids:
             index = torch.arange(h * w, device=device)
@@ -219,7 +219,7 @@ Rope = VideoRope | HeadSlidingRope
 
 
 def token_places(rope: Rope, tokens: int, device: torch.device) -> Tensor:
-    """Each token's rows in the three tables of ``rope.tables``: ``[tokens, 3]`` int32.
+    """Return each token's rows in the three tables of ``rope.tables``: ``[tokens, 3]`` int32.
 
     A reference token's row in ``frame`` is its head's number, which is not in here: 0.
     """
@@ -246,7 +246,7 @@ def _axis_tables(
 
 
 def _angle_table(positions: tuple[float, ...], part: int, theta: float) -> Tensor:
-    """Cosine and sine of n * theta**(-2i/p), pair i of a part of size p: ``[n, p/2, 2]``."""
+    """Return cosine and sine of n * theta**(-2i/p), pair i of a part of size p: ``[n, p/2, 2]``."""
     pair = torch.arange(part // 2, dtype=torch.float64, device="cpu")
     position = torch.tensor(positions, dtype=torch.float64, device="cpu")
     angle = position[:, None] * theta ** (-2 * pair / max(part, 1))
@@ -259,7 +259,7 @@ _VIDEO_NUMBERS = 5
 
 
 def encode_rope(rope: Rope | None) -> tuple[list[int], list[float]]:
-    """The plain numbers that an operator's schema carries; none for None."""
+    """Return the plain numbers that an operator's schema carries; none for None."""
     if rope is None:
         return [], []
     if isinstance(rope, VideoRope):
@@ -270,7 +270,7 @@ def encode_rope(rope: Rope | None) -> tuple[list[int], list[float]]:
 
 
 def decode_rope(ints: Sequence[int], floats: Sequence[float]) -> Any:
-    """Inverse of ``encode_rope``; a schedule comes back as its frames.
+    """Return the rotation that ``encode_rope`` was given; its schedule comes back as its frames.
 
     A rotation is built, and validated, once: the same numbers give the same object.
     """

@@ -23,7 +23,7 @@ from genhoi_kernels.spec import (
 
 
 def _arguments(of: type) -> dict[str, Argument]:
-    """The fields of a class that the schema carries."""
+    """Return the fields of a class that the schema carries."""
     hints = get_type_hints(of, include_extras=True)
     return {
         name: extra
@@ -34,7 +34,7 @@ def _arguments(of: type) -> dict[str, Argument]:
 
 
 def _inputs(arguments: Mapping[str, Argument]) -> dict[str, str]:
-    """Type of each input that carries them, by its name."""
+    """Return the type of each input that carries them, by its name."""
     return {
         input_name: kind
         for name, carried in arguments.items()
@@ -64,7 +64,7 @@ _INPUTS_OF = {name: tuple(carried.inputs(name)) for name, carried in ARGUMENTS.i
 
 
 def flatten(values: Mapping[str, Any]) -> Any:
-    """The operator's inputs, from the values of all fields by name."""
+    """Return the operator's inputs, from the values of all fields by name."""
     inputs: list[Any] = []
     for name, carried in ARGUMENTS.items():
         if carried.encode is None:
@@ -75,7 +75,7 @@ def flatten(values: Mapping[str, Any]) -> Any:
 
 
 def unflatten(inputs: Sequence[Any]) -> tuple[AttentionCall, AttentionTensors]:
-    """What backends are given, from the operator's inputs."""
+    """Return what backends are given, from the operator's inputs."""
     given = AttentionInputs(*inputs)
     tensors = AttentionTensors(**_decoded(TENSORS, given))
     _, rows, heads, head_dim = given.q.shape
@@ -98,14 +98,14 @@ def _call(
     heads: int,
     options: tuple[Any, ...],
 ) -> AttentionCall:
-    """A call is decoded, and its rotations are validated, once."""
+    """Decode a call, and validate its rotations, once."""
     given = SimpleNamespace(**dict(zip(_OPTION_INPUTS, options, strict=True)))
     values = _decoded(OPTIONS, given)
     return AttentionCall(device, dtype, head_dim, rows=rows, keys=keys, heads=heads, **values)
 
 
 def _decoded(arguments: Mapping[str, Argument], given: Any) -> dict[str, Any]:
-    """The fields' values, from inputs by name."""
+    """Return the fields' values, from inputs by name."""
     values = {}
     for name, carried in arguments.items():
         if carried.decode is None:
@@ -119,37 +119,37 @@ def _decoded(arguments: Mapping[str, Argument], given: Any) -> dict[str, Any]:
 
 
 def _several(value: Any) -> Sequence[Any]:
-    """The tensors of an input or a field: of a list or of the gate, or itself."""
+    """Return the tensors of a list or a gate, or the one tensor."""
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def requires_grad(values: Mapping[str, Any]) -> bool:
-    """Whether any of the fields' values that may have gradients requires one."""
+    """Say whether any of the fields' values that may have gradients requires one."""
     every = (x for name in WantedGrads._fields for x in _several(values[name]))
     return any([x is not None and x.requires_grad for x in every])
 
 
 def leaves(of: Any) -> list[Tensor | None]:
-    """The inputs that may have gradients, in the order of WantedGrads, the gate's weights apart."""
+    """Return the inputs that may have gradients, in WantedGrads' order, gate weights apart."""
     return [x for name in WantedGrads._fields for x in _several(getattr(of, name))]
 
 
 def wanted_grads(inputs: Any, needed: Iterable[bool]) -> WantedGrads:
-    """What is wanted, from one flag for each of ``leaves``."""
+    """Return what is wanted, from one flag for each of ``leaves``."""
     flags = iter(needed)
     sizes = (len(_several(getattr(inputs, name))) for name in WantedGrads._fields)
     return WantedGrads(*(any([next(flags) for _ in range(size)]) for size in sizes))
 
 
 def pick_wanted(of: Any, wanted: Iterable[bool]) -> list[Tensor]:
-    """Those of ``leaves`` that are there and wanted; of AttentionTensors too."""
+    """Return those of ``leaves`` that are given and wanted."""
     flags = zip(WantedGrads._fields, wanted, strict=True)
     every = (x for name, flag in flags if flag for x in _several(getattr(of, name)))
     return [x for x in every if x is not None]
 
 
 def spread_wanted(of: Any, wanted: Iterable[bool], grads: Iterable[Tensor]) -> list[Tensor | None]:
-    """The gradients of ``pick_wanted``, each in its place among ``leaves``."""
+    """Return the gradients of ``pick_wanted``, each in its place among ``leaves``."""
     rest = iter(grads)
     return [
         next(rest) if flag and x is not None else None
@@ -161,7 +161,7 @@ def spread_wanted(of: Any, wanted: Iterable[bool], grads: Iterable[Tensor]) -> l
 def grads_by_field(
     of: AttentionTensors, wanted: Iterable[bool], grads: Iterable[Tensor]
 ) -> InputGrads:
-    """The gradients of ``pick_wanted`` as a backend hands them back."""
+    """Return the gradients of ``pick_wanted`` as a backend hands them back."""
     rest = iter(grads)
     values: dict[str, Any] = {}
     for name, flag in zip(WantedGrads._fields, wanted, strict=True):
@@ -176,7 +176,7 @@ def grads_by_field(
 
 
 def pull_tensors(inputs: Any) -> tuple[list[Tensor | None], Any]:
-    """All tensors of the inputs, and the inputs without them: each list's length in its place."""
+    """Return all tensors, and the inputs with each list's length (or None) in its place."""
     tensors: list[Tensor | None] = []
     lengths: dict[str, int | None] = {}
     for name in _TENSOR_INPUTS:
@@ -191,7 +191,7 @@ def pull_tensors(inputs: Any) -> tuple[list[Tensor | None], Any]:
 
 
 def put_tensors(inputs: Any, tensors: Sequence[Tensor | None]) -> Any:
-    """Inverse of ``pull_tensors``."""
+    """Return the inputs that ``pull_tensors`` was given."""
     rest = iter(tensors)
     values: dict[str, Any] = {}
     for name in _TENSOR_INPUTS:

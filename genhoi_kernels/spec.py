@@ -39,7 +39,7 @@ class Argument(NamedTuple):
     of_references: bool = False
 
     def inputs(self, name: str) -> dict[str, str]:
-        """Type of each value that carries a field of this name, by the value's own name."""
+        """Return the type of each value that carries a field ``name``, by the value's own name."""
         if isinstance(self.types, str):
             return {name: self.types}
         return {name + suffix: kind for suffix, kind in self.types.items()}

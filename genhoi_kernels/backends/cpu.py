@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable() -> str | None:
-    """Why the compiled part cannot run here, or None."""
+    """Say why the compiled part cannot run here, or None."""
     if native.module is None:
         return native.missing_reason
     try:
@@ -38,7 +38,7 @@ def unavailable() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """CPU tensors of 16 or 32 bits, head dims that are multiples of 8 up to 256."""
+    """Take CPU tensors of 16 or 32 bits, and head dims that are multiples of 8 up to 256."""
     if call.device.type != "cpu":
         return f"it runs on CPU tensors, not on {call.device.type}"
     if call.dtype not in _DTYPES:
@@ -49,7 +49,7 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """The pass of csrc/cpu/attention_forward.h."""
+    """Run the forward pass of csrc/cpu."""
     result = torch.ops.genhoi_kernels.cpu_attention_forward(
         **_arguments(call, tensors), keep_ungated=call.needs_grad
     )
@@ -63,7 +63,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> InputGrads:
-    """The pass of csrc/cpu/attention_backward.h."""
+    """Run the backward pass of csrc/cpu."""
     computed = torch.ops.genhoi_kernels.cpu_attention_backward(
         **_arguments(call, tensors),
         grad_out=grads.out,
@@ -87,7 +87,7 @@ def _arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[str, Any]
 
 @functools.lru_cache(maxsize=16)
 def _rotation(rope: Rope | None, tokens: int) -> list[Tensor]:
-    """Angle tables of the three axes, and ``[tokens, 3]`` int32: each token's row in them."""
+    """Return angle tables of three axes, and each token's rows in them ``[tokens, 3]`` int32."""
     if rope is None:
         return []
     device = torch.device("cpu")
@@ -97,14 +97,14 @@ def _rotation(rope: Rope | None, tokens: int) -> list[Tensor]:
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-    """The pass of csrc/cpu/norm_rope.h."""
+    """Run the norm and rotation of csrc/cpu."""
     return _norm_rope(x.unflatten(-1, (-1, rope.head_dim)), weight, rope, eps, False)
 
 
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight, by csrc/cpu/norm_rope.h."""
+    """Compute gradients of x and weight by csrc/cpu."""
     dx, dweight = torch.ops.genhoi_kernels.cpu_norm_rope_backward(
         grad,
         x.unflatten(-1, (-1, rope.head_dim)),
@@ -117,7 +117,7 @@ def norm_rope_backward(
 
 
 def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-    """The rotation alone, or its inverse."""
+    """Rotate x, forward or back."""
     return _norm_rope(x, None, rope, 0.0, inverse)
 
 

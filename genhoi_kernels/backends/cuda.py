@@ -31,7 +31,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 def unavailable() -> str | None:
-    """Why no kernel can run here, or None."""
+    """Say why no kernel can run here, or None."""
     if torch.version.hip is not None:
         return "it is for NVIDIA GPUs"
     if native.cuda_library is None:
@@ -43,7 +43,7 @@ def unavailable() -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _open() -> str | None:
-    """Open the kernels' library; why it cannot be, or None."""
+    """Open the kernels' library; return why it cannot be, or None."""
     assert native.module is not None
     try:
         native.module.open_cuda_library(str(native.cuda_library))
@@ -53,7 +53,7 @@ def _open() -> str | None:
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """16-bit GPU tensors, head dims that 8 divides up to 128."""
+    """Take 16-bit GPU tensors (float32 too for norms) of head dims that 8 divides, up to 128."""
     if call.device.type != "cuda":
         return f"it runs on cuda tensors, not on {call.device.type}"
     if torch.cuda.get_device_capability(call.device)[0] < 8:
@@ -73,7 +73,7 @@ def supports(call: AttentionCall | RopeCall) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _limits() -> dict[str, Any]:
-    """What the kernels need; see csrc/cuda/limits.h."""
+    """Return what the kernels need, as csrc/cuda/limits.h has it."""
     assert native.module is not None
     limits: dict[str, Any] = native.module.cuda_limits()
     return limits
@@ -84,7 +84,7 @@ def _rotates(call: AttentionCall | RopeCall) -> bool:
 
 
 def _too_small(device: torch.device) -> str | None:
-    """Why head dims above 64 have no gradients on this GPU, or None."""
+    """Say why head dims above 64 have no gradients on this GPU, or None."""
     capability = torch.cuda.get_device_capability(device)
     if capability not in ((8, 6), (8, 9)) and capability[0] != 12:
         return None
@@ -96,7 +96,7 @@ def _too_small(device: torch.device) -> str | None:
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """The kernel of csrc/cuda/sm80/fwd.cuh."""
+    """Run the kernel of csrc/cuda/sm80/fwd.cuh."""
     out, lse, sums, ungated = torch.ops.genhoi_kernels.cuda_attention_forward(
         **_arguments(call, tensors), keep_ungated=call.needs_grad
     )
@@ -110,7 +110,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> InputGrads:
-    """Those of flow_gate_bwd.cuh, bwd_dq.cuh and bwd_dkdv.cuh in csrc/cuda/sm80 that are wanted."""
+    """Run flow_gate_bwd.cuh, bwd_dq.cuh and bwd_dkdv.cuh of csrc/cuda/sm80, where wanted."""
     dO, delta, dgate = _through_gate(call, tensors, aligned(o), grads)
     dq, dk, dv, dk_ref, dv_ref, dbias, _ = _of_attention(call, tensors, dO, lse, delta)
     if dq is not None:
@@ -129,7 +129,7 @@ def attention_backward(
 def _of_attention(
     call: AttentionCall, t: AttentionTensors, dO: Tensor, lse: Tensor, delta: Tensor
 ) -> InputGrads:
-    """Gradients of all but the gate, of q, k and k_ref as rotated."""
+    """Compute gradients of all but the gate; those of q, k and k_ref are still rotated."""
     wanted = call.wanted._replace(gate=False)
     if not _has_references(t):
         wanted = wanted._replace(k_ref=False, v_ref=False, ref_bias=False)
@@ -143,17 +143,17 @@ def _of_attention(
             wanted=native.wanted_bits(wanted),
         )
     pairs = zip(computed, pick_wanted(t, wanted), strict=True)
-    found = grads_by_field(t, wanted, [grad.to(x.dtype) for grad, x in pairs])
-    return found if _has_references(t) else found._replace(**_zeros_of_references(call, t))
+    by_field = grads_by_field(t, wanted, [grad.to(x.dtype) for grad, x in pairs])
+    return by_field if _has_references(t) else by_field._replace(**_zeros_of_references(call, t))
 
 
 def _has_references(t: AttentionTensors) -> bool:
-    """There is a reference token."""
+    """Say whether there is a reference token."""
     return t.k_ref is not None and t.k_ref.shape[1] > 0
 
 
 def _zeros_of_references(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
-    """Gradients where there is no token that could have one."""
+    """Return gradients where there is no token that could have one."""
     given = {"k_ref": t.k_ref, "v_ref": t.v_ref, "ref_bias": t.ref_bias}
     return {
         name: torch.zeros_like(x)
@@ -165,7 +165,7 @@ def _zeros_of_references(call: AttentionCall, t: AttentionTensors) -> dict[str, 
 def _through_gate(
     call: AttentionCall, t: AttentionTensors, o: Tensor, grads: AttentionGrads
 ) -> tuple[Tensor, Tensor, GateWeights | None]:
-    """dO, delta ``[B, H, N]`` and the gradients of the gate's weights."""
+    """Compute dO, delta ``[B, H, N]`` and the gradients of the gate's weights."""
     dout = torch.zeros_like(o) if grads.out is None else aligned(grads.out)
     dlse = None if grads.lse is None else grads.lse.contiguous()
     if t.gate is None:
@@ -180,21 +180,21 @@ def _through_gate(
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x ``[B, N, H, D]``, copied unless its rows start at multiples of 16 bytes."""
+    """Return x ``[B, N, H, D]``, copied unless its rows start at multiples of 16 bytes."""
     steps = (x.stride(i) for i in range(3) if x.shape[i] > 1)
     fits = x.stride(3) == 1 and all(s * x.element_size() % 16 == 0 for s in steps)
     return x if fits and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def _rotated(call: AttentionCall, t: AttentionTensors) -> tuple[Tensor, Tensor, Tensor | None]:
-    """q, k and k_ref as the kernels take them; a scale's sign is q's."""
+    """Return q, k and k_ref as the kernels take them, rotated; a negative scale negates q."""
     q = apply(t.q, call.rope)
     k_ref = None if t.k_ref is None else apply(t.k_ref, call.ref_rope)
     return -q if call.scale < 0 else q, apply(t.k, call.rope), k_ref
 
 
 def _arguments(call: AttentionCall, t: AttentionTensors) -> dict[str, Any]:
-    """What the kernels take: rotated, aligned, and without references where there is no token."""
+    """Return the arguments: rotated, aligned, without references where they have no token."""
     q, k, k_ref = _rotated(call, t)
     changed = {"q": aligned(q), "k": aligned(k), "v": aligned(t.v), "scale": abs(call.scale)}
     changed |= {"gate": _gate(t.gate, t.q.dtype), "ref_lengths": ()}
@@ -213,7 +213,7 @@ def _tile_bits(t: AttentionTensors) -> Tensor | None:
 
 
 def _gate(gate: GateWeights | None, dtype: torch.dtype) -> list[Tensor]:
-    """The weights in float32, but W1, whose products are in the tokens' dtype."""
+    """Return the weights in float32, but W1, whose products are in the tokens' dtype."""
     if gate is None:
         return []
     wide = gate._replace(**{name: w.float().contiguous() for name, w in gate._asdict().items()})
@@ -221,19 +221,19 @@ def _gate(gate: GateWeights | None, dtype: torch.dtype) -> list[Tensor]:
 
 
 def apply(x: Tensor, rope: Rope | None, *, inverse: bool = False) -> Tensor:
-    """x ``[B, N, H, D]`` turned; x itself without a rotation."""
+    """Return x ``[B, N, H, D]`` rotated, or x itself without a rotation."""
     if rope is None:
         return x
     return apply_rope(x, rope, inverse)
 
 
 def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-    """See csrc/cuda/norm_rope.cuh."""
+    """Run csrc/cuda/norm_rope.cuh."""
     return _norm_rope(x, None, rope, eps=0.0, inverse=inverse)
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-    """See csrc/cuda/norm_rope.cuh."""
+    """Run csrc/cuda/norm_rope.cuh."""
     heads = x.unflatten(-1, (-1, rope.head_dim))
     return _norm_rope(heads, weight.float().contiguous(), rope, eps=eps, inverse=False)
 
@@ -241,7 +241,7 @@ def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tens
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight; see csrc/cuda/norm_rope.cuh."""
+    """Compute gradients of x and weight by csrc/cuda/norm_rope.cuh."""
     heads = x.unflatten(-1, (-1, rope.head_dim))
     dx, dweight = torch.ops.genhoi_kernels.cuda_norm_rope_backward(
         grad, heads, weight.float().contiguous(), *_angles(heads, rope), eps

@@ -28,14 +28,14 @@ class Angles(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def angles(rope: Rope, tokens: int, device: torch.device) -> Angles:
-    """Tables of a rotation of so many tokens, in the device's memory."""
+    """Return the tables of a rotation of so many tokens, in the device's memory."""
     tables = rope.tables(device=device, dtype=torch.float32)
     flat = [table.reshape(-1, 2) for table in tables]
     with torch.inference_mode(False), torch.no_grad():
-        both = torch.cat(flat)
+        cosines_and_sines = torch.cat(flat)
         return Angles(
-            both[:, 0].contiguous(),
-            both[:, 1].contiguous(),
+            cosines_and_sines[:, 0].contiguous(),
+            cosines_and_sines[:, 1].contiguous(),
             token_places(rope, tokens, device),
             len(flat[0]),
             len(flat[0]) + len(flat[1]),
@@ -43,7 +43,7 @@ def angles(rope: Rope, tokens: int, device: torch.device) -> Angles:
 
 
 def segments(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Where each reference starts, and the last one ends: ``[R + 1]`` int32."""
+    """Return where each reference starts, and the last one ends: ``[R + 1]`` int32."""
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
@@ -52,6 +52,6 @@ def segments(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def host_integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """A few integers in the device's memory."""
+    """Return a few integers in the device's memory."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.int32).to(device)

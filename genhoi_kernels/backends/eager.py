@@ -19,17 +19,17 @@ DESCRIPTION = "plain PyTorch, the oracle; any device and dtype, N x (Nk + M) mem
 
 
 def unavailable() -> str | None:
-    """Always usable."""
+    """Say that it always can run."""
     return None
 
 
 def supports(call: AttentionCall | RopeCall) -> str | None:
-    """Every call."""
+    """Take every call."""
     return None
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """See ``reference.attention``."""
+    """Call ``reference.attention``."""
     return reference.attention(call, tensors)
 
 
@@ -40,22 +40,22 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> InputGrads:
-    """See ``reference.attention_backward``."""
+    """Call ``reference.attention_backward``."""
     return reference.attention_backward(call, tensors, o, lse, grads)
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-    """See ``reference.norm_rope``."""
+    """Call ``reference.norm_rope``."""
     return reference.norm_rope(x, weight, rope, eps=eps)
 
 
 def norm_rope_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See ``reference.norm_rope_backward``."""
+    """Call ``reference.norm_rope_backward``."""
     return reference.norm_rope_backward(grad, x, weight, rope, eps=eps)
 
 
 def apply_rope(x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-    """See ``reference.apply_rope``."""
+    """Call ``reference.apply_rope``."""
     return reference.apply_rope(x, rope, inverse=inverse)

@@ -19,7 +19,7 @@ MIN_TORCH = (2, 10)
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The compiled module, or None and the reason."""
+    """Return the compiled module, or None and the reason."""
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < MIN_TORCH:
         wanted = ".".join(map(str, MIN_TORCH))
@@ -39,7 +39,7 @@ module, missing_reason = _load()
 
 
 def _find_cuda() -> tuple[Path | None, str]:
-    """The library of the CUDA kernels, or None and the reason."""
+    """Return the library of the CUDA kernels, or None and the reason."""
     if module is None:
         return None, missing_reason
     library = _PACKAGE / "libgenhoi_cuda.so"
@@ -55,7 +55,7 @@ cuda_library, cuda_missing_reason = _find_cuda()
 
 
 def attention_arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[str, Any]:
-    """The arguments that csrc/attention_arguments.h lists, where there is no more to do for them.
+    """Return the arguments that csrc/attention_arguments.h lists, by name.
 
     A backend replaces those that its kernels take in another form.
     """
@@ -80,7 +80,7 @@ def attention_arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[
 
 
 def wanted_bits(wanted: WantedGrads) -> int:
-    """The bits of csrc/attention_arguments.h's WantedGrads."""
+    """Return the bits of WantedGrads in csrc/attention_arguments.h."""
     return sum(flag << bit for bit, flag in enumerate(wanted))
 
 
@@ -94,7 +94,7 @@ def _cpu_name() -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """How the compiled part was built and which of its instruction sets this CPU uses.
+    """Say how the compiled part was built and which of its instruction sets this CPU uses.
 
     Keys: ``native`` (bool), ``reason`` (why not, else empty), ``cpu``; and where it is built
     ``compiler``, ``compiled_isas``, ``usable_isas``, ``isa`` (the one in use, or why none is) and

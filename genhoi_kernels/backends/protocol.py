@@ -29,17 +29,17 @@ class Backend(Protocol):
     """What it is, in one sentence; a function ``description`` goes before it where there is one."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot run in this installation, in one sentence, or None; imports nothing big."""
+        """Say in one sentence why it cannot run in this installation, or None."""
 
     def supports(self, call: AttentionCall | RopeCall) -> str | None:
-        """Why it refuses a call, in one sentence, or None; asked only where it can run.
+        """Say in one sentence why it refuses a call, or None; asked only where it can run.
 
         Depends on nothing but the call and the device, so that an answer may be kept. An
         AttentionCall's ``wanted`` is not part of the question.
         """
 
     def attention_forward(self, call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-        """Attention over the video's and the references' keys, with its rotations and gates."""
+        """Compute attention over the video's and the references' keys, rotated and gated."""
 
     def attention_backward(
         self,
@@ -49,7 +49,7 @@ class Backend(Protocol):
         lse: Tensor,
         grads: AttentionGrads,
     ) -> InputGrads | AttentionTensors:
-        """The gradients that ``call.wanted`` names of tensors that are there, in their dtype.
+        """Compute the gradients that ``call.wanted`` names, in the dtypes of their tensors.
 
         Those not wanted may be None. No kernel is launched none of whose results is wanted.
 
@@ -61,12 +61,12 @@ class Backend(Protocol):
         """
 
     def norm_rope_forward(self, x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
-        """RMS norm of x ``[B, N, H*D]`` over all heads, then its rotation: ``[B, N, H, D]``."""
+        """Norm x ``[B, N, H*D]`` over all heads, then rotate it: ``[B, N, H, D]``."""
 
     def norm_rope_backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, rope: Rope, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of x ``[B, N, H*D]`` and weight ``[H*D]``, for grad ``[B, N, H, D]``."""
+        """Compute gradients of x ``[B, N, H*D]`` and weight ``[H*D]``; grad is ``[B, N, H, D]``."""
 
     def apply_rope(self, x: Tensor, rope: Rope, inverse: bool) -> Tensor:
-        """The rotation of x ``[B, N, H, D]``, or its inverse."""
+        """Rotate x ``[B, N, H, D]``, forward or by the inverse."""

@@ -38,7 +38,7 @@ class BackendStatus:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Every backend of this installation, in the order in which they are tried by default."""
+    """Return every backend's status, in the order in which they are tried by default."""
     statuses = []
     for name, backend in _BACKENDS.items():
         problem = backend.unavailable()
@@ -47,18 +47,18 @@ def backends() -> tuple[BackendStatus, ...]:
 
 
 def _description(backend: Backend) -> str:
-    """In one sentence; ``description()`` where it depends on the installation."""
+    """Describe a backend, by ``description()`` where that depends on the installation."""
     describe = getattr(backend, "description", None)
     return backend.DESCRIPTION if describe is None else describe()
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names that ``backend=`` takes."""
+    """Return the names that ``backend=`` takes."""
     return tuple(_BACKENDS)
 
 
 def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
-    """None if the backend takes this call, else the reason why it doesn't.
+    """Return None if the backend takes this call, else the reason why it doesn't.
 
     Raises:
         ValueError: no backend has that name.
@@ -70,12 +70,12 @@ def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
 
 
 def explain(call: AttentionCall | RopeCall) -> dict[str, str | None]:
-    """What ``supports`` says of every backend, in the order in which this call tries them."""
+    """Return what ``supports`` says of every backend, in the order in which they are tried."""
     return {name: supports(name, call) for name in order(call)}
 
 
 def order(call: AttentionCall | RopeCall) -> tuple[str, ...]:
-    """Every backend's name, in the order in which they are tried for this call."""
+    """Return every backend's name, in the order in which they are tried for this call."""
     first: tuple[str, ...] = ()
     if isinstance(call, AttentionCall) and call.device.type == "cuda":
         first = tuple(n for n in choices.first_tried(question(call)) if n in _BACKENDS)
@@ -83,7 +83,7 @@ def order(call: AttentionCall | RopeCall) -> tuple[str, ...]:
 
 
 def question(call: AttentionCall) -> choices.Question:
-    """What the choice for a call on a GPU depends on."""
+    """Return what the choice for a call on a GPU depends on."""
     return choices.Question(
         arch=triton.architecture(call.device),
         device=_device_name(call.device),
@@ -101,7 +101,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def pick(call: AttentionCall | RopeCall, name: str | None) -> Backend:
-    """The backend for a call: the named one, or the first in ``order`` that supports it.
+    """Return the backend for a call: the named one, or the first in ``order`` that supports it.
 
     What was picked is kept for calls that are equal; see ``forget``.
 
@@ -120,7 +120,7 @@ def forget() -> None:
 def _picked(
     call: AttentionCall | RopeCall, name: str | None, user_table: tuple[choices.Choice, ...]
 ) -> Backend:
-    """``pick``; the user's table, on which ``order`` depends, is there as a key only."""
+    """Pick; the user's table, on which ``order`` depends, is an argument to be part of the key."""
     if name is not None:
         reason = supports(name, call)
         if reason is not None:
