@@ -74,7 +74,8 @@ def attention_backward(
         wanted=native.wanted_bits(call.wanted),
     )
     pairs = zip(computed, pick_wanted(tensors, call.wanted), strict=True)
-    return grads_by_field(tensors, call.wanted, [grad.to(x.dtype) for grad, x in pairs])
+    grads_of = [g if g.dtype == x.dtype else g.to(x.dtype) for g, x in pairs]
+    return grads_by_field(tensors, call.wanted, grads_of)
 
 
 def _arguments(call: AttentionCall, tensors: AttentionTensors) -> dict[str, Any]:

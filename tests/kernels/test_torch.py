@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,6 +213,22 @@ def test_export(backend: str) -> None:
         "genhoi_kernels.reference_attention" in str(node.target) for node in program.graph.nodes
     )
     torch.testing.assert_close(program.module()(*arguments), block(*arguments), rtol=0, atol=0)
+
+
+def test_an_exported_program_runs_in_another_process(tmp_path: Path) -> None:
+    """Rotations are numbers in its graph, so it needs no object of the process that made it."""
+    torch.manual_seed(0)
+    block = Block("token", None).eval()
+    inputs = (torch.randn(2, N, HEADS * DIM), torch.randn(1, M, HEADS * DIM), a_mask())
+    torch.export.save(torch.export.export(block, inputs), tmp_path / "program.pt2")
+    torch.save((inputs, block(*inputs).detach()), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, genhoi_kernels; folder = sys.argv[1]; "
+        "inputs, expected = torch.load(f'{folder}/expected.pt'); "
+        "program = torch.export.load(f'{folder}/program.pt2').module(); "
+        "torch.testing.assert_close(program(*inputs), expected)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
