@@ -252,7 +252,7 @@ def attention_backward(
         of_video = source is sources[0]
         wants_k = wanted.k if of_video else wanted.k_ref
         wants_v = wanted.v if of_video else wanted.v_ref
-        wants_bias = wanted.ref_bias and not of_video
+        wants_bias = wanted.ref_bias and t.ref_bias is not None and not of_video
         batch = len(K)
         if not (wanted.q or wants_k or wants_v or wants_bias):
             continue

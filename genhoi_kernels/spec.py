@@ -3,6 +3,12 @@
 A field of ``AttentionTensors`` (data) or ``AttentionCall`` (the rest) says how the operator's
 schema carries it; ``genhoi_kernels.schema`` derives everything else from the fields. Backends are
 given the two classes.
+
+To add an argument: (1) ``functional.reference_attention`` takes it and names it among the values;
+(2) it becomes a field here, with its check; (3) a backend uses it, a compiled one by its entry in
+``backends.native.attention_arguments``, a line of csrc/attention_arguments.h, and a field of the
+same name in the kernels' struct. A tensor with a gradient is a field of the two lists of gradients
+besides.
 """
 
 from collections.abc import Callable, Mapping
