@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from genhoi_kernels.backends import cpu, cuda, eager
-from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends import cpu, cuda, eager, preferences
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.protocol import Backend
 from genhoi_kernels.backends.triton import backend as triton
 from genhoi_kernels.spec import AttentionCall, RopeCall
 
-# In the order in which backend=None tries them, unless an entry of ``choices`` fits the call.
+# In the order in which backend=None tries them, unless an entry of ``preferences`` fits the call.
 _BACKENDS: dict[str, Backend] = {
     "cpu": cpu,
     "triton": triton,
@@ -78,13 +77,13 @@ def order(call: AttentionCall | RopeCall) -> tuple[str, ...]:
     """Return every backend's name, in the order in which they are tried for this call."""
     first: tuple[str, ...] = ()
     if isinstance(call, AttentionCall) and call.device.type == "cuda":
-        first = tuple(n for n in choices.first_tried(question(call)) if n in _BACKENDS)
+        first = tuple(n for n in preferences.first_tried(question(call)) if n in _BACKENDS)
     return (*first, *(name for name in _BACKENDS if name not in first))
 
 
-def question(call: AttentionCall) -> choices.Question:
+def question(call: AttentionCall) -> preferences.Question:
     """Return what the choice for a call on a GPU depends on."""
-    return choices.Question(
+    return preferences.Question(
         arch=triton.architecture(call.device),
         device=_device_name(call.device),
         dtype=str(call.dtype).removeprefix("torch."),
@@ -108,7 +107,7 @@ def pick(call: AttentionCall | RopeCall, name: str | None) -> Backend:
     Raises:
         ValueError: the named backend does not exist or refuses the call; the message says why.
     """
-    return _picked(call, name, choices.user_table())
+    return _picked(call, name, preferences.user_table())
 
 
 def forget() -> None:
@@ -118,7 +117,7 @@ def forget() -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _picked(
-    call: AttentionCall | RopeCall, name: str | None, user_table: tuple[choices.Choice, ...]
+    call: AttentionCall | RopeCall, name: str | None, user_table: tuple[preferences.Choice, ...]
 ) -> Backend:
     """Pick; the user's table, on which ``order`` depends, is an argument to be part of the key."""
     if name is not None:

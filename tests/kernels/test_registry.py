@@ -16,8 +16,7 @@ import torch
 
 import genhoi_kernels as gk
 from genhoi_kernels import files
-from genhoi_kernels.backends import cpu, eager, native, registry
-from genhoi_kernels.backends import preferences as choices
+from genhoi_kernels.backends import cpu, eager, native, preferences, registry
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.flash.adapter import Generation
 from genhoi_kernels.backends.preferences import Choice, Question
@@ -134,9 +133,9 @@ FLASH = Generation
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the user's table is to be, in a folder that is not there yet."""
     monkeypatch.setenv("GENHOI_CACHE", str(tmp_path / "new" / "cache"))
-    choices.user_table.cache_clear()
-    yield choices.table_path()
-    choices.user_table.cache_clear()
+    preferences.user_table.cache_clear()
+    yield preferences.table_path()
+    preferences.user_table.cache_clear()
     registry.forget()
 
 
@@ -193,11 +192,11 @@ def gpu_call() -> gk.AttentionCall:
     ],
 )
 def test_built_in_choices(cache: Path, change: dict, first: tuple[str, ...]) -> None:
-    assert choices.first_tried(dataclasses.replace(H100, **change)) == first
+    assert preferences.first_tried(dataclasses.replace(H100, **change)) == first
 
 
 def test_every_built_in_choice_says_what_it_rests_on() -> None:
-    for choice in choices.TABLE:
+    for choice in preferences.TABLE:
         assert choice.basis in ("measured", "inferred", "modelled") and len(choice.how) > 40
         assert set(choice.order) <= set(registry.backend_names())
         assert bool(choice.device) == (choice.basis == "measured")
@@ -208,7 +207,7 @@ def test_every_built_in_choice_says_what_it_rests_on() -> None:
 def test_an_entry_of_the_gpu_itself_decides_there(cache: Path) -> None:
     for device, basis in (("NVIDIA H100 80GB HBM3", "measured"), ("NVIDIA H200", "inferred")):
         question = dataclasses.replace(H100, device=device, training=False, flash=FLASH.TORCH_CUDNN)
-        found = choices.find(question)
+        found = preferences.find(question)
         assert found is not None and found.basis == basis
 
 
@@ -234,7 +233,7 @@ def test_a_cpu_call_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(question: Question) -> tuple[str, ...]:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(choices, "first_tried", never)
+    monkeypatch.setattr(preferences, "first_tried", never)
     assert registry.order(attention_call()) == registry.backend_names()
     rope_call = gk.RopeCall(torch.device("cuda"), torch.float32, 16)
     assert registry.order(rope_call) == registry.backend_names()
@@ -255,16 +254,16 @@ MEASURED = Choice(
 
 
 def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choices.write_table([MEASURED], cache)
+    preferences.write_table([MEASURED], cache)
     assert list(cache.parent.iterdir()) == [cache], "no temporary file is left"
-    assert choices.user_table() == (MEASURED,)
+    assert preferences.user_table() == (MEASURED,)
     on_a_gpu(monkeypatch, H100)
     assert registry.pick(gpu_call(), None) is triton
     # It holds for that GPU, length and FlashAttention only.
     for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}):
-        assert choices.find(dataclasses.replace(H100, **change)) in choices.TABLE
-    assert choices.find(dataclasses.replace(H100, flash=None)) is None
-    assert choices.find(dataclasses.replace(H100, training=False)) in choices.TABLE
+        assert preferences.find(dataclasses.replace(H100, **change)) in preferences.TABLE
+    assert preferences.find(dataclasses.replace(H100, flash=None)) is None
+    assert preferences.find(dataclasses.replace(H100, training=False)) in preferences.TABLE
     without = dataclasses.replace(MEASURED, flash=(0,))
     assert without.fits(dataclasses.replace(H100, flash=None)) and not without.fits(H100)
 
@@ -273,7 +272,7 @@ def test_unknown_names_in_a_table_are_passed_over(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table of a version with more backends."""
-    choices.write_table([dataclasses.replace(MEASURED, order=("hip", "flash"))], cache)
+    preferences.write_table([dataclasses.replace(MEASURED, order=("hip", "flash"))], cache)
     on_a_gpu(monkeypatch, H100)
     assert registry.order(gpu_call()) == ("flash", "cpu", "triton", "cuda", "eager")
 
@@ -294,10 +293,10 @@ def test_a_malformed_table_is_named_and_left_alone(cache: Path, text: str) -> No
     cache.parent.mkdir(parents=True)
     cache.write_text(text)
     with pytest.warns(UserWarning, match="choices.json: not a table of choices"):
-        assert choices.first_tried(H100) == ("flash", "triton")
+        assert preferences.first_tried(H100) == ("flash", "triton")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choices.first_tried(H100) == ("flash", "triton"), "it warns once"
+        assert preferences.first_tried(H100) == ("flash", "triton"), "it warns once"
     assert cache.read_text() == text
 
 
@@ -306,17 +305,17 @@ def test_a_malformed_table_is_named_and_left_alone(cache: Path, text: str) -> No
     [("rows", [1]), ("rows", ["a", None]), ("order", "flash"), ("flash", 3), ("dtypes", "b")],
 )
 def test_a_malformed_entry(cache: Path, field: str, value: object) -> None:
-    choices.write_table([MEASURED], cache)
+    preferences.write_table([MEASURED], cache)
     data = json.loads(cache.read_text())
     data["choices"][0][field] = value
     with pytest.raises(ValueError, match="unpack" if value == [1] else field):
-        choices.read_table(json.dumps(data))
+        preferences.read_table(json.dumps(data))
 
 
 def test_a_table_is_written_whole_or_not_at_all(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choices.write_table([MEASURED], cache)
+    preferences.write_table([MEASURED], cache)
     before = cache.read_text()
 
     def full(*paths: object) -> None:
@@ -324,14 +323,14 @@ def test_a_table_is_written_whole_or_not_at_all(
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
-        choices.write_table([], cache)
+        preferences.write_table([], cache)
     assert cache.read_text() == before and list(cache.parent.iterdir()) == [cache]
 
 
 def test_measuring_anew_replaces_what_is_about_the_same(cache: Path) -> None:
     other = dataclasses.replace(MEASURED, head_dims=(64,))
     new = dataclasses.replace(MEASURED, rows=(0, None), order=("flash", "triton"))
-    assert choices.updated([MEASURED, other], [new]) == [new, other]
+    assert preferences.updated([MEASURED, other], [new]) == [new, other]
 
 
 @pytest.mark.parametrize(
