@@ -6,33 +6,36 @@ from typing import TYPE_CHECKING, Any
 
 from genhoi._extras import needed_for
 
-if TYPE_CHECKING:
-    from genhoi.conditioning.masks import clear_first_frame, token_mask
-    from genhoi.editing.pipeline import GenHOIPipeline
-    from genhoi.evaluation.measure import evaluate
-    from genhoi.inspection.figure import draw_inspection
-    from genhoi.inspection.inspect import Inspection, inspect_clip
-    from genhoi.inspection.summary import summary, summary_table, write_summary
-    from genhoi.media import (
-        Clip,
-        fit_image,
-        read_clip,
-        read_image,
-        read_mask,
-        resize_clip,
-        resize_mask,
-        write_clip,
-        write_image,
-        write_mask,
-    )
-    from genhoi.models.adapter import GenHOIAdapter
-    from genhoi.models.adapter_config import AdapterConfig
-    from genhoi.models.attach import attach
-    from genhoi.models.attachment import Attachment
-    from genhoi.models.wan.convert import from_official, to_official
-    from genhoi.training.config import TrainConfig
-    from genhoi.training.trainer import Trainer
-    from genhoi_kernels import __version__
+if TYPE_CHECKING:  # "as": what type checkers take for a public name
+    from genhoi.conditioning.masks import clear_first_frame as clear_first_frame
+    from genhoi.conditioning.masks import token_mask as token_mask
+    from genhoi.editing.pipeline import GenHOIPipeline as GenHOIPipeline
+    from genhoi.evaluation.measure import evaluate as evaluate
+    from genhoi.inspection.figure import draw_inspection as draw_inspection
+    from genhoi.inspection.inspect import Inspection as Inspection
+    from genhoi.inspection.inspect import inspect_clip as inspect_clip
+    from genhoi.inspection.summary import summary as summary
+    from genhoi.inspection.summary import summary_table as summary_table
+    from genhoi.inspection.summary import write_summary as write_summary
+    from genhoi.media import Clip as Clip
+    from genhoi.media import fit_image as fit_image
+    from genhoi.media import read_clip as read_clip
+    from genhoi.media import read_image as read_image
+    from genhoi.media import read_mask as read_mask
+    from genhoi.media import resize_clip as resize_clip
+    from genhoi.media import resize_mask as resize_mask
+    from genhoi.media import write_clip as write_clip
+    from genhoi.media import write_image as write_image
+    from genhoi.media import write_mask as write_mask
+    from genhoi.models.adapter import GenHOIAdapter as GenHOIAdapter
+    from genhoi.models.adapter_config import AdapterConfig as AdapterConfig
+    from genhoi.models.attach import attach as attach
+    from genhoi.models.attachment import Attachment as Attachment
+    from genhoi.models.wan.convert import from_official as from_official
+    from genhoi.models.wan.convert import to_official as to_official
+    from genhoi.training.config import TrainConfig as TrainConfig
+    from genhoi.training.trainer import Trainer as Trainer
+    from genhoi_kernels import __version__ as __version__
 
 # The public names of each module, which is imported on their first use: torch and diffusers take
 # seconds, and diffusers, PyAV and the like are there only where an extra brought them.
@@ -66,37 +69,7 @@ _NAMES = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "AdapterConfig",
-    "Attachment",
-    "Clip",
-    "GenHOIAdapter",
-    "GenHOIPipeline",
-    "Inspection",
-    "TrainConfig",
-    "Trainer",
-    "__version__",
-    "attach",
-    "clear_first_frame",
-    "draw_inspection",
-    "evaluate",
-    "fit_image",
-    "from_official",
-    "inspect_clip",
-    "read_clip",
-    "read_image",
-    "read_mask",
-    "resize_clip",
-    "resize_mask",
-    "summary",
-    "summary_table",
-    "to_official",
-    "token_mask",
-    "write_clip",
-    "write_image",
-    "write_mask",
-    "write_summary",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
