@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.static.variant import Variant
-from genhoi_kernels.backends.triton import attention_bwd, attention_fwd, flow_gate, norm_rope
+from genhoi_kernels.backends.triton import (
+    attention_bwd_dkdv,
+    attention_bwd_dq,
+    attention_bwd_preprocess,
+    attention_fwd,
+    flow_gate,
+    norm_rope,
+)
+from genhoi_kernels.backends.triton.attention_bwd_common import Upstream
 from genhoi_kernels.backends.triton.launch import Launch, power_of_two
 from genhoi_kernels.backends.triton.tuning.configs import ARCHS, KERNELS
 from genhoi_kernels.flow_gate import GateSums, GateWeights, gate_shapes
@@ -78,18 +86,18 @@ def _launch(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras
     call, t = _example(dtype, head_dim, extras=extras)
     o, lse = torch.empty_like(t.q), _rows(t)
     grads = AttentionGrads(o, lse if extras else None, None)
-    upstream = attention_bwd.Upstream(o, lse, lse)
+    upstream = Upstream(o, lse, lse)
     if kernel == "forward":
         result, gate_sums = attention_fwd.empty_result(call, t, arch=arch)
         return attention_fwd.forward_launch(call, t, result, gate_sums, arch=arch)
     if kernel == "queries":
-        return attention_bwd.dq_launch(call, t, upstream, o, arch=arch)
+        return attention_bwd_dq.dq_launch(call, t, upstream, o, arch=arch)
     if kernel == "keys":
-        return attention_bwd.dkdv_launch(call, t, upstream, t.k, t.v, arch=arch)
+        return attention_bwd_dkdv.dkdv_launch(call, t, upstream, t.k, t.v, arch=arch)
     if kernel == "reference_keys":
         assert t.k_ref is not None
         dbias = torch.empty(1, HEADS, 1, device=META)
-        return attention_bwd.reference_dkdv_launch(
+        return attention_bwd_dkdv.reference_dkdv_launch(
             call, t, upstream, t.k_ref, t.k_ref, dbias, arch=arch
         )
     if kernel == "gate_backward":
@@ -98,7 +106,7 @@ def _launch(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras
         return flow_gate.gate_backward_launch(
             call, t.gate, o, o, grads, dO=o, delta=lse, sums=sums, arch=arch
         )
-    return attention_bwd.preprocess_launch(o, o, grads.lse, lse, arch=arch)
+    return attention_bwd_preprocess.preprocess_launch(o, o, grads.lse, lse, arch=arch)
 
 
 def prologue_variants(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[Variant]:

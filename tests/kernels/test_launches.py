@@ -167,7 +167,10 @@ def test_flash_calls_what_is_wanted(
 @pytest.mark.parametrize(
     "module",
     [
-        "triton.attention_bwd",
+        "triton.attention_bwd_common",
+        "triton.attention_bwd_dkdv",
+        "triton.attention_bwd_dq",
+        "triton.attention_bwd_preprocess",
         "triton.attention_fwd",
         "triton.common",
         "triton.flow_gate",

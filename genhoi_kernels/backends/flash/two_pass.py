@@ -18,7 +18,7 @@ from torch import Tensor
 from genhoi_kernels.backends.flash import merge
 from genhoi_kernels.backends.flash.adapter import FlashAttention
 from genhoi_kernels.backends.triton.arguments import has_references
-from genhoi_kernels.backends.triton.attention_bwd import preprocess
+from genhoi_kernels.backends.triton.attention_bwd_preprocess import preprocess
 from genhoi_kernels.backends.triton.launch import ceil_div
 from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradients
 from genhoi_kernels.flow_gate import GateWeights

@@ -109,6 +109,6 @@ def gate_arguments(gate: GateWeights | None) -> dict[str, Tensor | None]:
 
 
 def backward_scale(call: AttentionCall) -> dict[str, float]:
-    """Give the scale, and the factor that attention_bwd.probabilities multiplies q . k with."""
+    """Give the scale, and the factor that ``probabilities`` multiplies q . k with."""
     exact = call.dtype == torch.float32
     return {"scale": call.scale, "factor": call.scale if exact else call.scale * math.log2(math.e)}
