@@ -48,7 +48,7 @@ class Backend(Protocol):
         o: Tensor,
         lse: Tensor,
         grads: AttentionGrads,
-    ) -> InputGrads | AttentionTensors:
+    ) -> InputGrads:
         """Compute the gradients that ``call.wanted`` names, in the dtypes of their tensors.
 
         Those not wanted may be None. No kernel is launched none of whose results is wanted.

@@ -22,7 +22,13 @@ from genhoi_kernels.backends.flash.adapter import FlashAttention, Generation
 from genhoi_kernels.backends.triton import backend as triton
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import Rope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from genhoi_kernels.spec import (
+    AttentionCall,
+    AttentionGrads,
+    AttentionTensors,
+    InputGrads,
+    RopeCall,
+)
 
 DESCRIPTION = (
     "FlashAttention 2, 3 or 4, torch's own or cuDNN's, merged by Triton kernels; bfloat16, float16"
@@ -108,7 +114,7 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-) -> AttentionTensors:
+) -> InputGrads:
     """Run the backward pass of two_pass.py; a gradient of lse takes the Triton kernels'."""
     from genhoi_kernels.backends.flash import two_pass
 

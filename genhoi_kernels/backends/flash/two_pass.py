@@ -24,7 +24,7 @@ from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradi
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.reference import AttentionResult
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, InputGrads
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def attention_backward(
     flash: FlashAttention,
     *,
     arch: str,
-) -> AttentionTensors:
+) -> InputGrads:
     """Compute the op's gradients that are wanted, and None for the others.
 
     o: the attention before the gate. No gradient reaches lse. A FlashAttention gives dq, dk and dv

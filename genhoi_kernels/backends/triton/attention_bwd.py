@@ -21,7 +21,7 @@ from genhoi_kernels.backends.triton.attention_bwd_dq import query_gradient
 from genhoi_kernels.backends.triton.attention_bwd_preprocess import preprocess
 from genhoi_kernels.backends.triton.norm_rope import rotate_inputs, wanted_gradients
 from genhoi_kernels.flow_gate import GateWeights
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors
+from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, InputGrads
 
 
 class Kernels(NamedTuple):
@@ -51,7 +51,7 @@ def attention_backward(
     grads: AttentionGrads,
     *,
     arch: str,
-) -> AttentionTensors:
+) -> InputGrads:
     """Compute the op's gradients that are wanted, and None for the others.
 
     o: the attention before the gate.

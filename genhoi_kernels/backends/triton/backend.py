@@ -11,7 +11,13 @@ from torch import Tensor
 
 from genhoi_kernels.reference import AttentionResult
 from genhoi_kernels.rope import Rope
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, RopeCall
+from genhoi_kernels.spec import (
+    AttentionCall,
+    AttentionGrads,
+    AttentionTensors,
+    InputGrads,
+    RopeCall,
+)
 
 DESCRIPTION = "Triton kernels for NVIDIA (sm_80 and later) and AMD GPUs; float32, bfloat16, float16"
 MAX_HEAD_DIM = 128
@@ -85,7 +91,7 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grads: AttentionGrads,
-) -> AttentionTensors:
+) -> InputGrads:
     """Run the backward pass of attention_bwd.py."""
     from genhoi_kernels.backends.triton import attention_bwd
 

@@ -21,7 +21,7 @@ from genhoi_kernels.backends import device_tables
 from genhoi_kernels.backends.triton.launch import Launch, ceil_div, power_of_two
 from genhoi_kernels.backends.triton.tuning.configs import Config
 from genhoi_kernels.rope import HeadSlidingRope, Rope
-from genhoi_kernels.spec import AttentionCall, AttentionTensors
+from genhoi_kernels.spec import AttentionCall, AttentionTensors, InputGrads
 
 BACKWARD_PROGRAMS = 512
 """Programs of the backward kernel at most: each sums its tokens' gradients of the norm's weight."""
@@ -199,7 +199,7 @@ def rotate_inputs(
     )
 
 
-def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> AttentionTensors:
+def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> InputGrads:
     """Rotate q's, k's and k_ref's gradients back; those that are not wanted become None.
 
     gradients: by the names of WantedGrads; None where the call has no such tensor.
@@ -209,7 +209,7 @@ def wanted_gradients(call: AttentionCall, gradients: dict[str, Any]) -> Attentio
     for name, gradient in gradients.items():
         if gradient is not None and getattr(call.wanted, name):
             kept[name] = rotate(gradient, ropes.get(name), inverse=True)
-    return AttentionTensors(bits=None, **kept)
+    return InputGrads(**kept)
 
 
 def norm_rope_forward(x: Tensor, weight: Tensor, rope: Rope, eps: float) -> Tensor:
