@@ -316,4 +316,5 @@ def test_only_videos_need_pyav(tmp_path: Path) -> None:
         "except ImportError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "reading and writing videos needs PyAV: pip install av"
+    sentence = "reading and writing videos needs av (pip install 'genhoi-kernels[video]')"
+    assert found.stdout.strip() == sentence

@@ -19,7 +19,7 @@ from support.command_lines import command_line
 from support.tiny_training import FRAMES, SMALL, checkpoint, curve, free_port, small_base
 from test_folders import make_clip
 
-from genhoi import GenHOIAdapter
+from genhoi import GenHOIAdapter, _extras
 from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
@@ -263,17 +263,30 @@ def test_a_prompt_for_a_base_without_text(command: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("package", "changes"),
-    [("accelerate", []), ("peft", ["--video-rank", "2"]), ("skimage", ["--data", "synthetic"])],
+    ("module", "changes", "sentence"),
+    [
+        ("accelerate", [], "training needs accelerate (pip install 'genhoi-kernels[wan]')"),
+        (
+            "peft",
+            ["--video-rank", "2"],
+            "video_rank needs peft (pip install 'genhoi-kernels[train]')",
+        ),
+        (
+            "skimage",
+            ["--data", "synthetic"],
+            "data synthetic needs scikit-image (pip install 'genhoi-kernels[train]')",
+        ),
+    ],
 )
 def test_missing_packages(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, package: str, changes: list[str]
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    changes: list[str],
+    sentence: str,
 ) -> None:
-    from genhoi.cli import train as train_cli
-
-    monkeypatch.setattr(train_cli, "find_spec", lambda name: None if name == package else object())
-    name = {"skimage": "scikit-image"}.get(package, package)
-    refused(run(*command, *changes), f"pip install {name}")
+    monkeypatch.setattr(_extras, "is_installed", lambda name: name != module)
+    refused(run(*command, *changes), sentence)
 
 
 def test_synthetic_clips(tmp_path: Path) -> None:
