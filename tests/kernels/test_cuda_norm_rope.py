@@ -166,6 +166,15 @@ def stream() -> int:
 
 # -------------------------------------------------------------------------------------------- cases
 
+SOME_HEADS = HeadSlidingRope(
+    (4, 2, 2),
+    ((2, 3), (1, 1), (4, 2)),
+    head_dim=24,
+    num_heads=7,
+    first_head=3,
+    schedule="release",
+)
+
 # (rotation, batch, tokens, heads)
 CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((1, 1, 1), head_dim=8), 1, 1, 1),
@@ -176,11 +185,10 @@ CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((2, 2, 2), head_dim=96), 1, 5, 16),
     (VideoRope((2, 2, 2), head_dim=12), 3, 7, 2),
     (VideoRope((2, 2, 2), head_dim=2), 1, 5, 20),
-    (HeadSlidingRope((4, 2, 2), ((2, 3), (1, 1), (4, 2)), head_dim=24, num_heads=7, first_head=3,
-                     schedule="release"), 2, 15, 4),
+    (SOME_HEADS, 2, 15, 4),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=128, num_heads=9), 1, 3, 9),
     (HeadSlidingRope((4, 2, 2), ((2, 1),), head_dim=20, num_heads=6), 1, 2, 6),
-]  # fmt: skip
+]
 
 
 def name_of(value: object) -> str:
