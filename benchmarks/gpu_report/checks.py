@@ -103,7 +103,7 @@ def main(
 
 
 def _alive() -> bool:
-    """Whether no kernel of this process has faulted: after one has, every call fails."""
+    """Say whether no kernel of this process has faulted: after one, every call fails."""
     try:
         torch.cuda.synchronize(DEVICE)
     except RuntimeError:

@@ -124,17 +124,17 @@ def ms_words(ms: float) -> str:
 
 
 def is_apart(row: dict[str, Any]) -> bool:
-    """Whether the row was timed in a stage without peers, for its setting."""
+    """Say whether the row was timed in a stage without peers, for its setting."""
     return bool(row["setting"])
 
 
 def is_ours(row: dict[str, Any]) -> bool:
-    """Whether the row is a contender of this project."""
+    """Say whether the row is a contender of this project."""
     return backend_of(row["contender"]) is not None or row["contender"].startswith("genhoi")
 
 
 def _is_same(row: dict[str, str]) -> bool:
-    """Whether the peer computes the op's function."""
+    """Say whether the peer computes the op's function."""
     return not any(words in row["contender"] for words in ("no mask", "bare traffic"))
 
 

@@ -189,7 +189,7 @@ def _read_nvidia(binary: Any, log: str) -> dict[str, Any]:
 
 
 def is_pipelined(function: Function) -> bool:
-    """Whether tiles are copied to shared memory ahead of the products that take them.
+    """Say whether tiles are copied to shared memory ahead of the products that take them.
 
     In a loop that is, copies are issued both before it, for the first passes, and in it; or
     other warps issue them, in a loop without products.

@@ -238,7 +238,7 @@ def on_grey(image: Tensor, inside: Tensor) -> Tensor:
 
 
 def _planes(frames: Tensor, device: torch.device) -> Tensor:
-    """float32 [F, 3, H, W], -1 to 1."""
+    """Convert to float32 [F, 3, H, W], -1 to 1."""
     return frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
