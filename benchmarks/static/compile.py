@@ -208,8 +208,8 @@ def _read_amd(binary: Any, log: str) -> dict[str, Any]:
     listing = binary.asm["amdgcn"]
 
     def number(name: str) -> int:
-        found = re.findall(rf"\.{name}:\s+(\d+)", listing)
-        return max(map(int, found), default=0)
+        numbers = re.findall(rf"\.{name}:\s+(\d+)", listing)
+        return max(map(int, numbers), default=0)
 
     return {
         "registers": number("vgpr_count"),

@@ -92,9 +92,9 @@ def forward(case: Case, inputs: Inputs, backend: str, dtype: torch.dtype) -> Res
     """out and lse, without gradients to come."""
     args: dict[str, Any] = arguments(case, inputs, dtype, device_of(backend))
     with torch.no_grad():
-        found = reference_attention(**args, backend=backend)
+        outputs = reference_attention(**args, backend=backend)
     names = ["out", "lse", "gate_sum"]
-    return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+    return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
@@ -106,9 +106,9 @@ def test_forward(case: Case, dtype: torch.dtype) -> None:
     skip_unless_supported("cuda", call)
     exact = forward(case, inputs, "eager", torch.float64)
     eager = forward(case, inputs, "eager", dtype)
-    found = forward(case, inputs, "cuda", dtype)
-    assert found.keys() == exact.keys()
-    for name, x in found.items():
+    results = forward(case, inputs, "cuda", dtype)
+    assert results.keys() == exact.keys()
+    for name, x in results.items():
         t, e = exact[name].cpu(), eager[name].cpu()
         assert_within_budget(x.double().cpu(), e, t, dtype, name=name)
 

@@ -430,8 +430,8 @@ class TestOnGpu:
         call.run(library)
         plan = Plan()
         for kernel in range(KERNELS):
-            found = library.genhoi_attention_backward_plan(byref(call.struct), kernel, byref(plan))
-            assert found == 0 and plan.grid[0] == 0
+            status = library.genhoi_attention_backward_plan(byref(call.struct), kernel, byref(plan))
+            assert status == 0 and plan.grid[0] == 0
 
     def test_refused(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         case = Case(3, 5)
@@ -614,17 +614,17 @@ def run_gate(
     stream = torch.cuda.current_stream().cuda_stream
     assert library.genhoi_flow_gate_backward(byref(struct), stream) == 0
     torch.cuda.synchronize()
-    found = {name: result.cpu().double() for name, result in results.items()}
-    outer, db1 = found["du_x"].sum(0), found["dfc1_bias"].sum(0)
+    gradients = {name: result.cpu().double() for name, result in results.items()}
+    outer, db1 = gradients["du_x"].sum(0), gradients["dfc1_bias"].sum(0)
     return {
-        "grad": found["grad"],
-        "delta": found["delta"],
+        "grad": gradients["grad"],
+        "delta": gradients["delta"],
         "norm_weight": (x["fc1_weight"] * outer).sum(0),
         "norm_bias": db1 @ x["fc1_weight"],
         "fc1_weight": outer * x["norm_weight"] + db1[:, None] * x["norm_bias"],
         "fc1_bias": db1,
-        "fc2_weight": found["dfc2_weight"].sum(0),
-        "fc2_bias": found["dfc2_bias"].sum()[None],
+        "fc2_weight": gradients["dfc2_weight"].sum(0),
+        "fc2_bias": gradients["dfc2_bias"].sum()[None],
     }
 
 
