@@ -91,10 +91,10 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype's name without "torch."."""
+        """Give the dtype's name without "torch."."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def title(self) -> str:
-        """The title of the case's table."""
+        """Give the title of the case's table."""
         return f"{self.suite}, {self.direction}, {self.dtype_name}; {self.shape.describe()}"

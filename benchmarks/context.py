@@ -51,7 +51,7 @@ class Context(Problem):
         return None
 
     def has_room(self, wanted: float) -> bool:
-        """Whether so many bytes are free; if not, that is kept as the reason."""
+        """Say whether so many bytes are free; if not, that is kept as the reason."""
         free = available_bytes(self.device)
         if wanted <= _MOST_MEMORY * free:
             return True
@@ -63,23 +63,23 @@ class Context(Problem):
 
     @functools.cached_property
     def heads_first(self) -> list[Tensor]:
-        """q, k, v, k_ref, v_ref as ``[1, H, tokens, D]``."""
+        """Give q, k, v, k_ref, v_ref as ``[1, H, tokens, D]``."""
         return [_leaf(x.transpose(1, 2), x) for x in self.inputs]
 
     @functools.cached_property
     def joined(self) -> list[Tensor]:
-        """q, and k and v with the reference's behind the video's: ``[1, tokens, H, D]``."""
+        """Give q, and k and v with the reference's behind the video's: ``[1, tokens, H, D]``."""
         pairs = ((self.k, self.k_ref), (self.v, self.v_ref))
         return [self.q, *(_leaf(torch.cat(pair, 1), pair[0]) for pair in pairs)]
 
     @functools.cached_property
     def joined_heads_first(self) -> list[Tensor]:
-        """The tensors of `joined` as ``[1, H, tokens, D]``."""
+        """Give the tensors of `joined` as ``[1, H, tokens, D]``."""
         return [_leaf(x.transpose(1, 2), x) for x in self.joined]
 
     @functools.cached_property
     def additive_mask(self) -> Tensor:
-        """``[N, N + M]`` in the case's dtype: 0 where the row sees the key, else -inf."""
+        """Build ``[N, N + M]`` in the case's dtype: 0 where the row sees the key, else -inf."""
         n, m = self.shape.n, self.shape.m
         bias = torch.zeros(n, n + m, dtype=self.dtype, device=self.device)
         bias[:, n:].masked_fill_(~self.mask[0, :, None], -math.inf)

@@ -140,7 +140,7 @@ def _named(grads: tuple[Tensor, ...]) -> Results:
 def _truth(given: _Inputs) -> Truth:
     """Compute the last tokens by the eager backend's formula."""
     rope = replace(given.rope, token_offset=given.case.shape.n - given.checked)
-    words = f"{given.checked} of {given.case.shape.n} tokens"
+    checked = f"{given.checked} of {given.case.shape.n} tokens"
 
     def run(dtype: torch.dtype) -> Results:
         tail = [given.q[:, -given.checked :], given.k[:, -given.checked :], *given.weights]
@@ -154,4 +154,4 @@ def _truth(given: _Inputs) -> Truth:
         upstream = given.upstream[:, -given.checked :].to(dtype).split(1)
         return _named(torch.autograd.grad(rotated, tail, upstream))
 
-    return Truth(run(torch.float64), run(given.case.dtype), words)
+    return Truth(run(torch.float64), run(given.case.dtype), checked)

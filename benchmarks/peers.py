@@ -54,7 +54,7 @@ def strongest(device: torch.device) -> str:
 
 
 def setup_sdpa(ctx: Context) -> Pair | None:
-    """PyTorch's attention over N + M keys without a mask."""
+    """Set up PyTorch's attention over N + M keys without a mask."""
     return _sdpa(ctx, None)
 
 
@@ -72,14 +72,14 @@ def _sdpa(ctx: Context, mask: Tensor | None) -> Pair:
 
 
 def setup_sdpa_additive(ctx: Context) -> Pair | None:
-    """PyTorch's attention with a dense additive mask, as the authors' release would gate."""
+    """Set up PyTorch's attention with a dense additive mask, as the release would gate."""
     if not ctx.has_room(ctx.shape.n * (ctx.shape.n + ctx.shape.m) * ctx.dtype.itemsize):
         return None
     return _sdpa(ctx, ctx.additive_mask)
 
 
 def setup_sdpa_bool(ctx: Context) -> Pair | None:
-    """PyTorch's attention with a dense boolean mask."""
+    """Set up PyTorch's attention with a dense boolean mask."""
     n, m = ctx.shape.n, ctx.shape.m
     # On a CPU it is turned into an additive one on every call.
     if not ctx.has_room(n * (n + m) * (1 + ctx.dtype.itemsize)):
@@ -90,12 +90,12 @@ def setup_sdpa_bool(ctx: Context) -> Pair | None:
 
 
 def setup_gathered(ctx: Context) -> Pair | None:
-    """Two calls of PyTorch's attention, merged."""
+    """Set up two calls of PyTorch's attention, merged."""
     return _gathered(ctx, default_attention(ctx.device, ctx.dtype))
 
 
 def setup_gathered_cudnn(ctx: Context) -> Pair | None:
-    """Two calls of cuDNN's attention through PyTorch, merged."""
+    """Set up two calls of cuDNN's attention through PyTorch, merged."""
     if ctx.device.type != "cuda":
         return ctx.refuse(_NO_GPU)
     if ctx.dtype == torch.float32:
@@ -114,7 +114,7 @@ def _gathered(ctx: Context, attention: Attention) -> Pair:
 
 
 def setup_eager(ctx: Context) -> Pair | None:
-    """Two matrix products and a softmax."""
+    """Set up two matrix products and a softmax."""
     n, m = ctx.shape.n, ctx.shape.m
     # Logits, masked logits, probabilities, and as much again for their gradients.
     copies = 4 if ctx.direction == "forward" else 8
@@ -129,7 +129,7 @@ def setup_eager(ctx: Context) -> Pair | None:
 
 
 def setup_flex(ctx: Context, **options: Any) -> Pair | None:
-    """flex_attention with a block mask, compiled."""
+    """Set up flex_attention with a block mask, compiled."""
     from torch import _dynamo
     from torch._functorch import config
     from torch.nn.attention.flex_attention import flex_attention
@@ -208,19 +208,19 @@ def _module(ctx: Context, name: str) -> ModuleType | None:
 
 
 def setup_flex_flash(ctx: Context) -> Pair | None:
-    """flex_attention through its FlashAttention backend."""
+    """Set up flex_attention through its FlashAttention backend."""
     if _module(ctx, "flash_attn.cute") is None:
         return None
     return setup_flex(ctx, kernel_options={"BACKEND": "FLASH"})
 
 
 def setup_cudnn(ctx: Context) -> Pair | None:
-    """cuDNN's attention through PyTorch, without a mask."""
+    """Set up cuDNN's attention through PyTorch, without a mask."""
     return _sdpa_on(ctx, SDPBackend.CUDNN_ATTENTION)
 
 
 def setup_sdpa_flash(ctx: Context) -> Pair | None:
-    """PyTorch's own flash attention, without a mask."""
+    """Set up PyTorch's own flash attention, without a mask."""
     return _sdpa_on(ctx, SDPBackend.FLASH_ATTENTION)
 
 
@@ -237,12 +237,12 @@ def _sdpa_on(ctx: Context, backend: SDPBackend) -> Pair | None:
 
 
 def setup_flash_attn_2(ctx: Context) -> Pair | None:
-    """FlashAttention-2, without a mask."""
+    """Set up FlashAttention-2, without a mask."""
     return _flash(ctx, "flash_attn")
 
 
 def setup_flash_attn_3(ctx: Context) -> Pair | None:
-    """FlashAttention-3, without a mask; by the forward-only package if that is the only one."""
+    """Set up FlashAttention-3, without a mask; the forward-only package if it is the only one."""
     pair = _flash(ctx, "flash_attn_interface")
     if pair is not None:
         return pair
@@ -251,13 +251,13 @@ def setup_flash_attn_3(ctx: Context) -> Pair | None:
 
 
 def setup_fa3_fwd(ctx: Context) -> Pair | None:
-    """FlashAttention-3 of the package that has no backward pass, without a mask."""
+    """Set up FlashAttention-3 of the package that has no backward pass, without a mask."""
     pair = _flash(ctx, "fa3_fwd_interface")
     return pair and pair._replace(backward=None)
 
 
 def setup_flash_attn_4(ctx: Context) -> Pair | None:
-    """FlashAttention-4, without a mask."""
+    """Set up FlashAttention-4, without a mask."""
     return _flash(ctx, "flash_attn.cute")
 
 
@@ -276,7 +276,7 @@ def _flash(ctx: Context, name: str) -> Pair | None:
 
 
 def setup_xformers(ctx: Context) -> Pair | None:
-    """xFormers' memory-efficient attention, without a mask."""
+    """Set up xFormers' memory-efficient attention, without a mask."""
     ops = _module(ctx, "xformers.ops")
     if ops is None:
         return None
@@ -290,7 +290,7 @@ def setup_xformers(ctx: Context) -> Pair | None:
 
 
 def setup_sage(ctx: Context) -> Pair | None:
-    """SageAttention (8-bit products), without a mask."""
+    """Set up SageAttention (8-bit products), without a mask."""
     module = _module(ctx, "sageattention")
     if module is None:
         return None

@@ -12,18 +12,18 @@ __all__ = ["merge_equal", "sweep_shapes"]
 
 def merge_equal(shapes: Sequence[Shape]) -> list[Shape]:
     """Drop shapes that reduction made equal to another; that one says whom it stands for."""
-    found: list[Shape] = []
+    merged: list[Shape] = []
     for shape in shapes:
         sizes = replace(shape, name="", reduced="")
-        for i, other in enumerate(found):
+        for i, other in enumerate(merged):
             if replace(other, name="", reduced="") == sizes:
                 note = f"stands for {shape.name} too ({shape.reduced or 'as it is'})"
-                words = [other.reduced, note] if shape.name != other.name else [other.reduced]
-                found[i] = replace(other, reduced=", ".join(filter(None, words)))
+                notes = [other.reduced, note] if shape.name != other.name else [other.reduced]
+                merged[i] = replace(other, reduced=", ".join(filter(None, notes)))
                 break
         else:
-            found.append(shape)
-    return found
+            merged.append(shape)
+    return merged
 
 
 _BASE = Shape("sweep", (8, 16, 16))

@@ -44,8 +44,8 @@ def waiting(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
         return run
 
     def run_and_wait() -> Any:
-        found = run()
+        result = run()
         torch.cuda.synchronize(device)
-        return found
+        return result
 
     return run_and_wait

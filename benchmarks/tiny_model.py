@@ -58,14 +58,14 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
         _take(take)
     base = load_base("tiny")
     attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(SHIPPED_ADAPTER).float())
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, frames in _LENGTHS.items():
         click.echo(f"measuring: {name}")
         test = TestSet(
             base, latents / str(frames), clips=clips, frames=frames, pose=False, side=_SIDE
         )
         codec = torch.stack([test.codec_psnr(i) for i in range(clips)])
-        found[name] = {"codec_object_psnr": _shown(codec.numpy())}
+        results[name] = {"codec_object_psnr": _shown(codec.numpy())}
         for given in GIVEN:
             attachment.set_reference(None)
             without = edited_latents(base, None, test, clips, given=given, steps=steps)
@@ -81,14 +81,14 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
                 swap=True,
             )
             label = "first frame given" if given == "first" else "no frame given"
-            found[name][label] = _summary(arrays) | {
+            results[name][label] = _summary(arrays) | {
                 "object_psnr_without_reference": _shown(_object_psnr(base, test, without)),
             }
     record = {
         "command": f"python -m benchmarks.tiny_model --clips {clips} --steps {steps}",
         "torch": torch.__version__,
         "clips": clips,
-        "results": found,
+        "results": results,
     }
     with whole_file(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -118,20 +118,20 @@ def _take(folder: Path) -> None:
 
 
 def _summary(arrays: Arrays) -> dict[str, Any]:
-    found: dict[str, Any] = {"object_psnr": _shown(arrays["object_psnr"])}
+    summary: dict[str, Any] = {"object_psnr": _shown(arrays["object_psnr"])}
     worst = [float(np.nanmin(x)) for x in arrays["object_psnr"] if not np.isnan(x).all()]
-    found["object_psnr"]["worst_frame"] = round(mean_error(worst)[0], 2)
-    found["object_ssim"] = _shown(arrays["object_ssim"])
+    summary["object_psnr"]["worst_frame"] = round(mean_error(worst)[0], 2)
+    summary["object_ssim"] = _shown(arrays["object_ssim"])
     for name in _MEANS:
-        found[name] = round(mean_error(thirds(arrays[name])["all"])[0], 3)
-    return found
+        summary[name] = round(mean_error(thirds(arrays[name])["all"])[0], 3)
+    return summary
 
 
 def _shown(values: np.ndarray) -> dict[str, float]:
     """Round means by thirds and over all frames, with their standard errors over clips."""
     parts = thirds(values)
-    found = {name: round(mean_error(value)[0], 2) for name, value in parts.items()}
-    return found | {"error": round(mean_error(parts["all"])[1], 2)}
+    means = {name: round(mean_error(value)[0], 2) for name, value in parts.items()}
+    return means | {"error": round(mean_error(parts["all"])[1], 2)}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class NativeDistribution(Distribution):
     native: Native | None = None
 
     def drop_extension_if_missing(self) -> None:
-        """Without the extension the rest is pure Python, and setuptools shall treat it so."""
+        """Let setuptools treat a package without the extension as pure Python, which it is."""
         if self.native is not None and self.native.extension.library is None:
             self.ext_modules: list[Extension] = []
 

@@ -11,7 +11,7 @@ from build_tools.outcome import NotBuiltError
 
 
 def named_by(variable: str) -> list[str]:
-    """The command in an environment variable, empty if there is none.
+    """Give the command in an environment variable, empty if there is none.
 
     Raises NotBuiltError if there is no such program.
     """
@@ -22,7 +22,7 @@ def named_by(variable: str) -> list[str]:
 
 
 def find_compiler() -> list[str]:
-    """The command of the C++ compiler. Raises NotBuiltError if there is none."""
+    """Find the command of the C++ compiler. Raises NotBuiltError if there is none."""
     command = named_by("CXX")
     if command:
         return command
@@ -33,7 +33,7 @@ def find_compiler() -> list[str]:
 
 
 def standard_flag(compiler: list[str]) -> str:
-    """The flag for the newest C++ standard that the compiler knows.
+    """Give the flag for the newest C++ standard that the compiler knows.
 
     Raises NotBuiltError if it knows neither C++20 nor C++17, or does not run.
     """
@@ -49,7 +49,7 @@ def standard_flag(compiler: list[str]) -> str:
 
 
 def python_include() -> str:
-    """The folder of Python.h. Raises NotBuiltError if it is not installed."""
+    """Find the folder of Python.h. Raises NotBuiltError if it is not installed."""
     include = sysconfig.get_path("include")
     if not (Path(include) / "Python.h").is_file():
         raise NotBuiltError(

@@ -42,7 +42,7 @@ def build_extension(file_name: str) -> Path:
 
 
 def cuda_of_torch() -> str | None:
-    """The CUDA version of the torch at hand; None where GENHOI_BUILD_CUDA=1 says not to look.
+    """Give the CUDA version of the torch at hand; None where GENHOI_BUILD_CUDA=1 forbids a look.
 
     Raises NotBuiltError if there is no torch that is built for CUDA.
     """

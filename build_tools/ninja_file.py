@@ -51,12 +51,12 @@ ERROR = re.compile(r"(error|fatal) *: ")
 
 
 def quoted(words: list[str]) -> str:
-    """Words of a command for the shell that ninja runs."""
+    """Quote the words of a command for the shell that ninja runs."""
     return shlex.join(words).replace("$", "$$")
 
 
 def environment_flags(name: str) -> str:
-    """An environment variable's flags for the shell that ninja runs."""
+    """Read an environment variable's flags for the shell that ninja runs."""
     return os.environ.get(name, "").replace("$", "$$")
 
 
@@ -143,7 +143,7 @@ def ninja_file(folder: Path) -> Iterator[Writer]:
 
 
 def ninja_command(folder: Path) -> list[str]:
-    """The command that builds a folder. Raises NotBuiltError if ninja is not installed."""
+    """Give the command that builds a folder. Raises NotBuiltError if ninja is not installed."""
     from ninja import BIN_DIR
 
     bundled = Path(BIN_DIR, "ninja")

@@ -31,7 +31,7 @@ class Nvcc:
 
 
 def nvcc_command() -> list[str]:
-    """nvcc by CUDACXX, else in CUDA_HOME, else on PATH. Raises NotBuiltError if there is none."""
+    """Find nvcc by CUDACXX, in CUDA_HOME or on PATH. Raises NotBuiltError if there is none."""
     command = named_by("CUDACXX")
     if command:
         return command
@@ -49,7 +49,7 @@ def nvcc_command() -> list[str]:
 
 
 def ask_nvcc(command: list[str], option: str) -> str:
-    """What nvcc prints for an option. Raises NotBuiltError if it does not run."""
+    """Read what nvcc prints for an option. Raises NotBuiltError if it does not run."""
     try:
         answer = subprocess.run([*command, option], capture_output=True, text=True)
     except OSError as error:
@@ -60,7 +60,7 @@ def ask_nvcc(command: list[str], option: str) -> str:
 
 
 def find_nvcc() -> Nvcc:
-    """The nvcc to use. Raises NotBuiltError if there is none, or if it is too old."""
+    """Find the nvcc to use. Raises NotBuiltError if there is none, or if it is too old."""
     command = nvcc_command()
     release = re.search(r"release (\d+\.\d+)", ask_nvcc(command, "--version"))
     if release is None:
@@ -73,7 +73,7 @@ def find_nvcc() -> Nvcc:
 
 
 def gpu_code_flags(nvcc: Nvcc) -> list[str]:
-    """-gencode for TORCH_CUDA_ARCH_LIST, else for CUDA_ARCHITECTURES, and PTX of the oldest.
+    """Give -gencode for TORCH_CUDA_ARCH_LIST, else for CUDA_ARCHITECTURES, and PTX of the oldest.
 
     Raises NotBuiltError if the list can't be read, or names nothing that could be compiled for.
     """
@@ -110,7 +110,7 @@ def gpu_code_flags(nvcc: Nvcc) -> list[str]:
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can still take, where the system says so."""
+    """Count the bytes that programs can still take, where the system says so."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
@@ -120,7 +120,7 @@ def free_memory() -> int | None:
 
 
 def nvcc_jobs() -> int:
-    """Runs of nvcc at a time: as many as there are cores, or memory for them."""
+    """Count the runs of nvcc at a time: as many as there are cores, or memory for them."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     memory = free_memory()

@@ -26,7 +26,7 @@ class Outcome:
 
 
 def requested(variable: str) -> bool | None:
-    """True if the variable says that its part must be built, False if not, None if it is unset.
+    """Say whether the variable wants its part built or not built; None if it is unset.
 
     Raises SetupError for any other value.
     """

@@ -8,5 +8,5 @@ PACKAGE = "genhoi_kernels"
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a version: (2, 13, 0) of "2.13.0"."""
+    """Give the numbers of a version: (2, 13, 0) of "2.13.0"."""
     return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -36,17 +36,17 @@ ISA_FLAGS = {
 
 
 def isa_of(source: Path) -> str | None:
-    """The instruction set that a source is named after, or None."""
+    """Give the instruction set that a source is named after, or None."""
     return next((isa for isa in ISA_FLAGS if source.stem.endswith(f"_{isa}")), None)
 
 
 def relative_sources(pattern: str) -> list[Path]:
-    """Files below the root, relative to it, in an order that no file system decides."""
+    """List files below the root, relative to it, in an order that no file system decides."""
     return sorted(path.relative_to(ROOT) for path in ROOT.glob(pattern))
 
 
 def sources() -> list[Path]:
-    """The extension's sources for this machine, the weakest instruction set first.
+    """List the extension's sources for this machine, the weakest instruction set first.
 
     Inline functions and templates may be compiled in several files, and the linker keeps the copy
     of the first: in this order never one that the CPU might not be able to run.
@@ -58,12 +58,12 @@ def sources() -> list[Path]:
 
 
 def cuda_sources() -> list[Path]:
-    """The CUDA library's sources."""
+    """List the CUDA library's sources."""
     return relative_sources(f"{CUDA_FOLDER.as_posix()}/**/*.cu")
 
 
 def flags_of(source: Path) -> list[str]:
-    """The flags that not all sources of the extension have."""
+    """Give the flags that not all sources of the extension have."""
     isa = isa_of(source)
     if isa:
         return ISA_FLAGS[isa]

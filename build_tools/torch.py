@@ -29,12 +29,12 @@ class Torch:
 
     @property
     def release(self) -> tuple[int, ...]:
-        """Major and minor version."""
+        """Give the major and minor version."""
         return version_numbers(self.version)[:2]
 
 
 def oldest_torch() -> tuple[int, ...]:
-    """MIN_TORCH of the package, read as text, for importing the package takes a torch.
+    """Read MIN_TORCH of the package as text, for importing the package takes a torch.
 
     Raises SetupError if it is not written as expected.
     """
@@ -49,7 +49,7 @@ MIN_TORCH = oldest_torch()
 
 
 def candidate_folders() -> Iterator[Path]:
-    """Where torch may lie: first what can be imported, then the interpreter's own folders.
+    """List where torch may lie: first what can be imported, then the interpreter's own folders.
 
     pip's build isolation hides the latter from sys.path but leaves them on disk.
     """
@@ -65,7 +65,7 @@ def candidate_folders() -> Iterator[Path]:
 
 
 def find_torch() -> Torch | None:
-    """The first torch found, or None."""
+    """Find the first torch, or None."""
     for folder in candidate_folders():
         version_file = folder / "version.py"
         if version_file.is_file():
@@ -78,7 +78,7 @@ def find_torch() -> Torch | None:
 
 
 def require_torch() -> Torch:
-    """The torch to build for. Raises NotBuiltError if there is none, or if it is too old."""
+    """Find the torch to build for. Raises NotBuiltError if there is none, or if it is too old."""
     torch = find_torch()
     if torch is None:
         raise NotBuiltError("torch was not found in the environment the package was built in")
@@ -91,7 +91,7 @@ def require_torch() -> Torch:
 
 
 def build_requirements() -> list[str]:
-    """torch, if the extension is wanted and there is no torch whose headers could be used.
+    """Ask for torch if the extension is wanted and no torch is there whose headers could be used.
 
     Only pip and its kind ask: setuptools answers their question for build requirements from
     setup_requires, while in a direct call of setup.py it would install them itself.

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
-__all__ = ["needed_for"]
+__all__ = ["how_to_install", "is_installed", "need", "needed_for"]
 
 # Name of the module to import: (package, extra of pyproject.toml that brings it).
 _EXTRAS = {
@@ -38,7 +39,25 @@ def needed_for(purpose: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in _EXTRAS:
             raise
-        package, extra = _EXTRAS[module]
-        raise ImportError(
-            f"{purpose} needs {package} (pip install 'genhoi-kernels[{extra}]')", name=module
-        ) from error
+        raise _missing(module, purpose) from error
+
+
+def need(module: str, purpose: str) -> None:
+    """Raise the ImportError of `needed_for` unless this module is installed; it is not imported."""
+    if not is_installed(module):
+        raise _missing(module, purpose)
+
+
+def is_installed(module: str) -> bool:
+    """Say whether a module can be imported, without importing it."""
+    return find_spec(module) is not None
+
+
+def how_to_install(module: str) -> str:
+    """Return the command that installs the extra which brings this module."""
+    return f"pip install 'genhoi-kernels[{_EXTRAS[module][1]}]'"
+
+
+def _missing(module: str, purpose: str) -> ImportError:
+    package = _EXTRAS[module][0]
+    return ImportError(f"{purpose} needs {package} ({how_to_install(module)})", name=module)

@@ -44,7 +44,7 @@ class FlowGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise; the last layer's weight is zero, so every gate starts at the same value."""
+        """Start every gate at the same value: the last layer's weight is zero."""
         self.norm.reset_parameters()
         self.fc1.reset_parameters()
         nn.init.zeros_(self.fc2.weight)

@@ -118,12 +118,12 @@ class VideoRope:
 
     @property
     def grid_tokens(self) -> int:
-        """The tokens of the whole grid, f * h * w."""
+        """Count the tokens of the whole grid, f * h * w."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
     def max_tokens(self) -> int:
-        """The tokens from ``token_offset`` to the end of the grid."""
+        """Count the tokens from ``token_offset`` to the end of the grid."""
         return self.grid_tokens - self.token_offset
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:
@@ -195,7 +195,7 @@ class HeadSlidingRope:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The tokens of each reference, h_r * w_r."""
+        """Count the tokens of each reference, h_r * w_r."""
         return tuple(h * w for h, w in self.ref_grids)
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:

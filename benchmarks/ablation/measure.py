@@ -177,8 +177,8 @@ def attention_mass(
     grid = STRIDES.latent_grid(f, h, w)
     hidden = token_mask(mask, grid, rule="any").view(count, 1, f, -1).double()
     out = []
-    for found in shares:
-        last = found[-1].double().nan_to_num()
+    for by_step in shares:
+        last = by_step[-1].double().nan_to_num()
         hidden_ = hidden[-len(last) :]
         by_frame = last.view(*last.shape[:2], f, -1)
         out.append((by_frame * hidden_).sum((0, 3)) / hidden_.sum((0, 3)))

@@ -150,7 +150,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run as a folder's name."""
+        """Write the run as a folder's name."""
         return f"{self.regime}-{self.variant}-s{self.seed}"
 
 

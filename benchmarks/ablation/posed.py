@@ -41,7 +41,7 @@ class PosedClips(EncodedClips):
         self._aspects: dict[int, float] = {}
 
     def has(self, name: str) -> bool:
-        """Whether a part is there; "shown", the condition with every frame given, always is."""
+        """Say whether a part is there; "shown", the condition with every frame given, always is."""
         return name == "shown" or super().has(name)
 
     def take(self, name: str, indices: Sequence[int]) -> Tensor:

@@ -38,7 +38,7 @@ class Measured:
 
     @property
     def given(self) -> list[str]:
-        """Which of "first" and "none" were measured."""
+        """Say which of "first" and "none" were measured."""
         return [g for g in ("first", "none") if f"{g}/object_psnr" in self.arrays]
 
 

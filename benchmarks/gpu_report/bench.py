@@ -66,8 +66,8 @@ def main(out: Path, work: Path, **options: Any) -> None:
 
 
 def _print(finished: Finished, rows: Sequence[dict[str, Any]]) -> None:
-    for words in (*finished.notes, *map(row_words, rows)):
-        say(words)
+    for line in (*finished.notes, *map(row_words, rows)):
+        say(line)
 
 
 def chosen_backends(out: Path, wanted: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ def main(out: Path, work: Path, tiny: bool) -> None:
 
 
 def _loads() -> bool:
-    """Whether the compiled part loads, in a new process: this one cannot load a library twice."""
+    """Say whether the compiled part loads, in a new process: this one cannot load it twice."""
     result = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True)
     if result.returncode:
         say(result.stderr.strip().splitlines()[-1])

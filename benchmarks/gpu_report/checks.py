@@ -103,7 +103,7 @@ def main(
 
 
 def _alive() -> bool:
-    """Whether no kernel of this process has faulted: after one has, every call fails."""
+    """Say whether no kernel of this process has faulted: after one, every call fails."""
     try:
         torch.cuda.synchronize(DEVICE)
     except RuntimeError:
@@ -217,12 +217,12 @@ class _Given:
         if gate:
             call |= {"gate": gk.GateWeights(*gate), "gate_reduction": "token"}
         out, lse = gk.reference_attention(**call, **self.plain, return_lse=True, backend=backend)
-        found = {"out": out, "lse": lse}
+        results = {"out": out, "lse": lse}
         if grad:
             toward = self.upstream.to(DEVICE, self.form.dtype).to(out.dtype)
             grads = torch.autograd.grad(out, list(leaves.values()), toward)
-            found |= {f"d{name}": g for name, g in zip(leaves, grads, strict=True)}
-        return {name: x.detach().double() for name, x in found.items()}
+            results |= {f"d{name}": g for name, g in zip(leaves, grads, strict=True)}
+        return {name: x.detach().double() for name, x in results.items()}
 
 
 def _row(backend: str, form: Form | None, verdict: Verdict) -> dict[str, Any]:

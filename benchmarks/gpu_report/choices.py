@@ -47,7 +47,7 @@ def fastest(rows: list[dict[str, str]]) -> Times:
 
 
 def questions(times: Times) -> list[Answer]:
-    """Inference: the forward pass; training: both."""
+    """Ask about inference, the forward pass, and about training, both."""
     answers = []
     for shape in dict.fromkeys(shape for shape, _ in times):
         forward, backward = times[shape, "forward"], times[shape, "backward"]

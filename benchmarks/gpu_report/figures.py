@@ -100,11 +100,11 @@ def _bars(ax: Axes, rows: Sequence[Row]) -> None:
     ax.invert_yaxis()
     ceiling = rows[0]["peak_tflops"]
     ax.axvline(ceiling, color=_QUIET, linewidth=1, linestyle="--")
-    words = f"matrix product {ceiling:.0f} "
-    ax.text(ceiling, len(rows) - 0.6, words, ha="right", va="bottom", fontsize=7, color=_QUIET)
+    text = f"matrix product {ceiling:.0f} "
+    ax.text(ceiling, len(rows) - 0.6, text, ha="right", va="bottom", fontsize=7, color=_QUIET)
     for place, row in zip(places, rows, strict=True):
-        words = f" {row['tflops']:.0f}  ({ms_words(row['ms'])} ms){'*' if is_apart(row) else ''}"
-        ax.text(row["tflops"], place, words, va="center", fontsize=8)
+        text = f" {row['tflops']:.0f}  ({ms_words(row['ms'])} ms){'*' if is_apart(row) else ''}"
+        ax.text(row["tflops"], place, text, va="center", fontsize=8)
     ax.set_xlim(0, 1.2 * max(ceiling, *(row["tflops"] for row in rows)))
     ax.spines[["top", "right"]].set_visible(False)
 

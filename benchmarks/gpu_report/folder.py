@@ -70,15 +70,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; an empty one if there is no file."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    assert isinstance(found, dict)
-    return found
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    assert isinstance(content, dict)
+    return content
 
 
-def write_json(path: Path, found: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object into a file, which is replaced as a whole."""
     with whole_file(path) as part:
-        part.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 @contextmanager

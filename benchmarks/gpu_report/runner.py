@@ -76,7 +76,7 @@ class Run:
 
     @property
     def was_right(self) -> bool:
-        """Whether no stage failed; to be stopped or left out for lack of time is no failure."""
+        """Say whether no stage failed; to be stopped or left out for lack of time is none."""
         return all(stage.outcome != "failed" for stage in self._ended)
 
     def all(self, groups: Sequence[Group]) -> None:

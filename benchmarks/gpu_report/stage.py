@@ -53,5 +53,5 @@ def say(*words: object) -> None:
 
 
 def is_emulated() -> bool:
-    """Whether the GPU is an emulated one, whose times say nothing."""
+    """Say whether the GPU is an emulated one, whose times say nothing."""
     return not is_hardware(DEVICE)

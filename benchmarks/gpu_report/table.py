@@ -89,11 +89,11 @@ def times(rows: Sequence[dict[str, str]]) -> Iterator[str]:
     cases: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         cases[row["suite"], row["shape"], row["direction"]].append(row)
-    for (suite, shape, direction), found in cases.items():
+    for (suite, shape, direction), rows_of_case in cases.items():
         yield f"{suite}, {shape}, {direction}:"
-        peers = [row for row in found if not is_ours(row) and _ms(row) and _is_same(row)]
+        peers = [row for row in rows_of_case if not is_ours(row) and _ms(row) and _is_same(row)]
         best = min(peers, key=lambda row: _ms(row) or 0.0, default=None)
-        for row in found:
+        for row in rows_of_case:
             yield "  " + _line(row, best)
 
 
@@ -124,18 +124,18 @@ def ms_words(ms: float) -> str:
 
 
 def is_apart(row: dict[str, Any]) -> bool:
-    """Whether the row was timed in a stage without peers, for its setting."""
+    """Say whether the row was timed in a stage without peers, for its setting."""
     return bool(row["setting"])
 
 
 def is_ours(row: dict[str, Any]) -> bool:
-    """Whether the row is a contender of this project."""
+    """Say whether the row is a contender of this project."""
     return backend_of(row["contender"]) is not None or row["contender"].startswith("genhoi")
 
 
 def _is_same(row: dict[str, str]) -> bool:
-    """Whether the peer computes the op's function."""
-    return not any(words in row["contender"] for words in ("no mask", "bare traffic"))
+    """Say whether the peer computes the op's function."""
+    return not any(phrase in row["contender"] for phrase in ("no mask", "bare traffic"))
 
 
 def _ms(row: dict[str, str]) -> float | None:

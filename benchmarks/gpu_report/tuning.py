@@ -53,7 +53,7 @@ def main(out: Path, work: Path, tiny: bool, compile_only: bool, head_dims: tuple
 
 
 def _compile(shape: Shape, *, tiny: bool) -> None:
-    """What Triton specialises on has no sequence length in it: a small call compiles for all."""
+    """Compile by a small call: Triton specialises on no sequence length, so it serves all."""
     small = dataclasses.replace(shape, grid=(2, 8, 16), ref_grid=(4, 8))
     every = [(key, config) for key in _keys(shape) for config in candidates(key.kernel, key.arch)]
     if tiny:
@@ -116,7 +116,7 @@ def _time(out: Path, shape: Shape, *, tiny: bool) -> None:
 
 
 def calls(shape: Shape) -> tuple[Any, Any]:
-    """A forward pass, and ones with backward passes that run every kernel with candidates."""
+    """Give a forward pass, and ones with backward passes that run every kernel with candidates."""
     draw = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(tokens: int) -> Tensor:

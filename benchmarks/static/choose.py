@@ -50,7 +50,7 @@ def choose(key: Key) -> tuple[Config | None, list[str]]:
 
 
 def _compiled(key: Key, candidate: Config) -> Iterator[Compiled]:
-    """With all extras first: it is the one that spills."""
+    """Compile with all extras first: that is the one that spills."""
     arch, kernel, itemsize, head_dim, _ = key
     with configs.trying(key, candidate):
         for extras in sorted(shipped.EXTRAS[kernel], reverse=True):

@@ -189,7 +189,7 @@ def _read_nvidia(binary: Any, log: str) -> dict[str, Any]:
 
 
 def is_pipelined(function: Function) -> bool:
-    """Whether tiles are copied to shared memory ahead of the products that take them.
+    """Say whether tiles are copied to shared memory ahead of the products that take them.
 
     In a loop that is, copies are issued both before it, for the first passes, and in it; or
     other warps issue them, in a loop without products.
@@ -208,8 +208,8 @@ def _read_amd(binary: Any, log: str) -> dict[str, Any]:
     listing = binary.asm["amdgcn"]
 
     def number(name: str) -> int:
-        found = re.findall(rf"\.{name}:\s+(\d+)", listing)
-        return max(map(int, found), default=0)
+        numbers = re.findall(rf"\.{name}:\s+(\d+)", listing)
+        return max(map(int, numbers), default=0)
 
     return {
         "registers": number("vgpr_count"),

@@ -97,8 +97,10 @@ def _is_bound(name: str) -> bool:
 
 
 def _issued(row: Row, products: int, direction: str, comparable: bool) -> Row:
-    """Instructions that an SM's warps issue for 128 queries x 64 keys, and over FlashAttention-2's
-    for as many matrix products."""
+    """Count the instructions that an SM's warps issue for 128 queries x 64 keys.
+
+    They are compared with FlashAttention-2's for as many matrix products.
+    """
     queries, keys, _ = map(int, row["tile"].split("x"))
     issued = row["loop_ins"] * row["warps"] / row["tiles_per_pass"] * _TILE / (queries * keys)
     known: Row = {"issued": round(issued)}

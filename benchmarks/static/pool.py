@@ -33,7 +33,9 @@ def list_variants(source: str) -> list[Variant]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "triton":
             raise
-        raise ImportError("compiling needs triton: pip install 'triton>=3.6'") from error
+        raise ImportError(
+            "compiling needs triton (pip install 'genhoi-kernels[triton]')"
+        ) from error
 
 
 def compile_all(

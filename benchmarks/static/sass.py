@@ -100,7 +100,7 @@ class Function:
 
     @property
     def registers(self) -> int:
-        """The registers that the instructions name: a thread has at least that many."""
+        """Count the registers that the instructions name: a thread has at least that many."""
         numbers = [int(n) for line in self.instructions for n in _REGISTER.findall(line)]
         return 1 + max(numbers, default=0)
 

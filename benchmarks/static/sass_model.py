@@ -114,7 +114,7 @@ class Work:
 
     @property
     def matrix_instructions(self) -> int:
-        """Products and the loads of their operands; the rest is softmax, addresses and control."""
+        """Count products and loads of operands; the rest is softmax, addresses and control."""
         return self.classes["HMMA"] + self.classes["HGMMA"] + self.classes["LDSM"]
 
 

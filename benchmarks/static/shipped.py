@@ -49,7 +49,7 @@ TOKENS, REF_TOKENS = 32760, 1280
 
 
 def variants() -> list[Variant]:
-    """Those of the table, in bfloat16; float16 differs in the names of instructions only.
+    """List the table's variants, in bfloat16; float16 differs in the names of instructions only.
 
     float32 is not among them: each product is made of three, which spills registers. It is there
     for tests and small models, and not fast.
@@ -63,7 +63,7 @@ def variants() -> list[Variant]:
 
 
 def variants_of(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[Variant]:
-    """Each kernel, bare and with everything that can be asked of it."""
+    """List each kernel, bare and with everything that can be asked of it."""
     for kernel in KERNELS:
         for extras in EXTRAS[kernel]:
             yield from kernel_variants(kernel, arch, dtype, head_dim, extras=extras)
@@ -73,7 +73,10 @@ def variants_of(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[Varian
 def kernel_variants(
     kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras: bool
 ) -> Iterator[Variant]:
-    """One attention kernel; extras: references of two objects, mask, bias, token gate, dlse."""
+    """List an attention kernel's variants.
+
+    Extras are references of two objects, mask, bias, token gate and dlse.
+    """
     launch = _launch(kernel, arch, dtype, head_dim, extras=extras)
     name = f"{kernel}+extras" if extras and len(EXTRAS[kernel]) > 1 else kernel
     # The loop of reference_keys skips tiles of queries, and is not pipelined for it.
@@ -110,7 +113,7 @@ def _launch(kernel: str, arch: str, dtype: torch.dtype, head_dim: int, *, extras
 
 
 def prologue_variants(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[Variant]:
-    """Norm and rotation of the video's tokens, of a reference's, and the way back."""
+    """List norm and rotation of the video's tokens, of a reference's, and the way back."""
     x = torch.empty(1, TOKENS, HEADS, head_dim, device=META, dtype=dtype)
     ref = torch.empty(1, REF_TOKENS, HEADS, head_dim, device=META, dtype=dtype)
     weight = torch.empty(HEADS * head_dim, device=META)
@@ -131,7 +134,7 @@ def prologue_variants(arch: str, dtype: torch.dtype, head_dim: int) -> Iterator[
 def _example(
     dtype: torch.dtype, head_dim: int, *, extras: bool
 ) -> tuple[AttentionCall, AttentionTensors]:
-    """A call of the size of a real clip; q, k and v are chunks of one projection."""
+    """Make a call of the size of a real clip; q, k and v are chunks of one projection."""
     fused = torch.empty(1, TOKENS, 3, HEADS, head_dim, device=META, dtype=dtype)
     q, k, v = fused.unbind(2)
     ref = torch.empty(1, REF_TOKENS, HEADS, head_dim, device=META, dtype=dtype)

@@ -71,7 +71,9 @@ def _tool(name: str) -> str:
         folders.append(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
     path = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
     if path is None:
-        raise FileNotFoundError(f"no {name}: it comes with triton, pip install 'triton>=3.6'")
+        raise FileNotFoundError(
+            f"no {name}: it comes with triton (pip install 'genhoi-kernels[triton]')"
+        )
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from genhoi._extras import need, needed_for
 from genhoi.bases.base import TEXT_TOKENS, Base, Offload
 
 __all__ = ["WanBase", "locate_base", "read_config"]
@@ -76,8 +76,7 @@ class WanBase(Base):
 
     def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
         """Load them into the pipeline through peft."""
-        if find_spec("peft") is None:
-            raise ImportError("video_lora needs peft: pip install peft")
+        need("peft", "video_lora")
         if not any(Path(folder).glob("*.safetensors")):
             raise FileNotFoundError(
                 f"video_lora: there is no .safetensors file in {os.fspath(folder)}; wanted the "
@@ -182,8 +181,9 @@ def locate_base(base: str | os.PathLike[str]) -> Path:
             f"base: there is no folder {name}; wanted one of a diffusers Wan image-to-video "
             f"pipeline ({_SUGGESTED_SIZE}), or the name of one on the Hugging Face Hub"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    with needed_for("a base of the Hugging Face Hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))

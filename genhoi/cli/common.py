@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ __all__ = [
     "PATH",
     "bytes_text",
     "free_targets",
-    "need_matplotlib",
     "parse_size",
     "plain_errors",
     "progress_bar",
@@ -75,12 +73,6 @@ def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
             raise FileExistsError(f"--out: {target} exists already; --force overwrites it")
         check_target(target, overwrite=force)
     return targets
-
-
-def need_matplotlib() -> None:
-    """Raise ImportError with what to do unless figures can be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib")
 
 
 def parse_size(size: str) -> tuple[int, int]:

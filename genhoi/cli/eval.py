@@ -12,10 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from genhoi._extras import need
 from genhoi.cli.common import (
     PATH,
     free_targets,
-    need_matplotlib,
     plain_errors,
     progress_bar,
     repeat_command,
@@ -83,7 +83,7 @@ def eval_command(**options: Any) -> None:
     """
     console = Console()
     with plain_errors():
-        need_matplotlib()
+        need("matplotlib", "drawing")
         names = "eval.csv", "eval.png", "eval.json"
         targets = free_targets(options["out"], *names, force=options["force"])
         cases = _cases(options)

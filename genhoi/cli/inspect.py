@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from genhoi._extras import need
 from genhoi.cli.common import (
     DTYPES,
     PATH,
     free_targets,
-    need_matplotlib,
     parse_size,
     plain_errors,
     progress_bar,
@@ -95,7 +95,7 @@ def inspect(
     """
     console = Console()
     with plain_errors():
-        need_matplotlib()
+        need("matplotlib", "drawing")
         picture, numbers = free_targets(out, "inspect.png", "inspect.json", force=force)
         with console.status("Reading the clip"):
             clip, (inside,) = read_clip_and_masks(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 import torch
 from rich.console import Console
 
+from genhoi._extras import how_to_install, is_installed, need
 from genhoi.cli.common import PATH, bytes_text, plain_errors
 from genhoi.cli.train_flags import setting_flags, setting_text
 from genhoi.cli.train_screen import Screen, StepsShown
@@ -130,14 +130,11 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
 
 
 def _check_packages(config: TrainConfig) -> None:
-    for needed, package, what in (
-        (True, "accelerate", "training"),
-        (bool(config.video_rank), "peft", "video_rank"),
-        (config.data == "synthetic", "skimage", "data synthetic"),
-    ):
-        if needed and find_spec(package) is None:
-            name = {"skimage": "scikit-image"}.get(package, package)
-            raise ImportError(f"{what} needs {name}: pip install {name}")
+    need("accelerate", "training")
+    if config.video_rank:
+        need("peft", "video_rank")
+    if config.data == "synthetic":
+        need("skimage", "data synthetic")
 
 
 def _dry_run(config: TrainConfig) -> None:
@@ -196,8 +193,9 @@ def _run(
         seed=config.seed,
     )
     screen.line(f"Base: {base.about}.")
-    if find_spec("tensorboard") is None:
-        screen.line("TensorBoard's files are not written; metrics.csv is. pip install tensorboard")
+    if not is_installed("tensorboard"):
+        how = how_to_install("tensorboard")
+        screen.line(f"TensorBoard's files are not written ({how}); metrics.csv is.")
     with screen.stopping("Interrupted while encoding; nothing of it is kept."):
         base.encoders_to(accelerator.device)
         clips = _encode(screen, config, base, dataset, latents)

@@ -99,7 +99,7 @@ class ClipDataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what samples leave out of the files.
+        """Say in sentences what samples leave out of the files.
 
         Lengths and files are known from the start. That a mask is empty, or was partly cut off by
         the resizing, is known, and added, once this process has read the clip.

@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.media import Clip, check_target, write_clip, write_image, write_mask
 
 __all__ = ["SyntheticClip", "make_hoi_clip", "write_hoi_clip"]
@@ -122,13 +123,8 @@ def write_hoi_clip(folder: str | Path, made: SyntheticClip, *, overwrite: bool =
 
 @cache
 def _photograph(name: str) -> Image.Image:
-    try:
+    with needed_for("the synthetic clip, made from photographs,"):
         from skimage import data
-    except ImportError as error:
-        raise ImportError(
-            "the synthetic clip is made from photographs that scikit-image carries: "
-            "pip install scikit-image"
-        ) from error
     return Image.fromarray(getattr(data, name)())
 
 

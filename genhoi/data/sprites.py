@@ -18,6 +18,8 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from genhoi._extras import needed_for
+
 __all__ = ["LETTERS", "PHOTOGRAPHS", "SPRITE_SIDE", "Split", "background", "sprite"]
 
 Split = Literal["train", "test"]
@@ -48,13 +50,8 @@ _PHOTO_SIDE = 256
 @cache
 def _photograph(name: str) -> Image.Image:
     """Read a photograph's middle, square, RGB."""
-    try:
+    with needed_for("data synthetic"):
         folder = files("skimage") / "data"
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "synthetic clips are made from photographs that scikit-image carries: "
-            "pip install scikit-image"
-        ) from error
     image = Image.open(str(folder / name)).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.conditioning.condition import paint_grey
 from genhoi.media import (
     Clip,
@@ -71,9 +72,11 @@ def draw_contact_sheet(
 
     Raises:
         FileExistsError: the target exists and `overwrite` is False.
+        ImportError: matplotlib is not installed.
         ValueError: an edit of another length or size than the source.
     """
-    from matplotlib.figure import Figure
+    with needed_for("drawing"):
+        from matplotlib.figure import Figure
 
     for row in edits:
         if row.clip.frames.shape != source.frames.shape:

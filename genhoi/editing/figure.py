@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.media import Clip, atomic_path
 
 __all__ = ["draw_attention", "frame_means"]
@@ -46,10 +47,8 @@ def draw_attention(
         ImportError: matplotlib is not installed.
         FileExistsError: the target exists and `overwrite` is False.
     """
-    try:
+    with needed_for("drawing"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib") from error
     maps = _by_frame(shares)
     known = [frame for frame in maps if not maps[frame].isnan().all()]
     picks = (

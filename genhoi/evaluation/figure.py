@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.evaluation.columns import COLUMNS, REGIONS
 from genhoi.evaluation.measure import CaseResult, Evaluation
 from genhoi.evaluation.summary import over_cases, summarise
@@ -56,10 +57,8 @@ def draw_evaluation(path: Path, evaluation: Evaluation, *, overwrite: bool = Fal
         ImportError: matplotlib is not installed.
         FileExistsError: the target exists and `overwrite` is False.
     """
-    try:
+    with needed_for("drawing"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib") from error
     panels = _panels(evaluation)
     worst = _worst(evaluation)
     # Heights in inches, so that frames of any aspect are shown undistorted.

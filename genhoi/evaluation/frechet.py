@@ -35,7 +35,9 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 def frechet_of_features(a: Tensor, b: Tensor) -> float:
-    """`frechet_distance` of the Gaussians with the means and covariances of two sets of features.
+    """Give the `frechet_distance` of two sets of features, taken for Gaussians.
+
+    Each has the mean and covariance of its set.
 
     Args:
         a: floating point [N, D], N at least 2.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genhoi._extras import needed_for
 from genhoi.media import fit_image
 from genhoi.media.image import BACKGROUND
 
@@ -114,10 +115,8 @@ class Clip2Vector:
     def __init__(self, folder: Path, *, device: str | torch.device = "cpu") -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"CLIP model: there is no folder {folder}")
-        try:
+        with needed_for("CLIP"):
             import transformers
-        except ImportError as error:
-            raise ImportError("CLIP needs transformers: pip install transformers") from error
         kind: Any = transformers.CLIPModel
         try:
             self.model = kind.from_pretrained(folder, local_files_only=True)
@@ -239,7 +238,7 @@ def on_grey(image: Tensor, inside: Tensor) -> Tensor:
 
 
 def _planes(frames: Tensor, device: torch.device) -> Tensor:
-    """float32 [F, 3, H, W], -1 to 1."""
+    """Convert to float32 [F, 3, H, W], -1 to 1."""
     return frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genhoi._extras import needed_for
 from genhoi.conditioning.grid import STRIDES
 from genhoi.inspection.inspect import Inspection, ScheduleResult, schedule_name
 from genhoi.inspection.summary import dtype_name
@@ -58,10 +59,8 @@ def draw_inspection(path: str | Path, inspection: Inspection, *, overwrite: bool
 
 
 def _figure(inspection: Inspection) -> Any:
-    try:
+    with needed_for("drawing"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install matplotlib") from error
     frames = _shown_frames(inspection)
     maps = inspection.schedules[:_SHOWN_MAPS]
     # Heights in inches, so that clips of any aspect are shown undistorted and texts keep their

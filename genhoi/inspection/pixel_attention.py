@@ -56,7 +56,7 @@ class PixelAttention:
 
     @property
     def rope(self) -> VideoRope:
-        """Rotation of the clip's tokens."""
+        """Make the rotation of the clip's tokens."""
         return VideoRope(self.grid, head_dim=self.head_dim)
 
     def ref_rope(self, schedule: FrameSchedule, first_head: int) -> HeadSlidingRope:

@@ -42,17 +42,17 @@ class Clip:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames F."""
+        """Count the frames, F."""
         return self.frames.shape[0]
 
     @property
     def height(self) -> int:
-        """Rows of a frame, in pixels."""
+        """Count the rows of a frame, in pixels."""
         return self.frames.shape[1]
 
     @property
     def width(self) -> int:
-        """Columns of a frame, in pixels."""
+        """Count the columns of a frame, in pixels."""
         return self.frames.shape[2]
 
 

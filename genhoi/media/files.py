@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from genhoi._extras import needed_for
 from genhoi_kernels.files import whole_file
 
 __all__ = [
@@ -121,7 +122,8 @@ def one_after_the_other(target: Path) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock of this name; BlockingIOError if another program does and `wait` is False."""
-    from filelock import FileLock, Timeout  # not needed for clips and images
+    with needed_for("sharing files between programs"):  # clips and images do without it
+        from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

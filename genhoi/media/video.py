@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from genhoi._extras import needed_for
 from genhoi.media.clip import DEFAULT_FPS, Clip
 
 __all__ = ["MAX_GIF_FPS", "count_packets", "decode", "frame_rate", "write_gif", "write_video"]
@@ -121,10 +122,8 @@ def write_gif(path: Path, clip: Clip) -> None:
 
 def _pyav() -> ModuleType:
     """Import PyAV where a video is: models and still images do without it."""
-    try:
+    with needed_for("reading and writing videos"):
         import av
-    except ModuleNotFoundError as error:
-        raise ImportError("reading and writing videos needs PyAV: pip install av") from error
     return av
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from genhoi._extras import needed_for
 from genhoi.models.adapter_config import CONFIG_NAME, AdapterConfig
 from genhoi.models.placement import local_weight
 from genhoi.models.registry import model_of
@@ -134,7 +135,8 @@ class GenHOIAdapter(nn.Module):
         Raises:
             OSError: the folder cannot be written.
         """
-        from safetensors.torch import save_file
+        with needed_for("saving an adapter"):
+            from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,12 +168,14 @@ class GenHOIAdapter(nn.Module):
             ValueError: files of another format or version, or weights that do not fit the
                 configuration.
         """
-        from safetensors.torch import load_file
+        with needed_for("loading an adapter"):
+            from safetensors.torch import load_file
 
         def locate(name: str) -> Path:
             if Path(name_or_folder).is_dir():
                 return Path(name_or_folder, name)
-            from huggingface_hub import hf_hub_download
+            with needed_for("an adapter of the Hugging Face Hub"):
+                from huggingface_hub import hf_hub_download
 
             path = hf_hub_download(
                 str(name_or_folder),
@@ -217,7 +221,8 @@ class GenHOIAdapter(nn.Module):
         Returns:
             The commit's address.
         """
-        from huggingface_hub import HfApi
+        with needed_for("pushing to the Hugging Face Hub"):
+            from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

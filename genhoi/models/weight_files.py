@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genhoi._extras import needed_for
+
 __all__ = ["load_weights"]
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -56,7 +58,8 @@ def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights: no such file: {path}")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        with needed_for("a .safetensors file"):
+            from safetensors.torch import load_file
 
         return load_file(path)
     if path.suffix not in _PICKLES:

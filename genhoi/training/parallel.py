@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from genhoi._extras import needed_for
 from genhoi.models.registry import model_of
 from genhoi.training.config import TrainConfig
 
@@ -36,11 +37,9 @@ def make_accelerator(config: TrainConfig, *, cpu: bool = False) -> Accelerator:
         ImportError: accelerate is not installed.
         ValueError: the launcher has a way of its own to share the work.
     """
-    try:
+    with needed_for("training"):
         from accelerate import Accelerator
         from accelerate.utils import DistributedType
-    except ImportError as error:
-        raise ImportError("training needs accelerate: pip install accelerate") from error
     accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     own = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in own:

@@ -90,8 +90,10 @@ def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:
 
 
 def _merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under the model's own names, with peft's low-rank weights added (alpha is the rank, so there
-    is no factor)."""
+    """Name weights as the model does, and add peft's low-rank ones.
+
+    Alpha is the rank, so there is no factor.
+    """
     merged = {}
     for name, weight in weights.items():
         if _A in name or _B in name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genhoi._extras import needed_for
 from genhoi.models.adapter import GenHOIAdapter
 
 __all__ = ["add_low_rank", "freeze_unused", "load_adapter"]
@@ -21,10 +22,8 @@ def add_low_rank(transformer: Any, projections: str, rank: int) -> None:
     Raises:
         ImportError: peft is not installed.
     """
-    try:
+    with needed_for("video_rank"):
         from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("video_rank needs peft: pip install peft") from error
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
     for weight in transformer.parameters():
         if weight.requires_grad:

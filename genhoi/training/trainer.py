@@ -86,7 +86,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """One run.
+    """Trains an adapter: one run.
 
     Args:
         config: its settings.

@@ -126,7 +126,7 @@ _H100 = "NVIDIA H100 80GB HBM3"
 def _on_h100(
     generation: Generation, order: str, times: str, *, training: bool
 ) -> tuple[Choice, Choice]:
-    """An entry for the GPU where ``times`` were taken, and one for others of its architecture."""
+    """Make an entry for the GPU that gave ``times``, and one for others of its architecture."""
     how = (
         f"make gpu-report, 2026-11-27, {_H100}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of "
         f"the rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: "

@@ -87,7 +87,7 @@ def choose_part(problem: Problem) -> Part:
 
 
 def _spaced(indices: Tensor, count: int) -> Tensor:
-    """`count` of the indices, evenly spaced, both ends included."""
+    """Pick `count` of the indices, evenly spaced, both ends included."""
     if len(indices) <= count:
         return indices
     return indices[torch.linspace(0, len(indices) - 1, count).round().long()]

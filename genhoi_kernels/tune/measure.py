@@ -140,7 +140,7 @@ def _time(
     refusals: dict[str, str],
     end: float,
 ) -> dict[str, Timings]:
-    """Time the backends that are right; why not, of the others, goes to ``refusals``."""
+    """Time the backends that are right; ``refusals`` gets why the others are not."""
     if not names:
         return {}
     problem = Problem(question.shape, question.dtype, direction, question.device)

@@ -49,7 +49,7 @@ class Problem:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """q, k, v, k_ref and v_ref."""
+        """Give q, k, v, k_ref and v_ref."""
         return [self.q, self.k, self.v, self.k_ref, self.v_ref]
 
 

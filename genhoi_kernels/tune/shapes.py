@@ -37,16 +37,16 @@ class Shape:
 
     @property
     def n(self) -> int:
-        """Video tokens, N."""
+        """Count the video tokens, N."""
         return math.prod(self.grid)
 
     @property
     def m(self) -> int:
-        """Reference tokens, M."""
+        """Count the reference tokens, M."""
         return math.prod(self.ref_grid)
 
     def mask(self) -> Tensor:
-        """Which video tokens see the reference, ``[1, N]`` bool: a box that moves over the frames.
+        """Mark the video tokens that see the reference, ``[1, N]`` bool: a box that moves.
 
         In every frame the box is contiguous in rows and columns, as a hand with an object is.
         """
@@ -63,7 +63,7 @@ class Shape:
         return mask.view(1, -1)
 
     def pairs(self) -> int:
-        """Useful (query, key) pairs of one head: all video pairs, and those the mask lets see."""
+        """Count a head's useful (query, key) pairs: the video's, and those the mask lets see."""
         return self.n * self.n + int(self.mask().sum()) * self.m
 
     def describe(self) -> str:

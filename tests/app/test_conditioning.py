@@ -46,13 +46,13 @@ def test_latent_mask_written_out() -> None:
     """Against loops over the definition, two samples at once."""
     draw = torch.Generator().manual_seed(1)
     mask = torch.rand(2, F, H, W, generator=draw) < 0.5
-    found = latent_mask(mask)
-    assert found.shape == (2, 4, 3, H // 8, W // 8) and found.dtype == torch.float32
+    latent = latent_mask(mask)
+    assert latent.shape == (2, 4, 3, H // 8, W // 8) and latent.dtype == torch.float32
     for b in range(2):
         for t in range(3):
             for c in range(4):
                 frame = 0 if t == 0 else 4 * t - 3 + c
-                assert torch.equal(found[b, c, t], mask[b, frame, ::8, ::8].float())
+                assert torch.equal(latent[b, c, t], mask[b, frame, ::8, ::8].float())
 
 
 def test_latent_mask_agrees_with_the_gates_rule() -> None:

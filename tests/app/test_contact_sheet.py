@@ -22,9 +22,9 @@ def clip(value: int, frames: int = 5, size: tuple[int, int] = (32, 48)) -> Clip:
 def colors(path: Path) -> set[tuple[int, ...]]:
     """Those of large areas."""
     with Image.open(path) as image:
-        found = image.convert("RGB").getcolors(1 << 24)
-    assert found is not None
-    return {color for count, color in found if count > 2000}
+        counts = image.convert("RGB").getcolors(1 << 24)
+    assert counts is not None
+    return {color for count, color in counts if count > 2000}
 
 
 def test_source_mask_and_edits_are_in_it(tmp_path: Path) -> None:
@@ -52,10 +52,12 @@ def test_the_command_fits_the_source_to_the_edits(tmp_path: Path) -> None:
     media.write_clip(tmp_path / "edited.mp4", clip(200))
     media.write_image(tmp_path / "mug.png", torch.full((20, 30, 3), 77, dtype=torch.uint8))
     paths = {"source": "source.mp4", "mask": "mask.mp4", "out": "sheet.png"}
-    words = [word for name, file in paths.items() for word in (f"--{name}", f"{tmp_path}/{file}")]
-    words += ["--edited", f"{tmp_path}/mug.png", f"{tmp_path}/edited.mp4"]
-    result = CliRunner().invoke(contact_sheet.main, words)
+    arguments = [
+        word for name, file in paths.items() for word in (f"--{name}", f"{tmp_path}/{file}")
+    ]
+    arguments += ["--edited", f"{tmp_path}/mug.png", f"{tmp_path}/edited.mp4"]
+    result = CliRunner().invoke(contact_sheet.main, arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "sheet.png").is_file()
-    again = CliRunner().invoke(contact_sheet.main, words)
+    again = CliRunner().invoke(contact_sheet.main, arguments)
     assert again.exit_code == 1 and "exists already" in again.output

@@ -62,12 +62,12 @@ def test_a_missing_scikit_image_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def without_skimage(name, *rest, **named):  # type: ignore[no-untyped-def]
         if name.startswith("skimage"):
-            raise ImportError("no skimage here")
+            raise ModuleNotFoundError("no skimage here", name=name)
         return real(name, *rest, **named)
 
     cup._photograph.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without_skimage)
-    with pytest.raises(ImportError, match="pip install scikit-image"):
+    with pytest.raises(ImportError, match=r"needs scikit-image \(pip install"):
         cup._photograph("coffee")
 
 

@@ -68,8 +68,8 @@ def frames_of(files: Path) -> torch.Tensor:
 
 def edited_hash(files: Path, out: str = "out") -> str:
     """A hash of the edited frames before a lossy codec took them, whose bytes may differ."""
-    found: str = json.loads((files / out / "edit.json").read_text())["edited_frames_sha256"]
-    return found
+    digest: str = json.loads((files / out / "edit.json").read_text())["edited_frames_sha256"]
+    return digest
 
 
 def refused(result: Result, *words: str) -> None:
@@ -87,8 +87,8 @@ def refused(result: Result, *words: str) -> None:
 def test_files_in_files_out(files: Path) -> None:
     result = run(*arguments(files))
     assert result.exit_code == 0, result.output
-    for words in ("UNTRAINED", "frame 0 is generated too", "the first 9 of 11", "edited.mp4"):
-        assert words in result.output
+    for phrase in ("UNTRAINED", "frame 0 is generated too", "the first 9 of 11", "edited.mp4"):
+        assert phrase in result.output
     out = files / "out"
     assert sorted(p.name for p in out.iterdir()) == RESULTS
     edited = media.read_clip(out / "edited.mp4")
@@ -132,11 +132,11 @@ def test_the_record_repeats_the_edit(files: Path) -> None:
     assert record["keep_background"] is True and record["first_frame_given"] is True
     assert record["settings"]["strengths"] == [2.0, 0.5]
     assert record["attachment"]["schedule"] == -1.0
-    words = shlex.split(record["repeat"])
-    assert words[0] == "genhoi"
+    command = shlex.split(record["repeat"])
+    assert command[0] == "genhoi"
     first = edited_hash(files)
-    refused(run(*words[1:]), "exists already; --force")
-    assert run(*words[1:], "--force").exit_code == 0
+    refused(run(*command[1:]), "exists already; --force")
+    assert run(*command[1:], "--force").exit_code == 0
     assert edited_hash(files) == first
 
 
@@ -169,8 +169,8 @@ def test_dry_run_computes_and_writes_nothing(files: Path) -> None:
     for base in ("tiny", "tiny-untrained", str(save_tiny_base(files / "base"))):
         result = run(*arguments(files, "--base", base, "--dry-run"))
         assert result.exit_code == 0, result.output
-        for words in ("2: frames 0-4, 4-8", "2 x 2 x 3 = 12", "parameters", "about", "48x32"):
-            assert words in result.output
+        for phrase in ("2: frames 0-4, 4-8", "2 x 2 x 3 = 12", "parameters", "about", "48x32"):
+            assert phrase in result.output
         assert not (files / "out").exists()
 
 
@@ -179,9 +179,9 @@ def test_dry_run_computes_and_writes_nothing(files: Path) -> None:
 
 def start(files: Path) -> subprocess.Popen[bytes]:
     """An edit of many steps, in a process of its own, once it has finished its first window."""
-    words = arguments(files, "--steps", "25", "--out", f"{files}/killed")
+    options = arguments(files, "--steps", "25", "--out", f"{files}/killed")
     process = subprocess.Popen(
-        [sys.executable, "-m", "genhoi.cli", *words],
+        [sys.executable, "-m", "genhoi.cli", *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -214,13 +214,13 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
     assert [p.name for p in killed.iterdir()] == [".unfinished"]
     assert (killed / ".unfinished" / "job.json").exists()
 
-    words = arguments(files, "--steps", "25", "--out", f"{files}/killed")
-    refused(run(*words, "--seed", "1"), "unfinished edit with other inputs or settings")
+    options = arguments(files, "--steps", "25", "--out", f"{files}/killed")
+    refused(run(*options, "--seed", "1"), "unfinished edit with other inputs or settings")
     (killed / ".unfinished" / ".window-0001.12345678.tmp.npy").write_text("cut off")
     # As if it had been killed while writing the results.
     (killed / "edited.mp4").write_text("of the same edit")
     (killed / ".edited.12345678.tmp.mp4").write_text("cut off")
-    result = run(*words)
+    result = run(*options)
     assert result.exit_code == 0, result.output
     record = json.loads((killed / "edit.json").read_text())
     assert record["windows_of_an_earlier_run"] == 1

@@ -73,8 +73,8 @@ def run(*words: str) -> Result:
 
 
 def record_of(files: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((files / "out" / "eval.json").read_text("utf-8"))
-    return found
+    record: dict[str, Any] = json.loads((files / "out" / "eval.json").read_text("utf-8"))
+    return record
 
 
 def rows_of(files: Path) -> list[dict[str, str]]:
@@ -98,7 +98,7 @@ def test_a_case_of_folders(files: Path) -> None:
     more = ["--object", f"{files}/object.png", "--object-mask", f"{files}/object_mask"]
     result = run(*arguments(files, *more))
     assert result.exit_code == 0, result.output
-    for words in (
+    for phrase in (
         "inside mask: empty in 1 of 6 frames",
         "outside mask: identical in 6 of 6 frames",
         "lpips: not measured: needs",
@@ -106,7 +106,7 @@ def test_a_case_of_folders(files: Path) -> None:
         "fvd: not measured: needs",
         "28.13",
     ):
-        assert words in result.output
+        assert phrase in result.output
     out = files / "out"
     assert sorted(p.name for p in out.iterdir()) == ["eval.csv", "eval.json", "eval.png"]
     with Image.open(out / "eval.png") as image:
@@ -137,9 +137,9 @@ def test_a_case_of_folders(files: Path) -> None:
 def test_the_record_repeats_it(files: Path) -> None:
     assert run(*arguments(files, "--frames", "4")).exit_code == 0
     first = record_of(files)
-    words = shlex.split(first["repeat"])
-    assert words[:2] == ["genhoi", "eval"]
-    assert run(*words[1:], "--force").exit_code == 0
+    command = shlex.split(first["repeat"])
+    assert command[:2] == ["genhoi", "eval"]
+    assert run(*command[1:], "--force").exit_code == 0
     assert record_of(files) == first
     assert "first 4 of 6" in " ".join(first["cases"][0]["notes"])
     assert first["not_measured"]["colour"].endswith("(--object)")
@@ -173,9 +173,9 @@ def test_several_cases(files: Path) -> None:
     assert [(row["case"], row["frame"]) for row in rows] == frames
     record = record_of(files)
     a, b = (case["metrics"]["psnr_frame"]["mean"] for case in record["cases"])
-    found = record["mean_over_cases"]["psnr_frame"]["mean"]
-    assert found["mean"] == pytest.approx((a + b) / 2)
-    assert found["standard_error"] == pytest.approx(abs(a - b) / 2)
+    psnr = record["mean_over_cases"]["psnr_frame"]["mean"]
+    assert psnr["mean"] == pytest.approx((a + b) / 2)
+    assert psnr["standard_error"] == pytest.approx(abs(a - b) / 2)
     assert record["mean_over_cases"]["colour"]["mean"]["cases"] == 1
 
 
@@ -197,11 +197,11 @@ def test_small_and_odd(size: tuple[int, int, int], tmp_path: Path) -> None:
     truth = torch.randint(0, 245, (*size, 3), generator=draw, dtype=torch.uint8)
     mask = torch.ones(size, dtype=torch.bool)
     case = Case("small", Clip(truth + 10), Clip(truth), mask, object=truth[0])
-    found = evaluate([case])
-    draw_evaluation(tmp_path / "eval.png", found)
-    summary = summarise("psnr_mask", found.cases[0].curves["psnr_mask"])
+    evaluation = evaluate([case])
+    draw_evaluation(tmp_path / "eval.png", evaluation)
+    summary = summarise("psnr_mask", evaluation.cases[0].curves["psnr_mask"])
     assert summary.mean == pytest.approx(TEN_DB, abs=1e-3)
-    assert summarise("psnr_background", found.cases[0].curves["psnr_background"]).mean is None
+    assert summarise("psnr_background", evaluation.cases[0].curves["psnr_background"]).mean is None
 
 
 # ----------------------------------------------------------------------------------- from Python
@@ -213,29 +213,29 @@ def test_evaluate_in_chunks_is_evaluate_at_once() -> None:
     mask = torch.cat([region()] * 4)
     calls = []
     case = Case("long", Clip(result), Clip(truth), mask, object=truth[0])
-    found = genhoi.evaluate([case], progress=lambda *call: calls.append(call))
+    evaluation = genhoi.evaluate([case], progress=lambda *call: calls.append(call))
     assert calls == [("long", n, 24) for n in (8, 16, 24)]
     short = evaluate([Case("part", Clip(result[7:9]), Clip(truth[7:9]), mask[7:9], truth[0])])
     for name, curve in short.cases[0].curves.items():
         torch.testing.assert_close(
-            found.cases[0].curves[name][7:9], curve, equal_nan=True, rtol=0, atol=1e-12
+            evaluation.cases[0].curves[name][7:9], curve, equal_nan=True, rtol=0, atol=1e-12
         )
-    assert list(found.cases[0].curves) == [
+    assert list(evaluation.cases[0].curves) == [
         name for name in COLUMNS if name in short.cases[0].curves
     ]
-    worst = found.cases[0].worst
+    worst = evaluation.cases[0].worst
     assert worst is not None
-    assert worst.psnr == float(found.cases[0].curves["psnr_mask"].nan_to_num(999).min())
+    assert worst.psnr == float(evaluation.cases[0].curves["psnr_mask"].nan_to_num(999).min())
     assert torch.equal(worst.truth, truth[worst.index])
 
 
 def test_summaries() -> None:
     nan = float("nan")
-    found = summarise("lpips_frame", torch.tensor([nan, 0.2, 0.4, 0.1], dtype=torch.float64))
-    assert found.worst == pytest.approx(0.4) and found.worst_frame == 2, "lower is better"
-    assert found.frames == 3 and found.empty == 1 and found.capped == 0
-    found = summarise("ssim_mask", torch.full((3,), nan, dtype=torch.float64))
-    assert found.mean is None and found.worst_frame is None and found.empty == 3
+    summary = summarise("lpips_frame", torch.tensor([nan, 0.2, 0.4, 0.1], dtype=torch.float64))
+    assert summary.worst == pytest.approx(0.4) and summary.worst_frame == 2, "lower is better"
+    assert summary.frames == 3 and summary.empty == 1 and summary.capped == 0
+    summary = summarise("ssim_mask", torch.full((3,), nan, dtype=torch.float64))
+    assert summary.mean is None and summary.worst_frame is None and summary.empty == 3
     assert over_cases([None, None]) is None
     spread = over_cases([1.0, None, 3.0])
     assert spread is not None and (spread.mean, spread.standard_error, spread.cases) == (2, 1, 2)
@@ -362,17 +362,17 @@ def test_video_features(tmp_path: Path) -> None:
     torch.testing.assert_close(network(frames), torch.ones(3))
     with pytest.raises(ValueError, match="does not take a clip of 4 frames"):
         network(frames[:4])
-    found = Video2Vector(save_script(tmp_path / "i3d.pt", TinyI3D()))(frames)
-    assert found.shape == (6,)
+    features = Video2Vector(save_script(tmp_path / "i3d.pt", TinyI3D()))(frames)
+    assert features.shape == (6,)
 
 
 def test_clip_embeddings(tmp_path: Path) -> None:
     embed = Clip2Vector(save_clip(tmp_path / "clip"))
-    found = embed([scene()[0], scene()[0], scene(1)[0, :20, :11]])
-    assert found.shape == (3, 8)
-    torch.testing.assert_close(found[0], found[1])
-    assert float(found[0] @ found[2]) < 1 - 1e-4
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    embeddings = embed([scene()[0], scene()[0], scene(1)[0, :20, :11]])
+    assert embeddings.shape == (3, 8)
+    torch.testing.assert_close(embeddings[0], embeddings[1])
+    assert float(embeddings[0] @ embeddings[2]) < 1 - 1e-4
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
 
 
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,12 +420,12 @@ def test_other_lengths(files: Path) -> None:
     assert "1 + 4 n" not in result.output
     refused(run(*arguments(files, truth="four")), "has 6 frames, want 4", "--frames 4")
     refused(run(*arguments(files, "--frames", "5", truth="four")), "has only 4 frames, want 5")
-    for words in ("result", "5"):
-        result = run(*arguments(files, "--frames", words, "--force", result="five"))
+    for frames in ("result", "5"):
+        result = run(*arguments(files, "--frames", frames, "--force", result="five"))
         assert result.exit_code == 0, result.output
         assert len(rows_of(files)) == 5 and "first 5 of 6" in result.output
-    for words in ("0", "-1", "many"):
-        refused(run(*arguments(files, "--frames", words, "--force")), "want a number from 1 on")
+    for frames in ("0", "-1", "many"):
+        refused(run(*arguments(files, "--frames", frames, "--force")), "want a number from 1 on")
     media.write_mask(files / "short", region()[:3])
     refused(run(*arguments(files, "--force", "--mask", f"{files}/short")), "has 3 frames; want 6")
 

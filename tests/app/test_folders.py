@@ -112,8 +112,8 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
         gone.rename(gone.with_name("elsewhere"))
     with pytest.raises(FileNotFoundError, match="4 files are missing") as caught:
         ClipDataset(find_clips(tmp_path))
-    for words in ("a: mask: ", "b: video: ", "d: video: ", "d: mask: ", "c: no picture"):
-        assert f"  {words}" in str(caught.value)
+    for fault in ("a: mask: ", "b: video: ", "d: video: ", "d: mask: ", "c: no picture"):
+        assert f"  {fault}" in str(caught.value)
 
 
 def test_folders_that_hold_no_clip(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_faults_of_a_csv_are_named_at_once(tmp_path: Path) -> None:
     path.write_text("video,mask,prompt\na,,x\nb,m,one,two\n,m,y\n")
     with pytest.raises(ValueError, match="3 faults") as caught:
         find_clips(path)
-    for words in ("line 2: no mask", "line 3: more cells than columns", "line 4: no video"):
-        assert words in str(caught.value)
+    for fault in ("line 2: no mask", "line 3: more cells than columns", "line 4: no video"):
+        assert fault in str(caught.value)
     path.write_text("video,mask\n")
     with pytest.raises(ValueError, match="a header without a row"):
         find_clips(path)
@@ -386,5 +386,8 @@ def test_a_real_clip(shared: Path) -> None:
     assert sample.clip.frames.shape == (9, 96, 160, 3)
     assert 0.03 < sample.mask.float().mean() < 0.16
     assert len(dataset.notes) == 3  # source.mp4 not read, frames cut, size
-    (cut,) = ClipDataset([replace(clip, object=None)], frames=9, object_from_mask=True)
-    assert min(cut.object.shape[:2]) > 32 and (cut.object == 128).all(-1).float().mean() < 0.6
+    (from_mask,) = ClipDataset([replace(clip, object=None)], frames=9, object_from_mask=True)
+    assert (
+        min(from_mask.object.shape[:2]) > 32
+        and (from_mask.object == 128).all(-1).float().mean() < 0.6
+    )

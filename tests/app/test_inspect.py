@@ -41,40 +41,40 @@ def still_scene(
 
 
 @pytest.fixture(scope="module")
-def found() -> Inspection:
+def inspection() -> Inspection:
     return inspect_clip(*still_scene(), heads=6, head_dim=16, timing_repeats=1)
 
 
-def is_rounding(found: Inspection, value: float) -> bool:
+def is_rounding(inspection: Inspection, value: float) -> bool:
     """0, but for the eager backend, whose sums depend on the width of the logits."""
-    return value == 0 or (found.environment["backend"] == "eager" and value < 1e-5)
+    return value == 0 or (inspection.environment["backend"] == "eager" and value < 1e-5)
 
 
-def test_grid_and_tokens(found: Inspection) -> None:
-    assert found.grid == (6, 3, 5)
-    assert found.ref_grid == (3, 5)
+def test_grid_and_tokens(inspection: Inspection) -> None:
+    assert inspection.grid == (6, 3, 5)
+    assert inspection.ref_grid == (3, 5)
     want = torch.zeros(6, 3, 5, dtype=torch.bool)
     want[1:, 1, 2:4] = True
-    assert torch.equal(found.tokens, want)
+    assert torch.equal(inspection.tokens, want)
 
 
-def test_background_and_frame_0_never_see_the_reference(found: Inspection) -> None:
-    for result in found.schedules:
-        assert is_rounding(found, result.background_max)
-        assert is_rounding(found, float(result.mass[~found.tokens].abs().max()))
-        assert (result.mass[found.tokens] > 0.001).all()
+def test_background_and_frame_0_never_see_the_reference(inspection: Inspection) -> None:
+    for result in inspection.schedules:
+        assert is_rounding(inspection, result.background_max)
+        assert is_rounding(inspection, float(result.mass[~inspection.tokens].abs().max()))
+        assert (result.mass[inspection.tokens] > 0.001).all()
         assert result.curve[0] is None
 
 
-def test_spread_is_largest_over_smallest_frame(found: Inspection) -> None:
-    for result in found.schedules:
-        by_frame = [result.mass[t][found.tokens[t]].mean().item() for t in range(1, 6)]
+def test_spread_is_largest_over_smallest_frame(inspection: Inspection) -> None:
+    for result in inspection.schedules:
+        by_frame = [result.mass[t][inspection.tokens[t]].mean().item() for t in range(1, 6)]
         assert result.curve[1:] == pytest.approx(by_frame, rel=1e-4)
         assert result.spread == pytest.approx(max(by_frame) / min(by_frame), rel=1e-4)
 
 
-def test_sliding_heads_balance_what_a_fixed_frame_does_not(found: Inspection) -> None:
-    fixed, paper, release = found.schedules
+def test_sliding_heads_balance_what_a_fixed_frame_does_not(inspection: Inspection) -> None:
+    fixed, paper, release = inspection.schedules
     assert fixed.spread > 1.3
     assert paper.spread < 1 + 0.5 * (fixed.spread - 1)
     assert release.spread < 1 + 0.5 * (fixed.spread - 1)
@@ -82,51 +82,55 @@ def test_sliding_heads_balance_what_a_fixed_frame_does_not(found: Inspection) ->
     assert paper.head_frames == (0, 1, 2, 3, 4, 5)
 
 
-def test_shares_equal_those_of_the_whole_attention_matrix(found: Inspection) -> None:
+def test_shares_equal_those_of_the_whole_attention_matrix(inspection: Inspection) -> None:
     """The module never builds it; here, at a small size, it is built in float64."""
     run = PixelAttention(
-        features=pixel_features(found.clip.frames),
-        ref_features=pixel_features(found.reference[None]),
-        grid=found.grid,
+        features=pixel_features(inspection.clip.frames),
+        ref_features=pixel_features(inspection.reference[None]),
+        grid=inspection.grid,
         heads=6,
         head_dim=16,
         dtype=torch.float64,
         backend="eager",
-        gate=mask_gate(found),
+        gate=mask_gate(inspection),
         seed=0,
     )
     qk, _, k_ref, _ = run.projected(0, 6)
-    for result in found.schedules:
-        q = apply_rope(qk, VideoRope(found.grid, head_dim=16))[0]
+    for result in inspection.schedules:
+        q = apply_rope(qk, VideoRope(inspection.grid, head_dim=16))[0]
         slide = HeadSlidingRope(
-            found.grid, (found.ref_grid,), head_dim=16, num_heads=6, schedule=result.schedule
+            inspection.grid,
+            (inspection.ref_grid,),
+            head_dim=16,
+            num_heads=6,
+            schedule=result.schedule,
         )
         r = apply_rope(k_ref, slide)[0]
         video = torch.einsum("nhd,mhd->hnm", q, q) / 4
         to_ref = torch.einsum("nhd,mhd->hnm", q, r) / 4
-        to_ref[:, ~found.tokens.flatten()] = -torch.inf
+        to_ref[:, ~inspection.tokens.flatten()] = -torch.inf
         share = torch.cat([video, to_ref], -1).softmax(-1)[..., video.shape[-1] :].sum(-1).mean(0)
         torch.testing.assert_close(result.mass.flatten(), share.float(), atol=2e-6, rtol=1e-4)
 
 
-def mask_gate(found: Inspection) -> MaskGate:
-    return MaskGate.build(found.tokens.view(1, -1))
+def mask_gate(inspection: Inspection) -> MaskGate:
+    return MaskGate.build(inspection.tokens.view(1, -1))
 
 
 def test_a_token_likes_the_object_better_than_a_token_of_another_colour() -> None:
     clip, mask, picture = still_scene()
     clip.frames[:, 16:32, 48:64] = torch.tensor([20, 60, 220], dtype=torch.uint8)
-    found = inspect_clip(clip, mask, picture, heads=6, head_dim=16, timing_repeats=0)
-    alike, unlike = found.schedules[1].mass[1:, 1, 2], found.schedules[1].mass[1:, 1, 3]
+    inspection = inspect_clip(clip, mask, picture, heads=6, head_dim=16, timing_repeats=0)
+    alike, unlike = inspection.schedules[1].mass[1:, 1, 2], inspection.schedules[1].mass[1:, 1, 3]
     assert (alike > 2 * unlike).all()
-    assert found.timing is None
+    assert inspection.timing is None
 
 
 def test_frames_without_a_masked_token_have_no_value() -> None:
     clip, mask, picture = still_scene()
     mask[5:13] = False
-    found = inspect_clip(clip, mask, picture, heads=2, head_dim=16, timing_repeats=0)
-    assert [value is None for value in found.schedules[0].curve] == [
+    inspection = inspect_clip(clip, mask, picture, heads=2, head_dim=16, timing_repeats=0)
+    assert [value is None for value in inspection.schedules[0].curve] == [
         True,
         False,
         True,
@@ -136,13 +140,15 @@ def test_frames_without_a_masked_token_have_no_value() -> None:
     ]
 
 
-def test_times_and_surroundings_are_reported(found: Inspection) -> None:
-    timing = found.timing
+def test_times_and_surroundings_are_reported(inspection: Inspection) -> None:
+    timing = inspection.timing
     assert timing is not None
     assert min(timing.op, timing.op_with_rotation, timing.sdpa) > 0
     assert (timing.heads, timing.repeats) == (2, 1)
     assert timing.mask_bytes == 4 * 90 * (90 + 15)
-    assert {"backend", "torch", "threads", "device", "genhoi_kernels"} <= set(found.environment)
+    assert {"backend", "torch", "threads", "device", "genhoi_kernels"} <= set(
+        inspection.environment
+    )
 
 
 def test_progress_counts_up_to_the_end() -> None:
@@ -158,44 +164,48 @@ def test_progress_counts_up_to_the_end() -> None:
     assert {total for _, total in seen} == {len(seen)}
 
 
-def test_the_summary_is_json_with_the_numbers(found: Inspection, tmp_path: Path) -> None:
-    path = genhoi.write_summary(tmp_path / "inspect.json", found)
+def test_the_summary_is_json_with_the_numbers(inspection: Inspection, tmp_path: Path) -> None:
+    path = genhoi.write_summary(tmp_path / "inspect.json", inspection)
     numbers = json.loads(path.read_text())
     assert numbers["grid"] == [6, 3, 5]
     assert numbers["video_tokens"] == 90
     assert [s["schedule"] for s in numbers["schedules"]] == [-1.0, "paper", "release"]
-    assert numbers["schedules"][0]["spread"] == found.schedules[0].spread
-    assert numbers["background_exactly_zero"] is all(s.background_max == 0 for s in found.schedules)
+    assert numbers["schedules"][0]["spread"] == inspection.schedules[0].spread
+    assert numbers["background_exactly_zero"] is all(
+        s.background_max == 0 for s in inspection.schedules
+    )
     with pytest.raises(FileExistsError):
-        genhoi.write_summary(path, found)
+        genhoi.write_summary(path, inspection)
 
 
 def test_the_picture_is_drawn_whole_or_not_at_all(
-    found: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inspection: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = genhoi.draw_inspection(tmp_path / "inspect.png", found)
+    path = genhoi.draw_inspection(tmp_path / "inspect.png", inspection)
     with Image.open(path) as image:
         assert image.width > 1000 and image.height > 800
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        genhoi.draw_inspection(tmp_path / "second.png", found)
+        genhoi.draw_inspection(tmp_path / "second.png", inspection)
     assert [p.name for p in tmp_path.iterdir()] == ["inspect.png"]
     with pytest.raises(ValueError, match=r"ending in \.png"):
-        genhoi.draw_inspection(tmp_path / "inspect.pdf", found)
+        genhoi.draw_inspection(tmp_path / "inspect.pdf", inspection)
 
 
 @pytest.mark.parametrize("slowest", [None, 1.3e-6, 1.7e-4, 0.0997, 0.62, 75.0])
-def test_no_texts_of_the_picture_overlap(found: Inspection, slowest: float | None) -> None:
+def test_no_texts_of_the_picture_overlap(inspection: Inspection, slowest: float | None) -> None:
     """Also where an attention call took another time, in seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     from genhoi.inspection.figure import _figure
 
-    if slowest is not None and found.timing is not None:
+    if slowest is not None and inspection.timing is not None:
         times = {"sdpa": slowest, "op": slowest / 3, "op_with_rotation": slowest / 2}
-        found = dataclasses.replace(found, timing=dataclasses.replace(found.timing, **times))
-    figure = _figure(found)
+        inspection = dataclasses.replace(
+            inspection, timing=dataclasses.replace(inspection.timing, **times)
+        )
+    figure = _figure(inspection)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     # matplotlib keeps the numbers of an axis that is switched off, but does not draw them.
@@ -252,7 +262,7 @@ def test_a_real_clip() -> None:
     assert clip.frames.shape == (81, 272, 480, 3)
     share = mask.float().mean((1, 2))
     assert 0.05 < share.min() and share.max() < 0.16
-    found = inspect_clip(
+    inspection = inspect_clip(
         genhoi.resize_clip(clip, (128, 224)),
         genhoi.resize_mask(mask, (128, 224)),
         genhoi.read_image(REAL / "object.png"),
@@ -260,7 +270,7 @@ def test_a_real_clip() -> None:
         head_dim=32,
         timing_repeats=0,
     )
-    fixed, paper, release = found.schedules
+    fixed, paper, release = inspection.schedules
     assert fixed.spread > 1.7
     assert max(paper.spread, release.spread) < 0.75 * fixed.spread
-    assert all(is_rounding(found, result.background_max) for result in found.schedules)
+    assert all(is_rounding(inspection, result.background_max) for result in inspection.schedules)

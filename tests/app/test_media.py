@@ -315,5 +315,8 @@ def test_only_videos_need_pyav(tmp_path: Path) -> None:
         f"try: genhoi.read_clip({str(tmp_path / 'clip.mp4')!r})\n"
         "except ImportError as error: print(error)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "reading and writing videos needs PyAV: pip install av"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    sentence = "reading and writing videos needs av (pip install 'genhoi-kernels[video]')"
+    assert finished.stdout.strip() == sentence

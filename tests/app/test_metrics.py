@@ -67,8 +67,8 @@ def test_identical_pixels_are_capped_and_empty_regions_are_nan() -> None:
     region[1, 2, 3] = True
     error = squared_error(frames, frames)
     assert region_psnr(error).tolist() == [PSNR_CAP] * 3
-    found = region_psnr(error, region)
-    assert found.isnan().tolist() == [True, False, True]
+    psnr = region_psnr(error, region)
+    assert psnr.isnan().tolist() == [True, False, True]
     assert region_mean(ssim_map(frames, frames), region).isnan().tolist() == [True, False, True]
 
 
@@ -85,7 +85,7 @@ def test_ssim_agrees_with_scikit_image_inside(size: tuple[int, int]) -> None:
     truth = noise(2, *size)
     change = torch.randint(-40, 40, truth.shape, generator=draw)
     result = (truth.int() + change).clamp(0, 255).to(torch.uint8)
-    found = ssim_map(result, truth)
+    ssim = ssim_map(result, truth)
     for i in range(2):
         _, want = metrics.structural_similarity(
             result[i].numpy(),
@@ -99,7 +99,7 @@ def test_ssim_agrees_with_scikit_image_inside(size: tuple[int, int]) -> None:
         )
         inside = slice(5, -5), slice(5, -5)
         torch.testing.assert_close(
-            found[i][inside], torch.from_numpy(want).mean(dim=-1)[inside], atol=1e-6, rtol=0
+            ssim[i][inside], torch.from_numpy(want).mean(dim=-1)[inside], atol=1e-6, rtol=0
         )
 
 
@@ -116,8 +116,8 @@ def test_ssim_of_uniform_frames_is_the_luminance_term() -> None:
     a, b = torch.full((1, 20, 20, 3), 50, dtype=torch.uint8), torch.full((1, 20, 20, 3), 150)
     c1 = (0.01 * 255) ** 2
     want = (2 * 50 * 150 + c1) / (50**2 + 150**2 + c1)
-    found = ssim_map(a, b.to(torch.uint8))
-    torch.testing.assert_close(found, torch.full_like(found, want), atol=1e-7, rtol=0)
+    ssim = ssim_map(a, b.to(torch.uint8))
+    torch.testing.assert_close(ssim, torch.full_like(ssim, want), atol=1e-7, rtol=0)
 
 
 def test_thirds() -> None:
@@ -140,12 +140,12 @@ def test_the_picture_itself_is_entirely_similar(similarity: Similarity) -> None:
     picture = noise(24, 31)
     region = torch.zeros(3, 24, 31, dtype=torch.bool)
     region[0], region[2, 5:15, 5:20] = True, True
-    found = similarity(picture.expand(3, -1, -1, -1), region, picture)
-    assert found.dtype == torch.float64 and found.shape == (3,)
-    assert found[0] == pytest.approx(1, abs=1e-9)
-    assert found[1].isnan() and 0 < found[2] < 1
+    similar = similarity(picture.expand(3, -1, -1, -1), region, picture)
+    assert similar.dtype == torch.float64 and similar.shape == (3,)
+    assert similar[0] == pytest.approx(1, abs=1e-9)
+    assert similar[1].isnan() and 0 < similar[2] < 1
     again = similarity(picture.expand(3, -1, -1, -1), region, picture)
-    assert torch.equal(found[[0, 2]], again[[0, 2]])
+    assert torch.equal(similar[[0, 2]], again[[0, 2]])
 
 
 def test_colours_fall_gradually_as_they_move_apart() -> None:
@@ -176,9 +176,9 @@ def test_texture_knows_orientation_and_smoothness() -> None:
     flat = torch.full((40, 40, 3), 90, dtype=torch.uint8)
     frames = torch.stack([across, down, flat])
     region = torch.ones(3, 40, 40, dtype=torch.bool)
-    found = texture_similarity(frames, region, across, region[0])
-    assert found[0] == pytest.approx(1, abs=1e-9)
-    assert found[1] < 0.1 and found[2] < 0.1
+    similar = texture_similarity(frames, region, across, region[0])
+    assert similar[0] == pytest.approx(1, abs=1e-9)
+    assert similar[1] < 0.1 and similar[2] < 0.1
     assert float(texture_similarity(flat[None], region[:1], flat + 20)) == pytest.approx(1)
 
 
@@ -219,10 +219,10 @@ def test_frechet_distance_of_gaussians_that_commute() -> None:
     turn = torch.linalg.qr(
         torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     )[0]
-    found = frechet_distance(
+    distance = frechet_distance(
         turn @ mean, turn @ a.diag() @ turn.T, torch.zeros(3).double(), turn @ b.diag() @ turn.T
     )
-    assert found == pytest.approx(want, rel=1e-9)
+    assert distance == pytest.approx(want, rel=1e-9)
 
 
 def test_frechet_distance_of_full_covariances() -> None:

@@ -47,9 +47,9 @@ def wan(folder: Path) -> GenHOIPipeline:
 
 @pytest.fixture(params=["tiny", "wan"])
 def pipeline(request: pytest.FixtureRequest) -> GenHOIPipeline:
-    found = request.getfixturevalue(request.param)
-    assert isinstance(found, GenHOIPipeline)
-    return found
+    chosen = request.getfixturevalue(request.param)
+    assert isinstance(chosen, GenHOIPipeline)
+    return chosen
 
 
 def clip(frames: int = F) -> Clip:
@@ -75,11 +75,11 @@ def test_clip_to_clip(pipeline: GenHOIPipeline) -> None:
     """Length, size and rate stay; the same seed gives the same clip, and every input matters."""
     before = pipeline.attachment.reference_passes
     settings = FAST | ({"prompt": "a cup"} if pipeline.base.takes_text else {})
-    found = pipeline(clip(), box(), picture(), **settings)
-    assert found.frames.shape == (F, H, W, 3) and found.frames.dtype == torch.uint8
-    assert found.fps == 12
+    edited = pipeline(clip(), box(), picture(), **settings)
+    assert edited.frames.shape == (F, H, W, 3) and edited.frames.dtype == torch.uint8
+    assert edited.fps == 12
     assert pipeline.attachment.reference_passes == before + 1, "once for both windows"
-    assert torch.equal(pipeline(clip(), box(), picture(), **settings).frames, found.frames)
+    assert torch.equal(pipeline(clip(), box(), picture(), **settings).frames, edited.frames)
     first = picture(5).repeat(2, 4, 1)[:H, :W].contiguous()
     of_texts: list[dict[str, Any]] = [
         {"guidance": 1.0},
@@ -94,19 +94,21 @@ def test_clip_to_clip(pipeline: GenHOIPipeline) -> None:
         *(of_texts if pipeline.base.takes_text else []),
     ):
         assert not torch.equal(
-            pipeline(clip(), box(), picture(), **settings | other).frames, found.frames
+            pipeline(clip(), box(), picture(), **settings | other).frames, edited.frames
         ), other
     # float32 pictures of the object leave traces below the 8 bits of a random VAE.
     if pipeline.base.trained is False:
-        assert not torch.equal(pipeline(clip(), box(), picture(2), **settings).frames, found.frames)
+        assert not torch.equal(
+            pipeline(clip(), box(), picture(2), **settings).frames, edited.frames
+        )
 
 
 def test_windows_join_at_the_last_frame(tiny: GenHOIPipeline) -> None:
     """A window by itself, given the last frame of the one before, is that window of a long clip."""
     seen: list[Progress] = []
-    found = tiny(clip(), box(), picture(), **FAST, callback=seen.append).frames
+    edited = tiny(clip(), box(), picture(), **FAST, callback=seen.append).frames
     short = tiny(Clip(clip().frames[:5], 12), box(frames=5), picture(), **FAST).frames
-    assert torch.equal(found[:5], short)
+    assert torch.equal(edited[:5], short)
     assert [(p.window, p.step) for p in seen] == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert [p.done for p in seen] == [0.25, 0.5, 0.75, 1.0]
     assert all(p.seconds_left is not None and p.seconds_left >= 0 for p in seen)
@@ -115,8 +117,8 @@ def test_windows_join_at_the_last_frame(tiny: GenHOIPipeline) -> None:
 
 def test_a_shorter_last_window(tiny: GenHOIPipeline) -> None:
     before = tiny.attachment.reference_passes
-    found = tiny(clip(13), box(frames=13), picture(), **FAST | {"window": 9})
-    assert found.num_frames == 13
+    edited = tiny(clip(13), box(frames=13), picture(), **FAST | {"window": 9})
+    assert edited.num_frames == 13
     assert tiny.attachment.reference_passes == before + 2, "another grid, other rotations"
 
 
@@ -190,8 +192,8 @@ def test_parts_of_another_edit_are_refused(
         tiny(clip(), box(), picture(), **FAST | change, parts=tmp_path)
     with pytest.raises(FileExistsError, match="other inputs"):
         tiny(clip(), box(0), picture(), **FAST, parts=tmp_path)
-    found = tiny(clip(), box(), picture(), **FAST | change, parts=tmp_path, discard_parts=True)
-    assert torch.equal(found.frames, tiny(clip(), box(), picture(), **FAST | change).frames)
+    edited = tiny(clip(), box(), picture(), **FAST | change, parts=tmp_path, discard_parts=True)
+    assert torch.equal(edited.frames, tiny(clip(), box(), picture(), **FAST | change).frames)
 
 
 def test_parts_of_other_weights_are_refused(tiny: GenHOIPipeline, tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_euler_steps_against_diffusers(guidance: float) -> None:
     model, sigmas = Linear(), noise_levels(4, 5.0)
     x = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     text, no_text = torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.25)
-    found = denoise(
+    denoised = denoise(
         WanModel(model),
         x,
         torch.zeros(1, 3, 2, 2, 2),
@@ -265,7 +267,7 @@ def test_euler_steps_against_diffusers(guidance: float) -> None:
         v, v0 = (low * 0.5).float(), (low * 0.25).float()
         v = v0 + guidance * (v - v0)
         wanted = scheduler.step(v, t, wanted, return_dict=False)[0]
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(denoised, wanted, rtol=1e-5, atol=1e-5)
     assert len(model.calls) == (4 if guidance == 1 else 8), "one branch without guidance"
     # Exact timesteps although the model is in bfloat16, which would make 937.5 of them 936.
     assert {dtype for dtype, _ in model.calls} == {torch.float32}
@@ -312,9 +314,9 @@ def test_another_mask_keeps_keys_and_values() -> None:
         handle.set_mask(none)
         third = model(**inputs(model))[0]
         assert handle.reference_passes == 1
-        for mask, found in ((some_tokens(), first), (some_tokens(seed=9), second), (none, third)):
+        for mask, output in ((some_tokens(), first), (some_tokens(seed=9), second), (none, third)):
             handle.set_reference([reference()], mask)
-            assert torch.equal(model(**inputs(model))[0], found)
+            assert torch.equal(model(**inputs(model))[0], output)
 
 
 def test_the_callers_adapter_stays_as_it_is() -> None:
@@ -436,12 +438,12 @@ def test_keep_background(size: tuple[int, int], edge: int) -> None:
     edited = 255 - source
     mask = torch.zeros(2, *size, dtype=torch.bool)
     mask[:, 4:12, 4:12] = True
-    found = keep_background(edited, source, mask)
-    assert torch.equal(found[mask], edited[mask])
+    kept = keep_background(edited, source, mask)
+    assert torch.equal(kept[mask], edited[mask])
     beyond = 12 + edge
-    assert torch.equal(found[:, beyond:], source[:, beyond:])
-    assert torch.equal(found[:, :, beyond:], source[:, :, beyond:])
-    change = found[:, 6, 12:beyond].float() - source[:, 6, 12:beyond].float()
+    assert torch.equal(kept[:, beyond:], source[:, beyond:])
+    assert torch.equal(kept[:, :, beyond:], source[:, :, beyond:])
+    change = kept[:, 6, 12:beyond].float() - source[:, 6, 12:beyond].float()
     whole = edited[:, 6, 12:beyond].float() - source[:, 6, 12:beyond].float()
     share = (change * whole).sum((0, 2)) / (whole**2).sum((0, 2))
     assert (share.diff() < 1e-2).all() and share[0] > 0.75 and share[-1] < 0.25
@@ -529,9 +531,9 @@ def test_attention_to_the_objects(options: dict[str, Any]) -> None:
 def test_attention_comes_with_the_last_step(tiny: GenHOIPipeline, steps: int) -> None:
     seen: list[Progress] = []
     more: dict[str, Any] = {"steps": steps, "attention_layer": 1, "callback": seen.append}
-    found = tiny(clip(), box(), picture(), **FAST | more)
+    edited = tiny(clip(), box(), picture(), **FAST | more)
     plain = tiny(clip(), box(), picture(), **FAST | {"steps": steps})
-    assert torch.equal(found.frames, plain.frames), "looking changes nothing"
+    assert torch.equal(edited.frames, plain.frames), "looking changes nothing"
     assert [p.attention is not None for p in seen] == ([False] * (steps - 1) + [True]) * 2
     first, second = (p.attention for p in seen if p.attention is not None)
     assert first.shape == (2, 2, 3)

@@ -19,7 +19,7 @@ from support.command_lines import command_line
 from support.tiny_training import FRAMES, SMALL, checkpoint, curve, free_port, small_base
 from test_folders import make_clip
 
-from genhoi import GenHOIAdapter
+from genhoi import GenHOIAdapter, _extras
 from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
@@ -83,7 +83,7 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = run(*command)
     assert result.exit_code == 0, result.output
-    for words in (
+    for phrase in (
         "clip2: the first 18 of 19 frames, 1 cut.",
         "UNTRAINED",
         "Encoding 4 clips",
@@ -92,9 +92,9 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
         f"Adapter: {out}",
         f"genhoi edit --base tiny-untrained --adapter {out / 'adapter'} --video V --mask M",
     ):
-        assert words in result.output, result.output
-    found = {path.name for path in out.iterdir()}
-    assert found >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
+        assert phrase in result.output, result.output
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
     assert GenHOIAdapter.from_pretrained(out / "adapter").config.rank == 32
     assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4]
     # A picture, and three times four frames, with gaps; two clips below each other.
@@ -191,14 +191,14 @@ def test_settings_file(command: list[str], tmp_path: Path) -> None:
     assert (config.steps, config.learning_rate, config.seed) == (1, 3e-3, 3)
     assert (config.flow_gate, config.queries_keys, config.schedule) == (None, False, -1.0)
     assert list(config.given) == ["none", "first"]
-    found = GenHOIAdapter.from_pretrained(tmp_path / "run" / "adapter").config
-    assert (found.flow_gate, found.schedule) == (None, -1.0)
+    adapter_config = GenHOIAdapter.from_pretrained(tmp_path / "run" / "adapter").config
+    assert (adapter_config.flow_gate, adapter_config.schedule) == (None, -1.0)
 
 
 def test_every_setting_has_a_flag_with_words() -> None:
-    words = " ".join(run("train", "--help").output.split())
+    help_text = " ".join(run("train", "--help").output.split())
     for item in dataclasses.fields(TrainConfig):
-        _, _, rest = words.partition(f" --{item.name.replace('_', '-')} ")
+        _, _, rest = help_text.partition(f" --{item.name.replace('_', '-')} ")
         own = rest.partition(" --")[0] if item.type != "bool" else rest.partition("[default")[0]
         assert len(own.split()) > 3, item.name
 
@@ -207,9 +207,11 @@ def test_dry_run(command: list[str], tmp_path: Path) -> None:
     result = run(*command, "--dry-run")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "run").exists()
-    words = " ".join(result.output.replace("│", " ").split())
+    output = " ".join(result.output.replace("│", " ").split())
     parameters = sum(p.numel() for p in small_base().transformer.parameters())
-    assert f"{parameters:,} parameters" in words and "3 x 2 x 2 = 12, and 4 of the object" in words
+    assert (
+        f"{parameters:,} parameters" in output and "3 x 2 x 2 = 12, and 4 of the object" in output
+    )
     run(*command, "--steps", "1")
     config = read_config(tmp_path / "run" / "config.yaml", {})
     weights = [x for n, x in checkpoint(tmp_path / "run", 1).items() if n.startswith("weight/")]
@@ -263,17 +265,30 @@ def test_a_prompt_for_a_base_without_text(command: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("package", "changes"),
-    [("accelerate", []), ("peft", ["--video-rank", "2"]), ("skimage", ["--data", "synthetic"])],
+    ("module", "changes", "sentence"),
+    [
+        ("accelerate", [], "training needs accelerate (pip install 'genhoi-kernels[wan]')"),
+        (
+            "peft",
+            ["--video-rank", "2"],
+            "video_rank needs peft (pip install 'genhoi-kernels[train]')",
+        ),
+        (
+            "skimage",
+            ["--data", "synthetic"],
+            "data synthetic needs scikit-image (pip install 'genhoi-kernels[train]')",
+        ),
+    ],
 )
 def test_missing_packages(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, package: str, changes: list[str]
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    changes: list[str],
+    sentence: str,
 ) -> None:
-    from genhoi.cli import train as train_cli
-
-    monkeypatch.setattr(train_cli, "find_spec", lambda name: None if name == package else object())
-    name = {"skimage": "scikit-image"}.get(package, package)
-    refused(run(*command, *changes), f"pip install {name}")
+    monkeypatch.setattr(_extras, "is_installed", lambda name: name != module)
+    refused(run(*command, *changes), sentence)
 
 
 def test_synthetic_clips(tmp_path: Path) -> None:

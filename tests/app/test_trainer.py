@@ -50,10 +50,10 @@ def stop_at(step: int) -> Any:
 
 
 def same_checkpoints(one: Path, other: Path, step: int = 5) -> None:
-    found, wanted = checkpoint(one, step), checkpoint(other, step)
-    assert found.keys() == wanted.keys()
+    state, wanted = checkpoint(one, step), checkpoint(other, step)
+    assert state.keys() == wanted.keys()
     for name, x in wanted.items():
-        assert torch.equal(found[name], x), name
+        assert torch.equal(state[name], x), name
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
     }
-    found = subprocess.run(
+    finished = subprocess.run(
         [
             sys.executable,
             str(ROOT / "tests/support/killed_training.py"),
@@ -121,8 +121,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         text=True,
         timeout=200,
     )
-    assert found.returncode == 0, found.stderr
-    steps = [int(word) for word in found.stdout.split()]
+    assert finished.returncode == 0, finished.stderr
+    steps = [int(word) for word in finished.stdout.split()]
     assert steps == sorted(steps) and len(steps) > 3
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     same_checkpoints(tmp_path / "killed", tmp_path / "whole", step=12)
@@ -248,24 +248,24 @@ def test_moving_average(whole_run: Path) -> None:
     out = whole_run / "run"
     average = None
     for step in range(1, 6):
-        found = checkpoint(out, step)
+        state = checkpoint(out, step)
         rate = min(0.99, step / (9 + step))
         start = trainer_in(whole_run, "untrained").weights() if average is None else average
         average = {
-            name: rate * start[name].detach() + (1 - rate) * found[f"weight/{name}"]
+            name: rate * start[name].detach() + (1 - rate) * state[f"weight/{name}"]
             for name in start
         }
         for name, x in average.items():
-            torch.testing.assert_close(found[f"ema/{name}"], x, rtol=0, atol=1e-6)
+            torch.testing.assert_close(state[f"ema/{name}"], x, rtol=0, atol=1e-6)
     result = load_file(out / "adapter" / "adapter.safetensors")
     for name in average:
-        assert torch.equal(result[name], found[f"ema/{name}"])
-    assert not torch.equal(found["ema/layers.0.lora_v.up"], found["weight/layers.0.lora_v.up"])
+        assert torch.equal(result[name], state[f"ema/{name}"])
+    assert not torch.equal(state["ema/layers.0.lora_v.up"], state["weight/layers.0.lora_v.up"])
     trainer = trainer_in(whole_run, keep=9)
     with trainer.averaged():
         inside = trainer.weights()["layers.0.lora_v.up"].clone()
-    assert torch.equal(inside, found["ema/layers.0.lora_v.up"])
-    assert torch.equal(trainer.weights()["layers.0.lora_v.up"], found["weight/layers.0.lora_v.up"])
+    assert torch.equal(inside, state["ema/layers.0.lora_v.up"])
+    assert torch.equal(trainer.weights()["layers.0.lora_v.up"], state["weight/layers.0.lora_v.up"])
 
 
 def test_samples_change_nothing(whole_run: Path, tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_samples_change_nothing(whole_run: Path, tmp_path: Path) -> None:
     )
     trainer.run()
     assert curve(tmp_path / "run") == curve(whole_run / "run")
-    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("run/samples/*/*"))
+    paths = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("run/samples/*/*"))
     names = ("clips.mp4", "sheet.png")
-    assert found == [f"run/samples/step-00000{step}/{name}" for step in (2, 4) for name in names]
+    assert paths == [f"run/samples/step-00000{step}/{name}" for step in (2, 4) for name in names]
 
 
 # ----------------------------------------------------------------------------------- going wrong
@@ -365,8 +365,8 @@ def test_stage_base(tmp_path: Path) -> None:
     """The base itself learns, and is loaded again."""
     trainer = trainer_in(tmp_path, stage="base", steps=12, learning_rate=3e-3, given={"first": 1.0})
     trainer.run()
-    found = losses(tmp_path / "run")
-    assert sum(found[-4:]) < 0.8 * sum(found[:4])
+    by_step = losses(tmp_path / "run")
+    assert sum(by_step[-4:]) < 0.8 * sum(by_step[:4])
     base = TinyBase(tmp_path / "run" / "base")
     assert "12 steps of 2" in base.about
     with trainer.averaged():

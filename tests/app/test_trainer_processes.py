@@ -135,10 +135,10 @@ def test_results_are_whole(runs: Path) -> None:
     from genhoi.bases.tiny import TinyBase
 
     for name in ("ddp", "fsdp"):
-        found = GenHOIAdapter.from_pretrained(runs / name / "adapter").state_dict()
+        state = GenHOIAdapter.from_pretrained(runs / name / "adapter").state_dict()
         for key, x in checkpoint(runs / name, 5).items():
             if key.startswith("ema/"):
-                assert torch.equal(found[key.removeprefix("ema/")], x)
+                assert torch.equal(state[key.removeprefix("ema/")], x)
     weights = [
         TinyBase(runs / name / "base").transformer.state_dict() for name in ("video", "fsdp-video")
     ]

@@ -72,7 +72,7 @@ class References:
 def test_loss_is_flow_matching(clips: EncodedClips, mask_weight: float) -> None:
     batch = make_batch(MODEL, clips, [0, 1, 2], choices())
     model, attachment = Remembering(), References()
-    found = reconstruction_loss(MODEL, model, attachment, batch, mask_weight=mask_weight)
+    loss = reconstruction_loss(MODEL, model, attachment, batch, mask_weight=mask_weight)
     for b in range(3):
         sigma = batch.sigmas[b].item()
         noisy = (1 - sigma) * batch.clean[b] + sigma * batch.noise[b]
@@ -87,7 +87,7 @@ def test_loss_is_flow_matching(clips: EncodedClips, mask_weight: float) -> None:
             wanted = batch.noise[b, :, f, y, x] - batch.clean[b, :, f, y, x]
             total += weight * (0.25 - wanted).square().mean().item()
             weights += weight
-        assert found[b].item() == pytest.approx(total / weights, rel=1e-5)
+        assert loss[b].item() == pytest.approx(total / weights, rel=1e-5)
     assert attachment.references[0] is batch.objects and attachment.mask is batch.tokens
 
 
@@ -152,8 +152,8 @@ def test_given_frames(tmp_path: Path) -> None:
     assert not any(any(pattern) for pattern in patterns("none"))
     assert all(pattern == [True] + [False] * 12 for pattern in patterns("first"))
     for pattern in patterns("near"):
-        words = "".join("x" if shown else "." for shown in pattern)
-        assert "...." not in words and "x" in words
+        shown_frames = "".join("x" if shown else "." for shown in pattern)
+        assert "...." not in shown_frames and "x" in shown_frames
     counts = [sum(pattern) for pattern in patterns("mixed")]
     assert 0 in counts and max(counts) > 4 and sum(counts) / 100 < 6.5
 
@@ -164,8 +164,8 @@ def test_a_given_frame_is_what_the_base_would_have_encoded(tmp_path: Path) -> No
     sample = dataset[0]
     frames = sample.clip.frames
     wanted = build_condition(frames, sample.mask, base.encode, first_frame=frames[0])
-    found = given_condition(MODEL, clips, 0, "first")
-    assert torch.equal(found, wanted.channels[0].half().float())
+    condition = given_condition(MODEL, clips, 0, "first")
+    assert torch.equal(condition, wanted.channels[0].half().float())
 
 
 def test_frames_that_were_not_encoded_are_refused(clips: EncodedClips) -> None:

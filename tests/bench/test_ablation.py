@@ -108,8 +108,8 @@ def test_variants_are_what_they_are_called() -> None:
 
 def test_thirds_leave_frames_without_the_object_out() -> None:
     values = np.array([[1.0, np.nan, 3.0, 5.0, 7.0, np.nan]])
-    found = thirds(values)
-    assert [float(found[k][0]) for k in ("first", "middle", "last", "all")] == [1, 4, 7, 4]
+    means = thirds(values)
+    assert [float(means[k][0]) for k in ("first", "middle", "last", "all")] == [1, 4, 7, 4]
 
 
 def test_the_reference_as_a_frame_is_the_longer_clip() -> None:
@@ -124,10 +124,10 @@ def test_the_reference_as_a_frame_is_the_longer_clip() -> None:
         plain = model(**arguments)[0]
         attachment = FirstFrame(model, GenHOIAdapter.for_transformer(model, rank=4))
         attachment.set_reference([picture])
-        found = model(**arguments)[0]
-        torch.testing.assert_close(found, longer[:, :, 1:], rtol=1e-4, atol=1e-5)
+        output = model(**arguments)[0]
+        torch.testing.assert_close(output, longer[:, :, 1:], rtol=1e-4, atol=1e-5)
         attachment.set_reference(None)
         again = model(**arguments)[0]
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
-    assert found.shape[2] == GRID[0] == plain.shape[2]
-    assert not torch.allclose(found, plain, atol=1e-3)
+    assert output.shape[2] == GRID[0] == plain.shape[2]
+    assert not torch.allclose(output, plain, atol=1e-3)

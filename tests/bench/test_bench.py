@@ -34,13 +34,13 @@ pytest_plugins = ["support.bench_cases"]
 def test_a_suite_end_to_end(tmp_path: Path, quick: None) -> None:
     result = bench(tmp_path, "--suite", "quick", *FEW_PEERS)
     assert result.exit_code == 0, result.output
-    for words in (
+    for phrase in (
         "this op",
         "SDPA, no mask",
         "1 thread",
         "- SageAttention, no mask: needs a CUDA",
     ):
-        assert words in result.output
+        assert phrase in result.output
     rows = rows_of(tmp_path)
     suites = {row["suite"].removeprefix("quick ") for row in rows}
     assert suites == {"attention", "fused", "norm_rope", "block", "sweeps"}
@@ -64,11 +64,11 @@ def test_a_suite_end_to_end(tmp_path: Path, quick: None) -> None:
 
 
 def test_later_rows_come_behind_earlier_ones(tmp_path: Path, quick: None) -> None:
-    words = ("--suite", "attention", "--shapes", "tiny", "--dtype", "float32", "--peers", "sdpa")
-    assert bench(tmp_path, *words).exit_code == 0
+    options = ("--suite", "attention", "--shapes", "tiny", "--dtype", "float32", "--peers", "sdpa")
+    assert bench(tmp_path, *options).exit_code == 0
     first = rows_of(tmp_path)
     assert [row["direction"] for row in first] == ["forward"] * 2 + ["backward"] * 2
-    assert bench(tmp_path, *words).exit_code == 0
+    assert bench(tmp_path, *options).exit_code == 0
     both = rows_of(tmp_path)
     assert both[: len(first)] == first and len(both) == 2 * len(first)
     assert (tmp_path / "results.csv").read_text().count("ratio_to_op") == 1
@@ -226,6 +226,6 @@ sys.argv = ["benchmarks", "--help"]
 import runpy
 runpy.run_module("benchmarks", run_name="__main__")
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "Usage: python -m benchmarks" in found.stdout
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "Usage: python -m benchmarks" in finished.stdout

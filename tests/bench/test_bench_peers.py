@@ -54,10 +54,10 @@ def test_what_is_wrong_is_not_timed() -> None:
     right, ran = torch.ones(3), []
     truth = Truth({"out": right.double()}, {"out": right}, "all")
     work = Workload("op", "peer", 1.0, 1.0)
-    for name, found in (("op", right), ("peer", right + 1), ("nan", right * torch.nan)):
+    for name, output in (("op", right), ("peer", right + 1), ("nan", right * torch.nan)):
         work.contenders.append(
             Contender(
-                name, lambda name=name: ran.append(name), lambda x=found: {"out": x}, lambda: truth
+                name, lambda name=name: ran.append(name), lambda x=output: {"out": x}, lambda: truth
             )
         )
     case = Case("attention", SHAPES["tiny"], torch.float32, "forward", CPU, 1, None, lambda _: work)
@@ -117,7 +117,7 @@ def test_the_kernel_is_named(tmp_path: Path, quick: None) -> None:
     names = ("sdpa", "sdpa-additive", GATHERED)
     cases = [case_of(SHAPES["tiny"], torch.float32, "forward", names)]
     (finished,) = runner.run_cases(
-        cases, describe_machine(CPU), runner.Budget(1, 0.1), lambda words: None
+        cases, describe_machine(CPU), runner.Budget(1, 0.1), lambda line: None
     )
     kernels = {row["contender"]: row["kernel"] for row in finished.rows}
     assert kernels.pop(PEERS[GATHERED].label) == "flash"
@@ -210,7 +210,7 @@ def test_another_peer_stands_for_the_strongest(
     monkeypatch.setattr("benchmarks.bare_attention.strongest", lambda device: GATHERED_CUDNN)
     case = case_of(SHAPES["tiny"], torch.float32, "forward", (GATHERED, GATHERED_CUDNN))
     (finished,) = runner.run_cases(
-        [case], describe_machine(CPU), runner.Budget(1, 0.1), lambda words: None
+        [case], describe_machine(CPU), runner.Budget(1, 0.1), lambda line: None
     )
     op, usual, cudnn = finished.rows
     assert cudnn["contender"] == PEERS[GATHERED_CUDNN].label and cudnn["reason"]

@@ -60,7 +60,7 @@ def test_a_case_that_kills_its_process(quick: None) -> None:
     assert row["shape"] == "tiny" and row["contender"] == "the suite"
     assert [row["reason"] for row in refused.rows] == ["ImportError: no such package"]
     assert [row["peak_tflops"] for row in alive.rows] == [1.0, 1.0]
-    assert any("checking SDPA, no mask" in words for words in said)
+    assert any("checking SDPA, no mask" in line for line in said)
 
 
 def test_a_device_that_no_longer_answers(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_device_that_no_longer_answers(quick: None, monkeypatch: pytest.Monkey
         [case],
         describe_machine(CPU),
         runner.Budget(1, 0.1),
-        lambda words: None,
+        lambda line: None,
         known={(case.dtype, case.threads): limits.Limits(1e12, "", 1e9)},
     )
     lost = "not timed: RuntimeError: an illegal memory access was encountered"
@@ -96,7 +96,7 @@ def test_a_case_over_its_time(quick: None) -> None:
         [case],
         describe_machine(CPU),
         runner.Budget(case_seconds=1.5),
-        lambda words: None,
+        lambda line: None,
         apart=True,
         known={(case.dtype, case.threads): limits.Limits(1e12, "", 1e9)},
     )
@@ -123,7 +123,7 @@ def test_one_graph_at_a_time(quick: None, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(context.HeldForward, "__init__", watched)
     case = case_of(SHAPES["tiny"], torch.float32, "backward", ("sdpa", GATHERED, "eager"))
     (finished,) = runner.run_cases(
-        [case], describe_machine(CPU), runner.Budget(2, 10.0), lambda words: None
+        [case], describe_machine(CPU), runner.Budget(2, 10.0), lambda line: None
     )
     assert not any(row["reason"] for row in finished.rows)
     assert all(ref() is None for ref in alive)
@@ -154,5 +154,5 @@ def test_the_forward_pass_is_not_timed() -> None:
         patch.setattr(timing, "stopwatch", lambda device: watch)
         interleave([backward], device=CPU, rounds=2, seconds=9, turns=[pair.turn])
     assert clock == ["forward", "start", "stop"] * 2
-    (found,) = backward()
-    assert torch.equal(found, torch.full((3,), 2.0)) and clock[6:] == ["forward"]
+    (gradient,) = backward()
+    assert torch.equal(gradient, torch.full((3,), 2.0)) and clock[6:] == ["forward"]

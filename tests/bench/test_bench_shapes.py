@@ -29,9 +29,9 @@ def test_the_mask_is_a_box_in_every_frame(name: str) -> None:
 
 def test_large_shapes_are_reduced_and_say_so() -> None:
     shape = SHAPES["wan14b-480p-401f"]
-    found = reduce_shape(shape, 0.3e12)
-    assert found.heads == 1 and found.grid[0] < 101 and found.grid[1:] == shape.grid[1:]
-    assert found.reduced.startswith("reduced to 1 of 40 heads, reduced to ")
+    smaller = reduce_shape(shape, 0.3e12)
+    assert smaller.heads == 1 and smaller.grid[0] < 101 and smaller.grid[1:] == shape.grid[1:]
+    assert smaller.reduced.startswith("reduced to 1 of 40 heads, reduced to ")
     assert reduce_shape(SHAPES["tiny"], 0.3e12) == SHAPES["tiny"]
 
 

@@ -33,9 +33,9 @@ def test_contention() -> None:
 
 
 def test_contended_samples_do_not_count() -> None:
-    found = timings(1.0, 100.0, 2.0, 3.0, contended=(1,))
-    assert found.clean == [1.0, 2.0, 3.0] and found.dropped == 1
-    assert found.median() == 2.0 and found.spread() == (1.5, 2.5)
+    timed = timings(1.0, 100.0, 2.0, 3.0, contended=(1,))
+    assert timed.clean == [1.0, 2.0, 3.0] and timed.dropped == 1
+    assert timed.median() == 2.0 and timed.spread() == (1.5, 2.5)
 
 
 def test_ratios_are_of_rounds() -> None:
@@ -52,9 +52,9 @@ def test_contended_rounds_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
     monkeypatch.setattr(timing, "WARM_BELOW", 0.0)
     calls = [lambda: turns.append("a"), lambda: turns.append("b")]
-    found = interleave(calls, device=CPU, rounds=2, seconds=60)
+    timed = interleave(calls, device=CPU, rounds=2, seconds=60)
     assert turns == ["a", "b"] * 3, "all take turns within a round"
-    assert [len(t.clean) for t in found] == [2, 3]
+    assert [len(t.clean) for t in timed] == [2, 3]
 
 
 def test_beside_a_short_call_everyone_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,17 +62,17 @@ def test_beside_a_short_call_everyone_is_warmed_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(timing, "is_contended", lambda *_: False)
     monkeypatch.setattr(timing, "MIN_SAMPLE", 0.0)
     calls = [lambda: turns.append("a"), lambda: turns.append("b")]
-    found = interleave(calls, device=CPU, rounds=2, seconds=60)
+    timed = interleave(calls, device=CPU, rounds=2, seconds=60)
     assert turns == ["a", "b"] + ["a", "a", "b", "b"] * 2
-    assert [len(t.samples) for t in found] == [2, 2], "the warm-up is no sample"
+    assert [len(t.samples) for t in timed] == [2, 2], "the warm-up is no sample"
 
 
 def test_who_raises_is_out(quick: None) -> None:
     answers = iter([None, None, "fell over"])
 
     def sometimes() -> None:
-        if (words := next(answers)) is not None:
-            raise RuntimeError(words)
+        if (message := next(answers)) is not None:
+            raise RuntimeError(message)
 
     good, bad = interleave(
         [lambda: None, sometimes], device=CPU, rounds=3, seconds=60, keep_going=True
@@ -144,7 +144,7 @@ def test_a_case_on_a_gpu(quick: None) -> None:
         for direction in ("forward", "backward")
     ]
     for finished in runner.run_cases(
-        cases, describe_machine(CUDA), runner.Budget(1, 0.1), lambda words: None
+        cases, describe_machine(CUDA), runner.Budget(1, 0.1), lambda line: None
     ):
         assert not any(row["reason"] for row in finished.rows), finished.rows
         op, sdpa, eager = finished.rows

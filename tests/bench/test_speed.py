@@ -43,8 +43,8 @@ def test_within_four_times_sdpa(
     assert ours.run is not None and peer.run is not None
     ours.run(), peer.run()
     turns = [ours.turn, peer.turn]
-    found = timing.interleave(
+    timed = timing.interleave(
         [ours.run, peer.run], device=cpu, rounds=ROUNDS, seconds=60, turns=turns
     )
-    slower = timing.ratio(*found)
+    slower = timing.ratio(*timed)
     assert slower is not None and slower < MOST

@@ -356,7 +356,7 @@ def test_triton_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError("No module named 'triton'", name="triton")
 
     monkeypatch.setattr(pool.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match="pip install 'triton"):
+    with pytest.raises(ImportError, match=r"pip install 'genhoi-kernels\[triton\]'"):
         pool.list_variants("any:variants")
 
 

@@ -157,9 +157,9 @@ def test_no_mask_is_every_bit(backend: str) -> None:
         torch.full((1, 107), -1, dtype=torch.int32),
         torch.full((1, 107), 0b10111 + (1 << 40), dtype=torch.int64),
     ):
-        found = run(case, backend, case.dtype, dataclasses.replace(inputs, mask=mask))
+        results = run(case, backend, case.dtype, dataclasses.replace(inputs, mask=mask))
         for name in wanted:
-            assert torch.equal(found[name], wanted[name]), (name, mask.dtype)
+            assert torch.equal(results[name], wanted[name]), (name, mask.dtype)
 
 
 @pytest.mark.parametrize("high", [1 << 2, 1 << 7, 1 << 31, 1 << 40, -(1 << 63)])
@@ -169,9 +169,9 @@ def test_bits_above_the_references_are_ignored(backend: str, high: int) -> None:
     inputs = make_case(case)
     low = torch.randint(0, 4, (1, 107), generator=torch.Generator().manual_seed(3))
     wanted = run(case, backend, case.dtype, dataclasses.replace(inputs, mask=low))
-    found = run(case, backend, case.dtype, dataclasses.replace(inputs, mask=low | high))
+    results = run(case, backend, case.dtype, dataclasses.replace(inputs, mask=low | high))
     for name in wanted:
-        assert torch.equal(found[name], wanted[name]), name
+        assert torch.equal(results[name], wanted[name]), name
 
 
 def test_row_without_any_key(backend: str) -> None:
@@ -179,11 +179,11 @@ def test_row_without_any_key(backend: str) -> None:
     for gate in (None, "token", "sequence"):
         case = Case(rows=10, keys=0, lengths=(3,), mask="tail", gate=gate)
         skip_unless_supported(backend, case.call(backend))
-        found = run(case, backend, case.dtype)
-        assert not found["out"][:, :5].any() and found["out"][:, 5:].all()
-        assert (found["lse"][..., :5] == -INF).all() and found["lse"][..., 5:].isfinite().all()
-        assert not found["dq"][:, :5].any()
-        for name, x in found.items():
+        results = run(case, backend, case.dtype)
+        assert not results["out"][:, :5].any() and results["out"][:, 5:].all()
+        assert (results["lse"][..., :5] == -INF).all() and results["lse"][..., 5:].isfinite().all()
+        assert not results["dq"][:, :5].any()
+        for name, x in results.items():
             assert name == "lse" or x.isfinite().all(), name
 
 
@@ -245,13 +245,13 @@ def test_unseen_references_change_nothing(
     with torch.no_grad():
         args["k_ref"][:, 109:] = poison
         args["v_ref"][:, 109:] = poison
-    found = run_with(args, inputs.upstream, backend)
+    results = run_with(args, inputs.upstream, backend)
     assert inputs.mask is not None
     sees = (inputs.mask >> 2 & 1).bool().to(device)
     for name in ("out", "dq"):
-        assert torch.equal(found[name][~sees], clean[name][~sees]), name
-        assert not found[name][sees].isfinite().all(-1).any(), name
-    by_row = found["lse"].transpose(1, 2), clean["lse"].transpose(1, 2)
+        assert torch.equal(results[name][~sees], clean[name][~sees]), name
+        assert not results[name][sees].isfinite().all(-1).any(), name
+    by_row = results["lse"].transpose(1, 2), clean["lse"].transpose(1, 2)
     assert torch.equal(by_row[0][~sees], by_row[1][~sees])
 
     # Once nobody sees the segment, dk, dv and every other gradient are also as they were.
@@ -261,11 +261,11 @@ def test_unseen_references_change_nothing(
     with torch.no_grad():
         args["k_ref"][:, 109:] = poison
         args["v_ref"][:, 109:] = poison
-    found = run_with(args, inputs.upstream, backend)
+    results = run_with(args, inputs.upstream, backend)
     for name in clean:
-        assert torch.equal(found[name], clean[name]), name
-    assert not found["dk_ref"][:, 109:].any() and not found["dv_ref"][:, 109:].any()
-    assert found["dref_bias"][2] == 0
+        assert torch.equal(results[name], clean[name]), name
+    assert not results["dk_ref"][:, 109:].any() and not results["dv_ref"][:, 109:].any()
+    assert results["dref_bias"][2] == 0
 
 
 @pytest.mark.parametrize("gate", [None, "token", "sum"])
@@ -280,17 +280,17 @@ def test_blind_rows_are_those_of_a_call_without_reference(
         inputs = dataclasses.replace(make_case(case), mask=mixed_mask(case))
         device = device_of(backend)
         args = arguments(case, inputs, dtype, device)
-        found = run_with(args, inputs.upstream, backend)
+        results = run_with(args, inputs.upstream, backend)
         for name in ("k_ref", "v_ref", "ref_bias", "mask", "ref_lengths", "ref_rope"):
             args.pop(name, None)
         alone = run_with(args, inputs.upstream, backend)
         assert inputs.mask is not None
         blind = (inputs.mask == 0).to(device)
-        assert torch.equal(found["out"][blind], alone["out"][blind])
-        assert torch.equal(found["lse"].mT[blind], alone["lse"].mT[blind])
+        assert torch.equal(results["out"][blind], alone["out"][blind])
+        assert torch.equal(results["lse"].mT[blind], alone["lse"].mT[blind])
         if gate != "sum":  # there, dq of a blind row is its own too: the sum's gradient is given
-            assert torch.equal(found["dq"][blind], alone["dq"][blind])
-        assert not torch.equal(found["out"][~blind], alone["out"][~blind])
+            assert torch.equal(results["dq"][blind], alone["dq"][blind])
+        assert not torch.equal(results["out"][~blind], alone["out"][~blind])
 
 
 @pytest.mark.parametrize("case", [MIXED, ROPED], ids=["rotated already", "rope"])
@@ -299,14 +299,14 @@ def test_nobody_sees_anything(backend: str, case: Case) -> None:
     skip_unless_supported(backend, case.call(backend))
     inputs = dataclasses.replace(make_case(case), mask=torch.zeros(1, 260, dtype=torch.bool))
     args = arguments(case, inputs, case.dtype, device_of(backend))
-    found = run_with(args, inputs.upstream, backend)
+    results = run_with(args, inputs.upstream, backend)
     for name in ("k_ref", "v_ref", "ref_bias", "mask", "ref_lengths", "ref_rope"):
         args.pop(name, None)
     alone = run_with(args, inputs.upstream, backend)
     for name in alone:
-        assert torch.equal(found[name], alone[name]), name
+        assert torch.equal(results[name], alone[name]), name
     for name in ("dk_ref", "dv_ref", "dref_bias"):
-        assert not found[name].any(), name
+        assert not results[name].any(), name
 
 
 @contextmanager
@@ -330,10 +330,10 @@ def test_deterministic(backend: str, gate: str) -> None:
     # One thread interprets Triton's kernels, whatever the number.
     for count in (1, 2) if backend == "triton" else (1, 2, 2, 5):
         with threads(count):
-            found = run(case, backend, case.dtype, inputs)
-        wanted = wanted or found
+            results = run(case, backend, case.dtype, inputs)
+        wanted = wanted or results
         for name in wanted:
-            assert torch.equal(found[name], wanted[name]), (name, count)
+            assert torch.equal(results[name], wanted[name]), (name, count)
 
 
 @pytest.mark.parametrize("value", [float("nan"), INF])
@@ -346,15 +346,15 @@ def test_nan_in_a_query_stays_in_its_row(backend: str, value: float) -> None:
     clean = run_with(args, inputs.upstream, backend)
     with torch.no_grad():
         args["q"][1, 130, 1, 3] = value
-    found = run_with(args, inputs.upstream, backend)
-    assert not found["out"][1, 130, 1].isfinite().any()
-    assert not found["lse"][1, 1, 130].isfinite()
-    assert not found["dq"][1, 130, 1].isfinite().any()
+    results = run_with(args, inputs.upstream, backend)
+    assert not results["out"][1, 130, 1].isfinite().any()
+    assert not results["lse"][1, 1, 130].isfinite()
+    assert not results["dq"][1, 130, 1].isfinite().any()
     others = torch.ones(2, 260, 2, dtype=torch.bool, device=device)
     others[1, 130, 1] = False
-    assert torch.equal(found["out"][others], clean["out"][others])
-    assert torch.equal(found["dq"][others], clean["dq"][others])
-    by_row = found["lse"].transpose(1, 2), clean["lse"].transpose(1, 2)
+    assert torch.equal(results["out"][others], clean["out"][others])
+    assert torch.equal(results["dq"][others], clean["dq"][others])
+    by_row = results["lse"].transpose(1, 2), clean["lse"].transpose(1, 2)
     assert torch.equal(by_row[0][others], by_row[1][others])
 
 
@@ -412,10 +412,10 @@ def test_shards_of_the_heads(backend: str) -> None:
             "out": inputs.upstream["out"][:, :, heads],
             "lse": inputs.upstream["lse"][:, heads],
         }
-        found = run_with(args, upstream, backend)
+        results = run_with(args, upstream, backend)
         for name in ("out", "dq", "dk", "dv", "dk_ref", "dv_ref"):
-            assert torch.equal(found[name].cpu().double(), full[name][:, :, heads]), name
-        assert torch.equal(found["lse"].cpu().double(), full["lse"][:, heads])
+            assert torch.equal(results[name].cpu().double(), full[name][:, :, heads]), name
+        assert torch.equal(results["lse"].cpu().double(), full["lse"][:, heads])
 
 
 def test_shards_of_the_queries(backend: str) -> None:

@@ -53,12 +53,29 @@ INF = float("inf")
 CASES = [
     Case(rows=131, keys=200, dim=128),
     Case(rows=131, lengths=(40, 9), batch=2, dim=64, gate="token", mask="random"),
-    Case(rows=150, lengths=(40, 70), batch=2, dim=128, gate="token", mask="tail",
-         bias=(0.3, -1.0), ref_batch=2, mask_batch=2),
+    Case(
+        rows=150,
+        lengths=(40, 70),
+        batch=2,
+        dim=128,
+        gate="token",
+        mask="tail",
+        bias=(0.3, -1.0),
+        ref_batch=2,
+        mask_batch=2,
+    ),
     Case(rows=131, lengths=(40, 9), dim=96, gate="sum", mask="random", bias=(0.3, 1.0)),
     Case(rows=133, dim=40, heads=3, layout="fused", lengths=(5,), gate="token"),
-    Case(grid=(2, 5, 7), dim=32, heads=3, refs=((3, 4), (1, 2)), gate="sequence", mask="tail",
-         mask_gate=True, layout="heads"),
+    Case(
+        grid=(2, 5, 7),
+        dim=32,
+        heads=3,
+        refs=((3, 4), (1, 2)),
+        gate="sequence",
+        mask="tail",
+        mask_gate=True,
+        layout="heads",
+    ),
     Case(rows=1, keys=1, dim=16, heads=1, lengths=(1,), mask="all", gate="token"),
     Case(rows=3, keys=0, dim=128, lengths=(5,), mask="random", gate="sum"),
     Case(rows=65, keys=64, dim=24, lengths=(0, 17), scale=-0.3, layout="padded"),
@@ -68,16 +85,16 @@ CASES = [
     Case(rows=5, keys=0, lengths=(0,), gate="sum"),
     Case(rows=130, keys=0, dim=128, gate="token"),
     Case(rows=5, batch=0, lengths=(3,), bias=(0.5,), gate="token"),
-]  # fmt: skip
+]
 
 
 def forward(case: Case, inputs: Inputs, backend: str, dtype: torch.dtype) -> Results:
     """out and lse, without gradients to come."""
     args: dict[str, Any] = arguments(case, inputs, dtype, device_of(backend))
     with torch.no_grad():
-        found = reference_attention(**args, backend=backend)
+        outputs = reference_attention(**args, backend=backend)
     names = ["out", "lse", "gate_sum"]
-    return dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+    return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
@@ -89,9 +106,9 @@ def test_forward(case: Case, dtype: torch.dtype) -> None:
     skip_unless_supported("cuda", call)
     exact = forward(case, inputs, "eager", torch.float64)
     eager = forward(case, inputs, "eager", dtype)
-    found = forward(case, inputs, "cuda", dtype)
-    assert found.keys() == exact.keys()
-    for name, x in found.items():
+    results = forward(case, inputs, "cuda", dtype)
+    assert results.keys() == exact.keys()
+    for name, x in results.items():
         t, e = exact[name].cpu(), eager[name].cpu()
         assert_within_budget(x.double().cpu(), e, t, dtype, name=name)
 
@@ -104,16 +121,32 @@ def test_budget(case: Case, dtype: torch.dtype) -> None:
 
 
 def test_two_runs_are_the_same_bits() -> None:
-    case = Case(dtype=torch.bfloat16, rows=150, keys=131, dim=64, lengths=(33, 70), batch=2,
-                mask="random", bias=(0.1, 0.2), gate="token")  # fmt: skip
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=150,
+        keys=131,
+        dim=64,
+        lengths=(33, 70),
+        batch=2,
+        mask="random",
+        bias=(0.1, 0.2),
+        gate="token",
+    )
     first, second = (run(case, "cuda", case.dtype) for _ in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_launches_of_a_backward_pass(launches: Any) -> None:
     """Through the gate, then queries, video keys and reference keys."""
-    case = Case(dtype=torch.bfloat16, rows=70, dim=64, lengths=(20,), mask="random",
-                mask_gate=True, gate="token")  # fmt: skip
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=70,
+        dim=64,
+        lengths=(20,),
+        mask="random",
+        mask_gate=True,
+        gate="token",
+    )
     inputs = make_case(case)
     args = arguments(case, inputs, case.dtype, device_of("cuda"))
     launches.clear()
@@ -175,8 +208,16 @@ def plain_arguments(case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("dim", [32, 96, 128])
 def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> None:
     """128 rows of a head to a block of four warps; keys, values and queries in shared memory."""
-    case = Case(dtype=torch.float16, batch=2, rows=rows, dim=dim, heads=3, lengths=(7,), mask="all",
-                mask_gate=True)  # fmt: skip
+    case = Case(
+        dtype=torch.float16,
+        batch=2,
+        rows=rows,
+        dim=dim,
+        heads=3,
+        lengths=(7,),
+        mask="all",
+        mask_gate=True,
+    )
     given = plain_arguments(case)
     launches.clear()
     reference_attention(**given, backend="cuda")
@@ -291,8 +332,16 @@ def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -
         return original(self, pc, active, a, nbytes, *rest, **named)
 
     monkeypatch.setattr(MemoryAccess, "shared_index", counting)
-    case = Case(dtype=torch.bfloat16, rows=128, keys=192, dim=dim, heads=1, lengths=(64,),
-                mask="all", gate=None if grad else "token")  # fmt: skip
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=128,
+        keys=192,
+        dim=dim,
+        heads=1,
+        lengths=(64,),
+        mask="all",
+        gate=None if grad else "token",
+    )
     if grad:
         run(case, "cuda", case.dtype)
     else:

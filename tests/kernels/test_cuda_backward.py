@@ -268,11 +268,9 @@ class Call:
 
 def prepare(case: Case, x: Inputs, forward: Probabilities, dtype: torch.dtype) -> Call:
     """Copies everything to the GPU."""
-    tensors = {
-        name: case.layout(value.to(dtype)).cuda()
-        for name, value in {**{n: getattr(x, n) for n in ("q", "k", "v", "k_ref", "v_ref", "dout")},
-                            "out": forward.out}.items()
-    }  # fmt: skip
+    values = {name: getattr(x, name) for name in ("q", "k", "v", "k_ref", "v_ref", "dout")}
+    values["out"] = forward.out
+    tensors = {name: case.layout(value.to(dtype)).cuda() for name, value in values.items()}
     if case.layout is not plain:  # .cuda() may have made it contiguous
         tensors = {name: case.layout(value) for name, value in tensors.items()}
     masked, count = case.bits != "all", len(case.references)
@@ -301,20 +299,32 @@ def prepare(case: Case, x: Inputs, forward: Probabilities, dtype: torch.dtype) -
         results["dref_bias"] = empty(count, dtype=torch.float32)
     struct = Backward(
         of=Attention(
-            dtype=CODES[dtype], batch=case.batch, heads=case.heads, head_dim=case.head_dim,
-            rows=case.rows, keys=case.keys, ref_tokens=sum(case.references), references=count,
-            scale=scale_of(case), **{n: tokens_of(tensors[n]) for n in ("q", "k", "v")},
+            dtype=CODES[dtype],
+            batch=case.batch,
+            heads=case.heads,
+            head_dim=case.head_dim,
+            rows=case.rows,
+            keys=case.keys,
+            ref_tokens=sum(case.references),
+            references=count,
+            scale=scale_of(case),
+            **{n: tokens_of(tensors[n]) for n in ("q", "k", "v")},
             **{n: tokens_of(tensors[n], case.batch) for n in ("k_ref", "v_ref")},
             segments=pointer(tensors["segments"]),
             ref_bias=pointer(tensors["bias"] if case.bias else None),
-            bits=pointer(tensors["bits"] if masked else None), bits_batch=case.rows,
-            tile_bits=pointer(tensors["tile_bits"] if masked else None), tile_bits_batch=tiles,
+            bits=pointer(tensors["bits"] if masked else None),
+            bits_batch=case.rows,
+            tile_bits=pointer(tensors["tile_bits"] if masked else None),
+            tile_bits_batch=tiles,
         ),
-        out=tokens_of(tensors["out"]), dout=tokens_of(tensors["dout"]),
-        lse=pointer(tensors["lse"]), dlse=pointer(tensors["dlse"] if case.dlse else None),
-        delta=pointer(results["delta"]), ref_batch=case.ref_batch,
+        out=tokens_of(tensors["out"]),
+        dout=tokens_of(tensors["dout"]),
+        lse=pointer(tensors["lse"]),
+        dlse=pointer(tensors["dlse"] if case.dlse else None),
+        delta=pointer(results["delta"]),
+        ref_batch=case.ref_batch,
         **{name: pointer(results.get(name)) for name in NAMES},
-    )  # fmt: skip
+    )
     return Call(case, tensors, results, struct)
 
 
@@ -339,9 +349,13 @@ class TestOnGpu:
         for name, value in got.items():
             if value.numel():
                 assert_within_budget(
-                    value.double(), eager[name], true[name], dtype, name=name,
+                    value.double(),
+                    eager[name],
+                    true[name],
+                    dtype,
+                    name=name,
                     left_of_zero=left.get(name, 0.0),
-                )  # fmt: skip
+                )
 
     def test_any_order_of_warps(
         self, library: ctypes.CDLL, dtype: torch.dtype, warp_schedule: str
@@ -416,8 +430,8 @@ class TestOnGpu:
         call.run(library)
         plan = Plan()
         for kernel in range(KERNELS):
-            found = library.genhoi_attention_backward_plan(byref(call.struct), kernel, byref(plan))
-            assert found == 0 and plan.grid[0] == 0
+            status = library.genhoi_attention_backward_plan(byref(call.struct), kernel, byref(plan))
+            assert status == 0 and plan.grid[0] == 0
 
     def test_refused(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         case = Case(3, 5)
@@ -574,14 +588,18 @@ def run_gate(
     D, F = case.head_dim, case.head_dim // 2
     struct = GateBackward(
         of=Attention(
-            dtype=CODES[dtype], batch=case.batch, heads=case.heads, head_dim=D, rows=case.rows,
+            dtype=CODES[dtype],
+            batch=case.batch,
+            heads=case.heads,
+            head_dim=D,
+            rows=case.rows,
             gate_mode=MODES[case.mode],
             gate=Gate(**{name: tensors[name].data_ptr() for name in WEIGHTS}),
         ),
         **{name: tokens_of(tensors[name]) for name in of_tokens},
         dlse=pointer(tensors["dlse"] if case.dlse else None),
         dgate_sum=pointer(tensors["dgate_sum"] if case.mode == "sum" else None),
-    )  # fmt: skip
+    )
     plan = Plan()
     assert library.genhoi_flow_gate_backward_plan(byref(struct), byref(plan)) == 0
     parts = plan.grid[0]
@@ -596,17 +614,17 @@ def run_gate(
     stream = torch.cuda.current_stream().cuda_stream
     assert library.genhoi_flow_gate_backward(byref(struct), stream) == 0
     torch.cuda.synchronize()
-    found = {name: result.cpu().double() for name, result in results.items()}
-    outer, db1 = found["du_x"].sum(0), found["dfc1_bias"].sum(0)
+    gradients = {name: result.cpu().double() for name, result in results.items()}
+    outer, db1 = gradients["du_x"].sum(0), gradients["dfc1_bias"].sum(0)
     return {
-        "grad": found["grad"],
-        "delta": found["delta"],
+        "grad": gradients["grad"],
+        "delta": gradients["delta"],
         "norm_weight": (x["fc1_weight"] * outer).sum(0),
         "norm_bias": db1 @ x["fc1_weight"],
         "fc1_weight": outer * x["norm_weight"] + db1[:, None] * x["norm_bias"],
         "fc1_bias": db1,
-        "fc2_weight": found["dfc2_weight"].sum(0),
-        "fc2_bias": found["dfc2_bias"].sum()[None],
+        "fc2_weight": gradients["dfc2_weight"].sum(0),
+        "fc2_bias": gradients["dfc2_bias"].sum()[None],
     }
 
 

@@ -166,6 +166,15 @@ def stream() -> int:
 
 # -------------------------------------------------------------------------------------------- cases
 
+SOME_HEADS = HeadSlidingRope(
+    (4, 2, 2),
+    ((2, 3), (1, 1), (4, 2)),
+    head_dim=24,
+    num_heads=7,
+    first_head=3,
+    schedule="release",
+)
+
 # (rotation, batch, tokens, heads)
 CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((1, 1, 1), head_dim=8), 1, 1, 1),
@@ -176,11 +185,10 @@ CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((2, 2, 2), head_dim=96), 1, 5, 16),
     (VideoRope((2, 2, 2), head_dim=12), 3, 7, 2),
     (VideoRope((2, 2, 2), head_dim=2), 1, 5, 20),
-    (HeadSlidingRope((4, 2, 2), ((2, 3), (1, 1), (4, 2)), head_dim=24, num_heads=7, first_head=3,
-                     schedule="release"), 2, 15, 4),
+    (SOME_HEADS, 2, 15, 4),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=128, num_heads=9), 1, 3, 9),
     (HeadSlidingRope((4, 2, 2), ((2, 1),), head_dim=20, num_heads=6), 1, 2, 6),
-]  # fmt: skip
+]
 
 
 def name_of(value: object) -> str:
@@ -238,8 +246,8 @@ def by_eager(
     weight = weight.to(wide, copy=True).requires_grad_()
     y, _ = qk_norm_rope(x, x, weight, weight, rope, eps=EPS, backend="eager")
     dx, dweight = torch.autograd.grad(y, (x, weight), grad.to(dtype))
-    found = {"y": y.detach(), "dx": dx.view_as(grad), "dweight": dweight}
-    return {name: value.double() for name, value in found.items()}
+    results = {"y": y.detach(), "dx": dx.view_as(grad), "dweight": dweight}
+    return {name: value.double() for name, value in results.items()}
 
 
 # -------------------------------------------------------------------------------------------- tests
@@ -270,8 +278,8 @@ class TestOnGpu:
         prologue = Prologue(library, rope)
         y = prologue.forward(x, weight)
         dx, dweight = prologue.backward(grad, x, weight)
-        for name, found in {"y": y, "dx": dx, "dweight": dweight}.items():
-            assert_within_budget(found.cpu().double(), e[name], t[name], dtype, name=name)
+        for name, result in {"y": y, "dx": dx, "dweight": dweight}.items():
+            assert_within_budget(result.cpu().double(), e[name], t[name], dtype, name=name)
 
     @pytest.mark.parametrize("layout", [plain, odd], ids=lambda layout: layout.__name__)
     @pytest.mark.parametrize("dtype", CODES, ids=name_of)
@@ -296,10 +304,10 @@ class TestOnGpu:
             (gradient,) = torch.autograd.grad(turned, leaf, grad.to(kept))
             return [turned.detach().double(), gradient.double()]
 
-        for name, found, e, t in zip(
+        for name, result, e, t in zip(
             ("y", "dx"), (y, dx), turn(dtype), turn(torch.float64), strict=True
         ):
-            assert_within_budget(found.cpu().double(), e, t, dtype, name=name)
+            assert_within_budget(result.cpu().double(), e, t, dtype, name=name)
 
     def test_in_place(self, library: ctypes.CDLL) -> None:
         """y may be x."""
@@ -350,10 +358,10 @@ class TestOnGpu:
         x, weight, _ = (tensor.float().cuda() for tensor in draw(case, torch.float32))
         clean = Prologue(library, case[0]).forward(x, weight)
         x[1, 3, 2, 7] = torch.nan
-        found = Prologue(library, case[0]).forward(x, weight)
-        assert found[1, 3].isnan().all()
-        found[1, 3] = clean[1, 3]
-        assert torch.equal(found, clean)
+        rotated = Prologue(library, case[0]).forward(x, weight)
+        assert rotated[1, 3].isnan().all()
+        rotated[1, 3] = clean[1, 3]
+        assert torch.equal(rotated, clean)
 
     def test_plans_are_the_launches(self, library: ctypes.CDLL, launches: list) -> None:
         x, weight, grad = (tensor.float().cuda() for tensor in draw(CASES[2], torch.float32))

@@ -96,7 +96,7 @@ def to_meta(x: Tensor) -> Tensor:
 
 def cases_of_tensor(name: str, wrong_dtype: str) -> list[tuple[str, str, type, Change]]:
     """What can be wrong with each of q, k, v, k_ref, v_ref."""
-    found = [
+    cases = [
         (name, "list", TypeError, put(name, [1.0])),
         (
             name,
@@ -110,13 +110,13 @@ def cases_of_tensor(name: str, wrong_dtype: str) -> list[tuple[str, str, type, C
     ]
     if name != "q":  # the first tensor sets the sizes
         wider = B + 1 if name != "v_ref" else 2
-        found += [
+        cases += [
             (name, "device meta", ValueError, with_x(name, to_meta)),
             (name, f"({wider}, ", ValueError, with_x(name, lambda x: x[:1].repeat(wider, 1, 1, 1))),
             (name, f", {H - 1}, {D})", ValueError, with_x(name, lambda x: x[:, :, 1:])),
             (name, f", {H}, {D - 2})", ValueError, with_x(name, lambda x: x[..., 2:])),
         ]
-    return found
+    return cases
 
 
 WRONG: list[tuple[str, str, type, Change]] = [

@@ -47,13 +47,13 @@ def test_every_generation(any_flash: Calls) -> None:
 def test_a_gradient_of_lse_takes_the_triton_kernels(one_flash: Calls) -> None:
     """FlashAttention has no place for it; out, lse and the mask gate mean the same to both."""
     inputs = make_case(WHOLE)
-    found = {}
+    by_backend = {}
     for name in ("flash", "triton"):
         args = arguments(WHOLE, inputs, HALF, device_of(name))
-        found[name] = run_with(args, inputs.upstream, name)
+        by_backend[name] = run_with(args, inputs.upstream, name)
     assert [call.kind for call in one_flash] == ["forward"] * 3
-    for name, x in found["triton"].items():
-        y = found["flash"][name]
+    for name, x in by_backend["triton"].items():
+        y = by_backend["flash"][name]
         torch.testing.assert_close(y.float(), x.float(), rtol=0.05, atol=0.05, msg=name)
 
 
@@ -108,15 +108,15 @@ def test_slots_are_filled_with_rows_that_see_nothing(ref_batch: int) -> None:
     from genhoi_kernels.backends.flash import two_pass
 
     for multiple in (1, 4, 16, 64, 256):
-        found = two_pass.gather(call, t, multiple)
-        assert found is not None and found.rows is not None
+        gathered = two_pass.gather(call, t, multiple)
+        assert gathered is not None and gathered.rows is not None
         seeing, most = (11, 80) if ref_batch == 1 else (7, 40)
-        assert found.count == min(-(-seeing // multiple) * multiple, most)
-        assert found.rows.shape == (ref_batch, found.count) and found.rows.is_contiguous()
-        for group in found.rows.cpu():
-            assert len(set(group.tolist())) == found.count
-        assert mask.flatten()[found.rows].sum() == 11
-        assert mask.flatten()[found.rows[:, : min(seeing, 4)]].all()
+        assert gathered.count == min(-(-seeing // multiple) * multiple, most)
+        assert gathered.rows.shape == (ref_batch, gathered.count) and gathered.rows.is_contiguous()
+        for group in gathered.rows.cpu():
+            assert len(set(group.tolist())) == gathered.count
+        assert mask.flatten()[gathered.rows].sum() == 11
+        assert mask.flatten()[gathered.rows[:, : min(seeing, 4)]].all()
 
 
 @needs_triton
@@ -189,13 +189,13 @@ def test_blind_rows_are_those_of_a_call_without_reference(
     alone = dataclasses.replace(case, lengths=None, bias=None)
     kept = {name: x for name, x in inputs.tensors.items() if "ref" not in name}
     none = dataclasses.replace(inputs, tensors=kept, mask=None)
-    found, wanted = run(case, "flash", HALF, inputs), run(alone, "flash", HALF, none)
+    results, wanted = run(case, "flash", HALF, inputs), run(alone, "flash", HALF, none)
     assert inputs.mask is not None
     blind = inputs.mask == 0
-    assert torch.equal(found["out"][blind], wanted["out"][blind])
-    assert torch.equal(found["lse"].mT[blind], wanted["lse"].mT[blind])
-    assert torch.equal(found["dq"][blind], wanted["dq"][blind]) or gate == "sum"
-    assert not torch.equal(found["out"][~blind], wanted["out"][~blind])
+    assert torch.equal(results["out"][blind], wanted["out"][blind])
+    assert torch.equal(results["lse"].mT[blind], wanted["lse"].mT[blind])
+    assert torch.equal(results["dq"][blind], wanted["dq"][blind]) or gate == "sum"
+    assert not torch.equal(results["out"][~blind], wanted["out"][~blind])
 
 
 @needs_triton
@@ -210,19 +210,19 @@ def test_unseen_references_change_nothing(one_flash: Calls, poison: float, ref_b
     for name in ("k_ref", "v_ref"):
         tensors[name][:, 42:] = poison
     poisoned = dataclasses.replace(inputs, tensors=tensors)
-    found = run(case, "flash", HALF, poisoned)
+    results = run(case, "flash", HALF, poisoned)
     sees = (inputs.mask >> 2 & 1).bool()
     for name in ("out", "dq"):
-        assert torch.equal(found[name][~sees], clean[name][~sees]), name
-        assert not found[name][sees].isfinite().all(-1).any(), name
+        assert torch.equal(results[name][~sees], clean[name][~sees]), name
+        assert not results[name][sees].isfinite().all(-1).any(), name
 
     # Once nobody sees the segment, every other gradient is also as it was.
     blind = inputs.mask & 3
     clean = run(case, "flash", HALF, dataclasses.replace(inputs, mask=blind))
-    found = run(case, "flash", HALF, dataclasses.replace(poisoned, mask=blind))
+    results = run(case, "flash", HALF, dataclasses.replace(poisoned, mask=blind))
     for name in clean:
-        assert torch.equal(found[name], clean[name]), name
-    assert not found["dk_ref"][:, 42:].any() and not found["dv_ref"][:, 42:].any()
+        assert torch.equal(results[name], clean[name]), name
+    assert not results["dk_ref"][:, 42:].any() and not results["dv_ref"][:, 42:].any()
 
 
 @needs_triton
@@ -232,6 +232,6 @@ def test_bits_above_the_references_are_ignored(one_flash: Calls) -> None:
     inputs = make_case(case)
     wanted = run(case, "flash", HALF, dataclasses.replace(inputs, mask=low))
     for high in (1 << 2, 1 << 31, 1 << 40):
-        found = run(case, "flash", HALF, dataclasses.replace(inputs, mask=low | high))
+        results = run(case, "flash", HALF, dataclasses.replace(inputs, mask=low | high))
         for name in wanted:
-            assert torch.equal(found[name], wanted[name]), (name, high)
+            assert torch.equal(results[name], wanted[name]), (name, high)

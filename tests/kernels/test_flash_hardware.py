@@ -121,7 +121,7 @@ def test_a_cuda_graph_of_the_forward_pass(real: Any) -> None:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = gk.reference_attention(**args, backend="flash")[0]
-        found.fill_(float("nan"))
+            out = gk.reference_attention(**args, backend="flash")[0]
+        out.fill_(float("nan"))
         graph.replay()
-    assert torch.equal(found, wanted)
+    assert torch.equal(out, wanted)

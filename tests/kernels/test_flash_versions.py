@@ -135,8 +135,8 @@ def test_what_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def mismatch() -> int:
         raise RuntimeError("cuDNN version incompatibility")
 
-    for found, number in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
-        monkeypatch.setattr(torch.backends.cudnn, "version", found)
+    for version_of, number in ((lambda: 91900, 91900), (lambda: None, 0), (mismatch, 0)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", version_of)
         assert torch_own.cudnn_version() == number
 
 
@@ -170,12 +170,12 @@ def test_cudnn_trains_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", TORCH_OWN)
 def test_torchs_switches_are_heeded(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = versions.installed()
+        (version,) = versions.installed()
         switch = "enable_flash_sdp" if name == "torch flash" else "enable_cudnn_sdp"
-        assert found.refuses("sm_90", HALF, 64, False) is None
+        assert version.refuses("sm_90", HALF, 64, False) is None
         getattr(torch.backends.cuda, switch)(False)
-        reason = found.refuses("sm_90", HALF, 64, False)
-        assert f"{found.package} is switched off (torch.backends.cuda.{switch})" == reason
+        reason = version.refuses("sm_90", HALF, 64, False)
+        assert f"{version.package} is switched off (torch.backends.cuda.{switch})" == reason
         if UNAVAILABLE is None:
             assert flash.unavailable() == reason
             getattr(torch.backends.cuda, switch)(True)
@@ -187,11 +187,11 @@ def test_torchs_operators_are_not_for_the_interpreter(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for _ in install(name, monkeypatch):
-        (found,) = versions.installed()
+        (version,) = versions.installed()
         monkeypatch.setattr(torch_own, "aten", torch.ops.aten)
-        reason = found.refuses(INTERPRETER, HALF, 64, False)
-        assert reason == f"{found.package} needs a GPU"
-        assert found.refuses("sm_80", HALF, 64, False) is None
+        reason = version.refuses(INTERPRETER, HALF, 64, False)
+        assert reason == f"{version.package} needs a GPU"
+        assert version.refuses("sm_80", HALF, 64, False) is None
 
 
 def everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_the_order_in_which_they_are_tried(monkeypatch: pytest.MonkeyPatch) -> N
             ("sm_80", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
             ("sm_100", ["flash-attn-3", "fa3-fwd", "flash-attn", own, cudnn]),
         ):
-            assert [found.package for found in versions.tried(arch)] == wanted, arch
+            assert [version.package for version in versions.tried(arch)] == wanted, arch
         assert flash.description().endswith(
             f"; here: flash-attn-3, fa3-fwd, {cudnn}, flash-attn, {own}"
         )
@@ -275,9 +275,9 @@ def test_the_only_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------- determinism of torch's own
 
 
-def one_backward(found: Any) -> None:
+def one_backward(version: Any) -> None:
     x = torch.randn(1, 5, 2, 16).to(HALF)
-    found.backward(x, x, x, x, x, torch.zeros(1, 2, 5), 0.25)
+    version.backward(x, x, x, x, x, torch.zeros(1, 2, 5), 0.25)
 
 
 @pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])
@@ -285,10 +285,10 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
     monkeypatch: pytest.MonkeyPatch, before: tuple[bool, bool]
 ) -> None:
     for calls in install("torch flash", monkeypatch):
-        (found,) = versions.installed()
+        (version,) = versions.installed()
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         fills = torch.utils.deterministic.fill_uninitialized_memory
-        one_backward(found)
+        one_backward(version)
         assert calls[-1].deterministic and settings() == before
         assert torch.utils.deterministic.fill_uninitialized_memory == fills
 
@@ -298,20 +298,20 @@ def test_torchs_flash_is_deterministic_and_leaves_the_setting(
 
         monkeypatch.setattr(torch_own.aten, "_flash_attention_backward", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
-            one_backward(found)
+            one_backward(version)
         assert settings() == before
 
 
 def test_cudnn_reads_out_dout_and_lse_in_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """However they come: a plan is found again without looking at them."""
     for _ in install("torch cuDNN", monkeypatch):
-        (found,) = versions.installed()
+        (version,) = versions.installed()
         q, k, out, dout = (torch.randn(2, rows, 3, 16).to(HALF) for rows in (5, 4, 5, 5))
         lse = torch.randn(2, 3, 5)
-        wanted = found.backward(dout, q, k, k, out, lse, 0.25)
+        wanted = version.backward(dout, q, k, k, out, lse, 0.25)
         heads_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (dout, out)]
         rows_first = lse.transpose(1, 2).contiguous().transpose(1, 2)
-        again = found.backward(heads_first[0], q, k, k, heads_first[1], rows_first, 0.25)
+        again = version.backward(heads_first[0], q, k, k, heads_first[1], rows_first, 0.25)
         assert all(torch.equal(x, y) for x, y in zip(wanted, again, strict=True))
 
 
@@ -324,7 +324,7 @@ def torch_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 def test_threads_do_not_restore_each_others_setting(
     torch_flash: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (found,) = versions.installed()
+    (version,) = versions.installed()
     real, seen = torch_own.aten._flash_attention_backward, []
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -334,7 +334,7 @@ def test_threads_do_not_restore_each_others_setting(
 
     monkeypatch.setattr(torch_own.aten, "_flash_attention_backward", slow)
     torch.use_deterministic_algorithms(False)
-    threads = [threading.Thread(target=one_backward, args=(found,)) for _ in range(3)]
+    threads = [threading.Thread(target=one_backward, args=(version,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -359,10 +359,10 @@ FOLLOWS = {
 
 def published(package: str, file: str) -> dict[str, inspect.Signature]:
     """Signatures of a package's functions, by name."""
-    found = {}
+    signatures = {}
     for entry in SIGNATURES:
         if (entry["package"], entry["file"]) == (package, file):
-            found[entry["function"]] = inspect.Signature(
+            signatures[entry["function"]] = inspect.Signature(
                 [
                     inspect.Parameter(
                         p["name"],
@@ -374,7 +374,7 @@ def published(package: str, file: str) -> dict[str, inspect.Signature]:
                     for p in entry["parameters"]
                 ]
             )
-    return found
+    return signatures
 
 
 @pytest.mark.parametrize("name", STANDINS)

@@ -160,8 +160,8 @@ def test_unseen_rows_keep_their_bits() -> None:
 
 
 def test_two_runs_are_the_same_bits() -> None:
-    found = [run_with(call(FULL, grad=True), make_case(FULL).upstream, "triton") for _ in "ab"]
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    runs = [run_with(call(FULL, grad=True), make_case(FULL).upstream, "triton") for _ in "ab"]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
 def test_choice_of_a_backend() -> None:

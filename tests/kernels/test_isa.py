@@ -46,15 +46,16 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != INFO["isa"]])
 def test_the_other_instruction_sets_pass_the_same_tests(isa: str) -> None:
     """The budget and exactness tests again, with an instruction set that is not the default."""
+    quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header"]
+    chosen = ["-m", "not slow and not gpu", "-k", "cpu"]
+    files = ["tests/kernels/test_attention.py", "tests/kernels/test_norm_rope.py"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header",
-         "-m", "not slow and not gpu", "-k", "cpu", "tests/kernels/test_attention.py",
-         "tests/kernels/test_norm_rope.py"],
+        [sys.executable, "-m", "pytest", *quiet, *chosen, *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "GENHOI_CPU_ISA": isa},
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout[-4000:]
 
 
@@ -107,15 +108,17 @@ def one_case(dim: int = 24) -> dict[str, object]:
     rows, tokens = 210, 15
     return {
         "sizes": (batch, rows, tokens, heads, dim),
-        "tensors": [*(randn(batch, rows, heads, dim) for _ in range(3)),
-                    *(randn(1, tokens, heads, dim) for _ in range(2))],
+        "tensors": [
+            *(randn(batch, rows, heads, dim) for _ in range(3)),
+            *(randn(1, tokens, heads, dim) for _ in range(2)),
+        ],
         "grad": randn(batch, rows, heads, dim),
         "mask": torch.rand(batch, rows, generator=generator) < 0.3,
         "bias": randn(1),
         "gate": [randn(*shape) * 0.3 for shape in gate_shapes(dim).values()],
         "rope": gk.VideoRope(grid, head_dim=dim),
         "ref_rope": gk.HeadSlidingRope(grid, refs, head_dim=dim, num_heads=heads),
-    }  # fmt: skip
+    }
 
 
 def case_input(case: dict) -> bytes:
@@ -137,10 +140,16 @@ def computed(case: dict, backend: str, dtype: torch.dtype) -> list[Tensor]:
     leaves = [x.to(dtype).requires_grad_() for x in case["tensors"]]
     leaves += [x.to(wide, copy=True).requires_grad_() for x in (case["bias"], *case["gate"])]
     out, lse = gk.reference_attention(
-        *leaves[:5], mask=case["mask"], ref_bias=leaves[5], rope=case["rope"],
-        ref_rope=case["ref_rope"], gate=gk.GateWeights(*leaves[6:]), scale=0.25, return_lse=True,
+        *leaves[:5],
+        mask=case["mask"],
+        ref_bias=leaves[5],
+        rope=case["rope"],
+        ref_rope=case["ref_rope"],
+        gate=gk.GateWeights(*leaves[6:]),
+        scale=0.25,
+        return_lse=True,
         backend=backend,
-    )  # fmt: skip
+    )
     grads = torch.autograd.grad(out, leaves, case["grad"].to(dtype))
     return [out.detach(), lse.detach(), *grads]
 
@@ -150,12 +159,10 @@ def run_program(
 ) -> Tensor:
     """Compile portable_main.cpp and run it on a case: all that it writes, float32."""
     program = folder / "portable"
-    command = [
-        compiler, "-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", *flags,
-        f"-I{ROOT / 'csrc'}", str(ROOT / "tests/kernels/native/portable_main.cpp"),
-        "-o", str(program),
-    ]  # fmt: skip
-    subprocess.run(command, check=True)
+    source = ROOT / "tests/kernels/native/portable_main.cpp"
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", *flags]
+    include = f"-I{ROOT / 'csrc'}"
+    subprocess.run([compiler, *flags, include, str(source), "-o", str(program)], check=True)
     result = subprocess.run(
         [*emulator, str(program)], input=case_input(case), capture_output=True, check=True
     )
@@ -198,9 +205,10 @@ def test_every_vector_width_on_this_cpu(floats: int, rows: int, tmp_path: Path) 
 def test_products_in_bfloat16(unit: str, floats: int, rows: int, tmp_path: Path) -> None:
     """The code for AVX512-BF16 and AMX with their instructions in software, on any CPU."""
     flags = [
-        f"-DGENHOI_VECTOR_FLOATS={floats}", f"-DGENHOI_TILE_ROWS={rows}",
+        f"-DGENHOI_VECTOR_FLOATS={floats}",
+        f"-DGENHOI_TILE_ROWS={rows}",
         f"-DGENHOI_BFLOAT16=GENHOI_BFLOAT16_{unit}",
-    ]  # fmt: skip
+    ]
     case = one_case(dim=64)
     got = run_program(case, str(COMPILER), flags, [], tmp_path)
     case["tensors"] = [x.bfloat16().double() for x in case["tensors"]]

@@ -73,9 +73,9 @@ def draw(rope: Rope, tokens: int, heads: int, dtype: torch.dtype, weight: torch.
     def normal(*shape: int, kept: torch.dtype = dtype) -> Tensor:
         return rounded(torch.randn(*shape, generator=generator, dtype=torch.float64), kept)
 
-    found = {name: 3 * normal(2, tokens, dim) for name in ("q", "k")}
-    found |= {f"{n}_weight": rounded(1 + 0.3 * normal(dim), weight) for n in ("q", "k")}
-    return found | {f"up_{n}": normal(2, tokens, heads, rope.head_dim) for n in ("q", "k")}
+    values = {name: 3 * normal(2, tokens, dim) for name in ("q", "k")}
+    values |= {f"{n}_weight": rounded(1 + 0.3 * normal(dim), weight) for n in ("q", "k")}
+    return values | {f"up_{n}": normal(2, tokens, heads, rope.head_dim) for n in ("q", "k")}
 
 
 def run_norm_rope(
@@ -100,23 +100,23 @@ def run_norm_rope(
     outs = qk_norm_rope(**inputs, rope=rope, eps=eps, backend=backend)
     toward = [values[f"up_{name}"].to(device, dtype) for name in ("q", "k")]
     grads = torch.autograd.grad(outs, list(inputs.values()), toward)
-    found = dict(zip(("out_q", "out_k"), outs, strict=True))
+    results = dict(zip(("out_q", "out_k"), outs, strict=True))
     for (name, x), grad in zip(inputs.items(), grads, strict=True):
         assert grad.dtype == x.dtype and grad.shape == x.shape
-        found[f"d{name}"] = grad
-    return {name: x.detach().cpu().double() for name, x in found.items()}
+        results[f"d{name}"] = grad
+    return {name: x.detach().cpu().double() for name, x in results.items()}
 
 
 @pytest.mark.parametrize("rotation", ROPES, ids=name_of)
 def test_eager_is_the_loops(rotation: tuple[Rope, int, int]) -> None:
     rope, tokens, heads = rotation
     values = draw(rope, tokens, heads, torch.float64, torch.float64)
-    found = run_norm_rope(values, rope, "eager", torch.float64, torch.float64, eps=1e-3)
+    results = run_norm_rope(values, rope, "eager", torch.float64, torch.float64, eps=1e-3)
     for name in ("q", "k"):
         normed = loops.rms_norm(values[name].numpy(), values[f"{name}_weight"].numpy(), 1e-3)
         wanted = rotate_in_loops(normed.reshape(2, tokens, heads, rope.head_dim), rope)
         torch.testing.assert_close(
-            found[f"out_{name}"], torch.from_numpy(wanted), rtol=0, atol=1e-12
+            results[f"out_{name}"], torch.from_numpy(wanted), rtol=0, atol=1e-12
         )
     x = values["up_q"]
     alone = apply_rope(x, rope, backend="eager")
@@ -209,16 +209,16 @@ def test_norm_rope_is_deterministic(backend: str) -> None:
     skip_unless_supported(backend, RopeCall(device_of(backend), torch.float32, 24))
     values = draw(rope, 75, 3, torch.float32, torch.float32)
     before = torch.get_num_threads()
-    found = []
+    runs = []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append(run_norm_rope(values, rope, backend, torch.float32, torch.float32))
+            runs.append(run_norm_rope(values, rope, backend, torch.float32, torch.float32))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
+    for other in runs[1:]:
         for name in other:
-            assert torch.equal(other[name], found[0][name]), name
+            assert torch.equal(other[name], runs[0][name]), name
 
 
 def test_nan_stays_in_its_row(backend: str) -> None:
@@ -227,10 +227,10 @@ def test_nan_stays_in_its_row(backend: str) -> None:
     values = draw(rope, 30, 2, torch.float32, torch.float32)
     clean = run_norm_rope(values, rope, backend, torch.float32, torch.float32)
     values["q"][1, 17, 5] = torch.nan
-    found = run_norm_rope(values, rope, backend, torch.float32, torch.float32)
-    assert found["out_q"][1, 17].isnan().all() and found["dq"][1, 17].isnan().all()
+    results = run_norm_rope(values, rope, backend, torch.float32, torch.float32)
+    assert results["out_q"][1, 17].isnan().all() and results["dq"][1, 17].isnan().all()
     others = torch.ones(2, 30, dtype=torch.bool)
     others[1, 17] = False
     for name in ("out_q", "dq"):
-        assert torch.equal(found[name][others], clean[name][others])
-    assert torch.equal(found["out_k"], clean["out_k"])
+        assert torch.equal(results[name][others], clean[name][others])
+    assert torch.equal(results["out_k"], clean["out_k"])

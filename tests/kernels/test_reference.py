@@ -107,15 +107,15 @@ def run_loops(case: Case) -> loops.Outputs:
 @pytest.mark.parametrize("case", LOOP_CASES, ids=str)
 def test_eager_is_the_loops(case: Case) -> None:
     case = dataclasses.replace(case, dtype=torch.float64)
-    found, wanted = run(case, "eager", torch.float64), run_loops(case)
-    torch.testing.assert_close(found["lse"], torch.from_numpy(wanted.lse), rtol=0, atol=1e-12)
+    results, wanted = run(case, "eager", torch.float64), run_loops(case)
+    torch.testing.assert_close(results["lse"], torch.from_numpy(wanted.lse), rtol=0, atol=1e-12)
     out = torch.from_numpy(wanted.out)
     if case.gate == "sum":
         assert wanted.gate_sum is not None
         gate_sum = torch.from_numpy(wanted.gate_sum)
-        torch.testing.assert_close(found["gate_sum"], gate_sum, rtol=0, atol=1e-12)
+        torch.testing.assert_close(results["gate_sum"], gate_sum, rtol=0, atol=1e-12)
         out = torch.from_numpy(run_loops(dataclasses.replace(case, gate=None)).out)
-    torch.testing.assert_close(found["out"], out, rtol=0, atol=1e-12)
+    torch.testing.assert_close(results["out"], out, rtol=0, atol=1e-12)
 
 
 GRAD_CASES = [
@@ -163,10 +163,10 @@ def test_eager_gradients_are_finite_differences(case: Case) -> None:
         if case.gate is not None:
             weights = [x for name, x in by_name.items() if name.startswith("gate.")]
             given["gate"] = type(args["gate"])(*weights)
-        found = reference_attention(**given, backend="eager")
-        assert isinstance(found, tuple)
+        results = reference_attention(**given, backend="eager")
+        assert isinstance(results, tuple)
         # An lse of -inf has no finite difference; its gradient is 0.
-        return tuple(x.masked_fill(x == -torch.inf, 0.0) for x in found)
+        return tuple(x.masked_fill(x == -torch.inf, 0.0) for x in results)
 
     # Element by element where that is quick, else along random directions.
     values = tuple(leaves(args).values())
@@ -193,20 +193,20 @@ def test_eager_ignores_nan_in_unseen_references() -> None:
         with torch.no_grad():
             args["k_ref"][:, 2:] = poison
             args["v_ref"][:, 2:] = poison
-        found = run_with(args, inputs.upstream, "eager")
+        results = run_with(args, inputs.upstream, "eager")
         for name in clean:
-            assert torch.equal(found[name], clean[name]), name
-        assert not found["dk_ref"][:, 2:].any() and not found["dv_ref"][:, 2:].any()
-        assert found["dref_bias"][1] == 0
+            assert torch.equal(results[name], clean[name]), name
+        assert not results["dk_ref"][:, 2:].any() and not results["dv_ref"][:, 2:].any()
+        assert results["dref_bias"][1] == 0
 
         # Segment 0, which the second half of the rows sees: the first half stays as it was.
         args = arguments(case, inputs, torch.float64, CPU)
         with torch.no_grad():
             args["k_ref"][:, :2] = poison
             args["v_ref"][:, :2] = poison
-        found = run_with(args, inputs.upstream, "eager")
+        results = run_with(args, inputs.upstream, "eager")
         half = case.n // 2
         for name in ("out", "dq"):
-            assert torch.equal(found[name][:, :half], clean[name][:, :half]), name
-        assert torch.equal(found["lse"][..., :half], clean["lse"][..., :half])
-        assert not found["out"][:, half:].isfinite().all()
+            assert torch.equal(results[name][:, :half], clean[name][:, :half]), name
+        assert torch.equal(results["lse"][..., :half], clean["lse"][..., :half])
+        assert not results["out"][:, half:].isfinite().all()

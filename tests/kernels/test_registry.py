@@ -207,8 +207,8 @@ def test_every_built_in_choice_says_what_it_rests_on() -> None:
 def test_an_entry_of_the_gpu_itself_decides_there(cache: Path) -> None:
     for device, basis in (("NVIDIA H100 80GB HBM3", "measured"), ("NVIDIA H200", "inferred")):
         question = dataclasses.replace(H100, device=device, training=False, flash=FLASH.TORCH_CUDNN)
-        found = preferences.find(question)
-        assert found is not None and found.basis == basis
+        choice = preferences.find(question)
+        assert choice is not None and choice.basis == basis
 
 
 def test_a_backend_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,11 @@ def test_release_schedule() -> None:
     different = 0
     for f in range(1, 82):
         for heads in range(1, 65):
-            found = head_frames("release", f, heads)
+            frames = head_frames("release", f, heads)
             floors = [float(f * (n + 1) // (heads + 1)) for n in range(heads)]
-            assert len(found) == heads
-            assert max(abs(a - b) for a, b in zip(found, floors, strict=True)) <= 1
-            different += list(found) != floors
+            assert len(frames) == heads
+            assert max(abs(a - b) for a, b in zip(frames, floors, strict=True)) <= 1
+            different += list(frames) != floors
     assert different == 25
     wanted = [0.0, *(t for t in map(float, range(1, 20)) for _ in "ab"), 20.0]
     assert list(head_frames("release", 21, 40)) == wanted

@@ -180,13 +180,13 @@ def test_shapes_are_named_or_grids() -> None:
 # ----------------------------------------------------------------------------------- the commands
 
 
-def run_genhoi_tune(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
-    result = CliRunner().invoke(genhoi_tune, words)
+def run_genhoi_tune(options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+    result = CliRunner().invoke(genhoi_tune, options)
     return result.exit_code, result.output
 
 
-def run_module(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
-    monkeypatch.setattr(sys, "argv", ["tune", *words])
+def run_module(options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
+    monkeypatch.setattr(sys, "argv", ["tune", *options])
     code = module_command.main()
     return code, "".join(capsys.readouterr())
 
@@ -199,8 +199,8 @@ RUNS = pytest.mark.parametrize("run", [run_genhoi_tune, run_module])
 def test_tuning_needs_a_gpu(
     run: Any, a_gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    for words, device in (([], "cuda"), (["--device", "cpu"], "cpu")):
-        code, output = run(words, monkeypatch, capsys)
+    for options, device in (([], "cuda"), (["--device", "cpu"], "cpu")):
+        code, output = run(options, monkeypatch, capsys)
         assert code == 1 and f"--device: got '{device}', wanted a GPU" in output
     assert not a_gpu.exists()
 
@@ -228,8 +228,8 @@ def test_the_tuning_command(
         return []
 
     monkeypatch.setattr(table, "tune", stand_in)
-    words = ["--shapes", "tiny", "--shapes", "2x8x8", "--dtype", "float16", "--device", "cuda:1"]
-    code, output = run(words, monkeypatch, capsys)
+    options = ["--shapes", "tiny", "--shapes", "2x8x8", "--dtype", "float16", "--device", "cuda:1"]
+    code, output = run(options, monkeypatch, capsys)
     assert code == 0 and f"Choices: {a_gpu} (0 measured)" in output
     assert [(q.shape.name, q.dtype, q.training, str(q.device)) for q in asked] == [
         (name, torch.float16, training, "cuda:1")
@@ -238,12 +238,12 @@ def test_the_tuning_command(
     ]
     run(["--case-seconds", "7"], monkeypatch, capsys)
     assert limits == [{"seconds": 600.0}, {"seconds": 7.0}]
-    for words, sentence in (
+    for options, sentence in (
         (["--dtype", "int8"], "--dtype: got 'int8', wanted one of bfloat16, float16, float32"),
         (["--shapes", "huge"], "--shapes: got 'huge', wanted one of tiny"),
         (["--device", "gpu"], "--device: got 'gpu', wanted a GPU"),
     ):
-        code, output = run(words, monkeypatch, capsys)
+        code, output = run(options, monkeypatch, capsys)
         assert code == 1 and sentence in output
 
 

@@ -85,9 +85,9 @@ def test_save_and_load(tmp_path: Path) -> None:
     adapter.save_pretrained(tmp_path / "new" / "folder")
     again = GenHOIAdapter.from_pretrained(tmp_path / "new" / "folder")
     assert again.config == adapter.config
-    wanted, found = adapter.state_dict(), again.state_dict()
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[n], x) and found[n].dtype == x.dtype for n, x in wanted.items())
+    wanted, loaded = adapter.state_dict(), again.state_dict()
+    assert list(loaded) == list(wanted)
+    assert all(torch.equal(loaded[n], x) and loaded[n].dtype == x.dtype for n, x in wanted.items())
     assert [p.requires_grad for p in again.parameters()] == [
         p.requires_grad for p in adapter.parameters()
     ]

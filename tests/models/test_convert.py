@@ -40,9 +40,9 @@ def test_there_and_back(image: bool) -> None:
     assert (config.mask_gate, config.flow_gate) == (False, "sequence")
     assert config.schedule == "release"
     for mine, other in ((model, transformer), (adapter, again)):
-        wanted, found = mine.state_dict(), other.state_dict()
-        assert set(found) == set(wanted)
-        assert all(found[n].data_ptr() == x.data_ptr() for n, x in wanted.items())
+        wanted, converted = mine.state_dict(), other.state_dict()
+        assert set(converted) == set(wanted)
+        assert all(converted[n].data_ptr() == x.data_ptr() for n, x in wanted.items())
     back = to_official(transformer, again)
     assert set(back) == set(official)
     assert all(torch.equal(back[n], x) and back[n].dtype == x.dtype for n, x in official.items())
@@ -135,9 +135,9 @@ KINDS = ["pth", "pth folder", "safetensors", "two files", "index", "folder"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files(tmp_path: Path, kind: str, official: dict[str, Tensor]) -> None:
-    found = load_weights(write(tmp_path, kind, official))
-    assert set(found) == set(official)
-    assert all(torch.equal(found[n], x) for n, x in official.items())
+    loaded = load_weights(write(tmp_path, kind, official))
+    assert set(loaded) == set(official)
+    assert all(torch.equal(loaded[n], x) for n, x in official.items())
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")

@@ -23,10 +23,10 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     base = TinyBase(seed=3)
     base.save_pretrained(tmp_path / "base", about="a test")
     assert base_kind(tmp_path / "base") is TinyBase and base_kind(tmp_path) is WanBase
-    found = load_base(tmp_path / "base")
-    assert found.trained and found.about == "tiny: a test" and not base.trained
+    loaded = load_base(tmp_path / "base")
+    assert loaded.trained and loaded.about == "tiny: a test" and not base.trained
     wanted = base.transformer.state_dict()
-    for name, weight in found.transformer.state_dict().items():
+    for name, weight in loaded.transformer.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, wanted[name].to(torch.bfloat16).float()), name
     assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "base").iterdir())

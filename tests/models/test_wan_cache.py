@@ -28,8 +28,8 @@ def run(model: WanTransformer3DModel, **changes: Any) -> Tensor:
 
 
 def keys_values(handle: Attachment) -> list[Tensor]:
-    found = [block.attn1.processor.current for block in handle.transformer.blocks]
-    return [x for current in found for x in (current.k_ref, current.v_ref)]
+    kept = [block.attn1.processor.current for block in handle.transformer.blocks]
+    return [x for current in kept for x in (current.k_ref, current.v_ref)]
 
 
 def test_fifty_steps_and_two_branches_are_one_pass() -> None:

@@ -44,9 +44,9 @@ def test_every_trainable_weight_gets_a_gradient() -> None:
     trainable = {n for n, p in adapter.named_parameters() if p.requires_grad}
     rest = {n for n, _ in adapter.named_parameters()} - trainable
     assert rest == {"layers.2.lora_q.down", "layers.2.lora_q.up"}
-    found = gradients(adapter)
-    assert set(found) == trainable
-    assert all(g.abs().max() > 0 for g in found.values())
+    by_name = gradients(adapter)
+    assert set(by_name) == trainable
+    assert all(g.abs().max() > 0 for g in by_name.values())
     adapter.requires_grad_(False)
     adapter.requires_grad_(True)
     assert {n for n, p in adapter.named_parameters() if p.requires_grad} == trainable
@@ -68,10 +68,10 @@ def test_finite_differences() -> None:
     """Along the sign of the gradient. The base computes its norms in float32, hence the step."""
     model, adapter, _ = attached()
     loss(model).backward()
-    found = gradients(adapter)
+    by_name = gradients(adapter)
     step = 4e-3
     for name in PROBED:
-        weight, direction = adapter.get_parameter(name), found[name].sign()
+        weight, direction = adapter.get_parameter(name), by_name[name].sign()
         values = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -79,7 +79,7 @@ def test_finite_differences() -> None:
                 values.append(loss(model).item())
                 weight.sub_(sign * step * direction)
         numeric = (values[0] - values[1]) / (2 * step)
-        assert numeric == pytest.approx((found[name] * direction).sum().item(), rel=2e-2), name
+        assert numeric == pytest.approx((by_name[name] * direction).sum().item(), rel=2e-2), name
 
 
 def test_checkpointing_changes_nothing() -> None:
@@ -114,8 +114,8 @@ def test_checkpointed_clips_may_overlap() -> None:
     model, adapter, handle = attached(checkpointing=True)
     for one in reversed(losses(handle, model)):
         one.backward()
-    for name, found in gradients(adapter).items():
-        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-7)
+    for name, gradient in gradients(adapter).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)
 
 
 def test_computed_at_every_training_step_and_once_after() -> None:
@@ -139,8 +139,8 @@ def test_float32_adapter_on_a_bfloat16_base() -> None:
     (out,) = model(**inputs(model, dtype=torch.bfloat16))
     out.float().square().mean().backward()
     assert out.dtype == torch.bfloat16
-    found = gradients(adapter)
-    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
+    by_name = gradients(adapter)
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in by_name.values())
 
 
 def test_autocast() -> None:

@@ -145,12 +145,12 @@ class Case:
 
     def __str__(self) -> str:
         """Only what differs from the defaults; pytest shows it as the test's name."""
-        words = []
+        fields = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default and field.name != "dtype":
-                words.append(f"{field.name}={value}".replace(" ", "").replace("torch.", ""))
-        return ",".join(words) or "default"
+                fields.append(f"{field.name}={value}".replace(" ", "").replace("torch.", ""))
+        return ",".join(fields) or "default"
 
 
 def skip_unless_supported(backend: str, call: AttentionCall | RopeCall) -> None:
@@ -261,26 +261,26 @@ def arguments(
 
     given = inputs.tensors
     laid_out = lay_out(*(given[n].to(device, dtype, copy=True) for n in "qkv"), case.layout)
-    found: dict[str, Any] = {
+    args: dict[str, Any] = {
         name: x.detach().requires_grad_() for name, x in zip("qkv", laid_out, strict=True)
     }
     for name in ("k_ref", "v_ref"):
-        found[name] = leaf(given[name], dtype) if name in given else None
+        args[name] = leaf(given[name], dtype) if name in given else None
     if "ref_bias" in given:
-        found["ref_bias"] = leaf(given["ref_bias"], torch.float32)
+        args["ref_bias"] = leaf(given["ref_bias"], torch.float32)
     if case.gate is not None:
         kept = case.gate_dtype or torch.float32
-        found["gate"] = GateWeights(
+        args["gate"] = GateWeights(
             *(leaf(given[f"gate.{name}"], kept) for name in GateWeights._fields)
         )
-        found["gate_reduction"] = "token" if case.gate == "token" else "sequence"
-        found["return_gate_sum"] = case.gate == "sum"
+        args["gate_reduction"] = "token" if case.gate == "token" else "sequence"
+        args["return_gate_sum"] = case.gate == "sum"
     if inputs.mask is not None:
         mask = inputs.mask.to(device)
-        found["mask"] = MaskGate.build(mask) if case.mask_gate else mask
+        args["mask"] = MaskGate.build(mask) if case.mask_gate else mask
     if case.lengths is not None or (case.refs and not case.ref_rope):
-        found["ref_lengths"] = case.segments
-    return found | {
+        args["ref_lengths"] = case.segments
+    return args | {
         "rope": case.rope,
         "ref_rope": case.reference_rope,
         "scale": case.scale,
@@ -290,10 +290,10 @@ def arguments(
 
 def leaves(args: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors that want a gradient, by name."""
-    found = {name: args.get(name) for name in ("q", "k", "v", "k_ref", "v_ref", "ref_bias")}
+    tensors = {name: args.get(name) for name in ("q", "k", "v", "k_ref", "v_ref", "ref_bias")}
     if args.get("gate") is not None:
-        found |= {f"gate.{name}": x for name, x in args["gate"]._asdict().items()}
-    return {name: x for name, x in found.items() if x is not None}
+        tensors |= {f"gate.{name}": x for name, x in args["gate"]._asdict().items()}
+    return {name: x for name, x in tensors.items() if x is not None}
 
 
 def run_with(
@@ -302,14 +302,14 @@ def run_with(
     """Outputs of one call, and gradients through those that upstream names, as they come."""
     outputs = reference_attention(**args, backend=backend)
     assert isinstance(outputs, tuple)
-    found = dict(zip(("out", "lse", "gate_sum"), outputs, strict=False))
+    results = dict(zip(("out", "lse", "gate_sum"), outputs, strict=False))
     if grads:
         wanted = leaves(args)
-        through = {name: x for name, x in found.items() if name in upstream}
+        through = {name: x for name, x in results.items() if name in upstream}
         toward = [upstream[name].to(x.device, x.dtype) for name, x in through.items()]
         got = torch.autograd.grad(list(through.values()), list(wanted.values()), toward)
-        found |= {f"d{name}": x for name, x in zip(wanted, got, strict=True)}
-    return {name: x.detach() for name, x in found.items()}
+        results |= {f"d{name}": x for name, x in zip(wanted, got, strict=True)}
+    return {name: x.detach() for name, x in results.items()}
 
 
 def run(case: Case, backend: str, dtype: torch.dtype, inputs: Inputs | None = None) -> Results:
@@ -317,12 +317,12 @@ def run(case: Case, backend: str, dtype: torch.dtype, inputs: Inputs | None = No
     inputs = inputs or make_case(case)
     args = arguments(case, inputs, dtype, device_of(backend))
     upstream = {n: x for n, x in inputs.upstream.items() if case.lse_grad or n != "lse"}
-    found = run_with(args, upstream, backend)
+    results = run_with(args, upstream, backend)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    assert found["out"].dtype == dtype and found["lse"].dtype == wide
+    assert results["out"].dtype == dtype and results["lse"].dtype == wide
     for name, x in leaves(args).items():
-        assert found[f"d{name}"].dtype == x.dtype and found[f"d{name}"].shape == x.shape, name
-    return {name: x.cpu().double() for name, x in found.items()}
+        assert results[f"d{name}"].dtype == x.dtype and results[f"d{name}"].shape == x.shape, name
+    return {name: x.cpu().double() for name, x in results.items()}
 
 
 def largest(x: Tensor) -> float:
@@ -355,8 +355,8 @@ def left_of_a_single_key(
     terms = q.shape[-1] * 2.0**-24
     ds = 2 * terms / (1 - terms) * (dout * v).abs().sum(-1, keepdim=True)
     rounding = 1 + 4 * torch.finfo(dtype).eps
-    found = {"dq": ds * k.abs(), "dk": (ds * q.abs()).sum(1)}
-    return {name: abs(scale) * rounding * largest(x) for name, x in found.items()}
+    gradients = {"dq": ds * k.abs(), "dk": (ds * q.abs()).sum(1)}
+    return {name: abs(scale) * rounding * largest(x) for name, x in gradients.items()}
 
 
 def assert_within_budget(

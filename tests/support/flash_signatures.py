@@ -51,9 +51,9 @@ def read(archive: Path, file: str) -> str:
             return opened.read(file).decode()
     with tarfile.open(archive) as opened:
         folder = archive.name.removesuffix(".tar.gz")
-        found = opened.extractfile(f"{folder}/{file}")
-        assert found is not None, file
-        return found.read().decode()
+        member = opened.extractfile(f"{folder}/{file}")
+        assert member is not None, file
+        return member.read().decode()
 
 
 def parameters(function: ast.FunctionDef) -> Iterator[dict[str, Any]]:
@@ -75,13 +75,13 @@ def signatures(folder: Path) -> Iterator[dict[str, Any]]:
         version = archive.name.removesuffix(".tar.gz").split("-")[1]
         bodies = ast.parse(read(archive, file)).body
         for name in functions:
-            (found,) = (x for x in bodies if isinstance(x, ast.FunctionDef) and x.name == name)
+            (definition,) = (x for x in bodies if isinstance(x, ast.FunctionDef) and x.name == name)
             yield {
                 "package": package.replace("_", "-"),
                 "version": version,
                 "file": file,
                 "function": name,
-                "parameters": list(parameters(found)),
+                "parameters": list(parameters(definition)),
             }
 
 

@@ -78,8 +78,8 @@ def backward(
     delta = (dO * O).sum(-1, keepdim=True)
     dS = (P * (dO @ V.mT - delta)).to(q.dtype).float()
     dV = P.to(q.dtype).float().mT @ dO
-    found = dS @ K * scale, dS.mT @ Q * scale, dV
-    dq, dk, dv = (x.transpose(1, 2).to(q.dtype) for x in found)
+    gradients = dS @ K * scale, dS.mT @ Q * scale, dV
+    dq, dk, dv = (x.transpose(1, 2).to(q.dtype) for x in gradients)
     return dq, dk, dv
 
 
@@ -159,8 +159,8 @@ def flash_2(calls: Calls) -> dict[str, ModuleType]:
     ):
         assert (dropout_p, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
         assert softcap == 0.0 and alibi_slopes is None and rng_state is None
-        found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
-        for place, x in zip((dq, dk, dv), found, strict=True):
+        gradients = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
+        for place, x in zip((dq, dk, dv), gradients, strict=True):
             place.copy_(x)
         return torch.zeros_like(softmax_lse)
 
@@ -238,8 +238,8 @@ def flash_3(calls: Calls, name: str = "flash_attn_interface") -> dict[str, Modul
         sm_margin=0,
     ):
         assert causal is False
-        found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
-        for place, x in zip((dq, dk, dv), found, strict=True):
+        gradients = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
+        for place, x in zip((dq, dk, dv), gradients, strict=True):
             place.copy_(x)
         return dq, dk, dv, torch.zeros_like(softmax_lse)
 
@@ -318,8 +318,8 @@ def flash_3_operator(calls: Calls, name: str = "flash_attn_interface") -> dict[s
         sm_margin=0,
     ):
         assert is_causal is False
-        found = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
-        for place, x in zip((dq, dk, dv), found, strict=True):
+        gradients = backward(dout, q, k, v, out, softmax_lse, softmax_scale)
+        for place, x in zip((dq, dk, dv), gradients, strict=True):
             place.copy_(x)
         return torch.zeros_like(softmax_lse)
 
@@ -600,8 +600,8 @@ class Aten:
         assert self._plans.setdefault(found_by, reads) == reads
         self._note("backward", query, key, 2)
         dout, q, k, v, o = (x.transpose(1, 2) for x in tensors[:5])
-        found = backward(dout, q, k, v, o, logsumexp[..., 0], scale)
-        return tuple(x.transpose(1, 2) for x in found)
+        gradients = backward(dout, q, k, v, o, logsumexp[..., 0], scale)
+        return tuple(x.transpose(1, 2) for x in gradients)
 
 
 # The finder of each of torch's.

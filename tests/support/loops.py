@@ -15,13 +15,13 @@ Array = np.ndarray
 
 def ceil_frames(frames: int, heads: int) -> list[int]:
     """The paper's schedule in integers: the smallest c with c * heads >= frames * n."""
-    found = []
+    ceilings = []
     for n in range(heads):
         c = 0
         while c * heads < frames * n:
             c += 1
-        found.append(c)
-    return found
+        ceilings.append(c)
+    return ceilings
 
 
 def part_sizes(dim: int) -> tuple[int, int, int]:
@@ -57,10 +57,10 @@ def reference_positions(
 ) -> list[tuple[float, float, float]]:
     """Position of every reference token in a head at ``frame``."""
     _, h, w = grid
-    found = []
+    positions = []
     for rows, cols in ref_grids:
-        found += [(frame, float(h + y), float(w + x)) for y in range(rows) for x in range(cols)]
-    return found
+        positions += [(frame, float(h + y), float(w + x)) for y in range(rows) for x in range(cols)]
+    return positions
 
 
 def rotate_video(

@@ -130,8 +130,8 @@ def assert_same_run(one: Path, other: Path, step: int = 5) -> None:
     assert losses(one) == pytest.approx(losses(other), rel=1e-6)
     norms = [[float(norm) for _, _, norm in curve(out)] for out in (one, other)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-    found, wanted = checkpoint(one, step), checkpoint(other, step)
-    assert found.keys() == wanted.keys()
+    state, wanted = checkpoint(one, step), checkpoint(other, step)
+    assert state.keys() == wanted.keys()
     largest = max(x.abs().max().item() for n, x in wanted.items() if n.startswith("exp_avg/"))
     for name, x in wanted.items():
         kind, _, weight = name.partition("/")
@@ -139,16 +139,16 @@ def assert_same_run(one: Path, other: Path, step: int = 5) -> None:
             # Adam divides gradients by their size, also where they are nothing but rounding.
             known = wanted[f"exp_avg/{weight}"].abs() > 1e-2 * largest
             torch.testing.assert_close(
-                found[name][known], x[known], rtol=0, atol=2e-3 * LEARNING_RATE, msg=name
+                state[name][known], x[known], rtol=0, atol=2e-3 * LEARNING_RATE, msg=name
             )
         elif kind == "exp_avg":
-            torch.testing.assert_close(found[name], x, rtol=0, atol=1e-5 * largest, msg=name)
+            torch.testing.assert_close(state[name], x, rtol=0, atol=1e-5 * largest, msg=name)
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
 
 
 def as_process(rank: int, ranks: int, port: int) -> None:

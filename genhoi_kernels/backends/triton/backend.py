@@ -36,7 +36,7 @@ def _missing() -> str | None:
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
-        return "triton is not installed (pip install triton)"
+        return "triton is not installed (pip install 'genhoi-kernels[triton]')"
     if tuple(int(n) for n in version.split(".")[:2]) < MINIMUM_VERSION:
         return f"triton {version} is too old; 3.6 or newer is needed"
     return None

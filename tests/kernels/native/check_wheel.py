@@ -37,8 +37,15 @@ def norm_rope_gradients(backend: str) -> tuple[torch.Tensor, ...]:
 
 def check_cpu() -> None:
     """Each CPU operator, forward and backward, beside eager. Raises AssertionError."""
-    case = Case(batch=2, grid=(3, 5, 5), heads=3, dim=24, refs=((3, 4), (1, 1)), mask="random",
-                bias=(0.5, -1.0))  # fmt: skip
+    case = Case(
+        batch=2,
+        grid=(3, 5, 5),
+        heads=3,
+        dim=24,
+        refs=((3, 4), (1, 1)),
+        mask="random",
+        bias=(0.5, -1.0),
+    )
     for dtype in DTYPES:
         for gate in ("token", "sum"):
             check_budget(dataclasses.replace(case, dtype=dtype, gate=gate), "cpu")

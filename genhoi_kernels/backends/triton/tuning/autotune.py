@@ -71,7 +71,7 @@ def tune_first_call(kernel: str, x: Tensor, make: Callable[[], Launch], *, arch:
 
 
 def tune(key: Key, device: torch.device, make: Callable[[], Launch]) -> None:
-    """See to it that a kernel's configuration is one measured on this GPU, for all later calls.
+    """Make a configuration measured on this GPU the kernel's, for all later calls.
 
     make: the call's launch, with the configuration that the tables give when it is called. The
     file is extended before this returns: a process that ends later loses nothing.
