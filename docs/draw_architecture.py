@@ -33,6 +33,7 @@ FLOORS = (
     ("genhoi/models",),
     ("genhoi/conditioning",),
     ("genhoi/media",),
+    ("genhoi/extras",),
     ("genhoi_kernels",),
     ("genhoi_kernels/modules", "genhoi_kernels/tune"),
     ("genhoi_kernels/functional",),
@@ -57,6 +58,7 @@ FLOORS = (
 )
 """From the top down. A room stands on the floor that names it, else where a pattern fits first."""
 
+PUBLIC_NAMES = ("genhoi/__init__.py", "genhoi/convert.py")
 DOORS = ("benchmarks", "genhoi")
 """Rooms that import from everywhere: a chain of imports through one of them implies no arrow."""
 
@@ -300,7 +302,7 @@ def _room(path: Path, shared_headers: set[Path]) -> str:
     if first in ("benchmarks", "build_tools"):
         return first
     if first == "genhoi":
-        return f"genhoi/{middle[0]}" if middle else "genhoi"
+        return "genhoi" if path.as_posix() in PUBLIC_NAMES else f"genhoi/{[*middle, name][0]}"
     if first == CPP_FOLDER:
         folder = path.parent.as_posix()
         return f"{folder}/*.h" if path in shared_headers else folder

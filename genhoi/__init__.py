@@ -4,7 +4,7 @@ a look at where attention goes."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 
 if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.conditioning.masks import clear_first_frame as clear_first_frame

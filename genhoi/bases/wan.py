@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi._extras import need, needed_for
 from genhoi.bases.base import TEXT_TOKENS, Base, Offload
+from genhoi.extras import need, needed_for
 
 __all__ = ["WanBase", "locate_base", "read_config"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 
 
 def run() -> None:

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from genhoi._extras import needed_for
 from genhoi.conditioning.grid import STRIDES
+from genhoi.extras import needed_for
 from genhoi.media import check_target
 
 __all__ = [

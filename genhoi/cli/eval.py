@@ -12,7 +12,6 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from genhoi._extras import need
 from genhoi.cli.common import (
     PATH,
     free_targets,
@@ -28,6 +27,7 @@ from genhoi.evaluation.learned_metrics import Models, load_models
 from genhoi.evaluation.metrics import PSNR_CAP
 from genhoi.evaluation.record import as_record, write_curves, write_record
 from genhoi.evaluation.summary import Summary, over_cases, summarise
+from genhoi.extras import need
 
 __all__ = ["eval_command"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from genhoi._extras import need
 from genhoi.cli.common import (
     DTYPES,
     PATH,
@@ -18,6 +17,7 @@ from genhoi.cli.common import (
 )
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.inputs import read_clip_and_masks
+from genhoi.extras import need
 from genhoi.inspection.figure import draw_inspection
 from genhoi.inspection.inspect import Inspection, inspect_clip
 from genhoi.inspection.summary import summary_table, write_summary

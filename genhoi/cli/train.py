@@ -12,10 +12,10 @@ import click
 import torch
 from rich.console import Console
 
-from genhoi._extras import how_to_install, is_installed, need
 from genhoi.cli.common import PATH, bytes_text, plain_errors
 from genhoi.cli.train_flags import setting_flags, setting_text
 from genhoi.cli.train_screen import Screen, StepsShown
+from genhoi.extras import how_to_install, is_installed, need
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.media import Clip, check_target, write_clip, write_image, write_mask
 
 __all__ = ["SyntheticClip", "make_hoi_clip", "write_hoi_clip"]

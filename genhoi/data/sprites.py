@@ -18,7 +18,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 
 __all__ = ["LETTERS", "PHOTOGRAPHS", "SPRITE_SIDE", "Split", "background", "sprite"]
 

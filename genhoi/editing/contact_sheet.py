@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi._extras import needed_for
 from genhoi.conditioning.condition import paint_grey
+from genhoi.extras import needed_for
 from genhoi.media import (
     Clip,
     atomic_path,

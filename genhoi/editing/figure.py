@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.media import Clip, atomic_path
 
 __all__ = ["draw_attention", "frame_means"]

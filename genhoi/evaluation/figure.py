@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi._extras import needed_for
 from genhoi.evaluation.columns import COLUMNS, REGIONS
 from genhoi.evaluation.measure import CaseResult, Evaluation
 from genhoi.evaluation.summary import over_cases, summarise
+from genhoi.extras import needed_for
 from genhoi.media import atomic_path
 
 __all__ = ["draw_evaluation"]

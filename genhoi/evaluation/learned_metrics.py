@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.media import fit_image
 from genhoi.media.image import BACKGROUND
 

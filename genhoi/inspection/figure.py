@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genhoi._extras import needed_for
 from genhoi.conditioning.grid import STRIDES
+from genhoi.extras import needed_for
 from genhoi.inspection.inspect import Inspection, ScheduleResult, schedule_name
 from genhoi.inspection.summary import dtype_name
 from genhoi.media import atomic_path

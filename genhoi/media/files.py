@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi_kernels.files import whole_file
 
 __all__ = [

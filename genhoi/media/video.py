@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.media.clip import DEFAULT_FPS, Clip
 
 __all__ = ["MAX_GIF_FPS", "count_packets", "decode", "frame_rate", "write_gif", "write_video"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.models.adapter_config import CONFIG_NAME, AdapterConfig
 from genhoi.models.placement import local_weight
 from genhoi.models.registry import model_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 
 __all__ = ["load_weights"]
 

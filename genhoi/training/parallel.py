@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.models.registry import model_of
 from genhoi.training.config import TrainConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genhoi._extras import needed_for
+from genhoi.extras import needed_for
 from genhoi.models.adapter import GenHOIAdapter
 
 __all__ = ["add_low_rank", "freeze_unused", "load_adapter"]

@@ -20,7 +20,7 @@ import pytest
 
 import genhoi
 from build_tools.sources import ISA_FLAGS, isa_of, sources
-from genhoi._extras import _EXTRAS
+from genhoi.extras import _EXTRAS
 from genhoi_kernels.backends.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
