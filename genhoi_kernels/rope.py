@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,8 +49,10 @@ def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float,
         num_heads: heads of the whole model, before any sharding.
 
     Raises:
+        TypeError: neither a name, a number nor a sequence.
         ValueError: unknown name, or a sequence whose length is not ``num_heads``.
     """
+    wanted = "'paper', 'release', a number or one number a head"
     if isinstance(schedule, str):
         if schedule == "paper":
             return tuple(float(-(-frames * n // num_heads)) for n in range(num_heads))
@@ -59,11 +61,11 @@ def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float,
             # differently.
             line = torch.linspace(0, frames, num_heads + 2, dtype=torch.int64, device="cpu")
             return tuple(float(t) for t in line[1:-1].tolist())
-        raise ValueError(
-            f"schedule: got {schedule!r}, wanted 'paper', 'release', a number or one number a head"
-        )
+        raise ValueError(f"schedule: got {schedule!r}, wanted {wanted}")
     if isinstance(schedule, (int, float)):
         return (float(schedule),) * num_heads
+    if not isinstance(schedule, Iterable):
+        raise TypeError(f"schedule: got {schedule!r}, wanted {wanted}")
     values = tuple(float(t) for t in schedule)
     if len(values) != num_heads:
         raise ValueError(f"schedule: got {len(values)} frames, wanted num_heads = {num_heads}")

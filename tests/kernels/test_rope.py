@@ -164,3 +164,8 @@ WRONG: list[tuple[str, str, Any]] = [
 def test_errors(name: str, came: str, build: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: got .*{came}.*, wanted"):
         build()
+
+
+def test_a_schedule_of_no_kind() -> None:
+    with pytest.raises(TypeError, match=r"^schedule: got None, wanted 'paper', 'release'"):
+        head_frames(None, 3, 4)  # type: ignore[arg-type]
