@@ -107,7 +107,7 @@ class ReferenceRotation(nn.Module):
 
 
 HeadSlidingRoPE = ReferenceRotation
-"""The former name of ``ReferenceRotation``, but for upper case that of the rotation it holds."""
+"""Alias of ``ReferenceRotation``, under its former name; ``HeadSlidingRope`` is what it holds."""
 
 
 class ReferenceAttention(nn.Module):
