@@ -16,10 +16,18 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 from support.command_lines import command_line
-from support.tiny_training import FRAMES, SMALL, checkpoint, curve, free_port, small_base
+from support.tiny_training import (
+    FRAMES,
+    SMALL,
+    checkpoint,
+    curve,
+    forget_accelerator,
+    free_port,
+    small_base,
+)
 from test_folders import make_clip
 
-from genhoi import GenHOIAdapter, _extras
+from genhoi import GenHOIAdapter, extras
 from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
@@ -33,11 +41,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small base, and accelerate as if nobody had used it yet."""
-    from accelerate.state import AcceleratorState
-
     for name, value in SMALL.items():
         monkeypatch.setitem(tiny.TINY_CONFIG, name, value)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
 
 
 @pytest.fixture
@@ -65,9 +71,7 @@ def command(tmp_path: Path) -> list[str]:
 
 
 def run(*arguments: str) -> Result:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     return CliRunner().invoke(main, arguments)
 
 
@@ -287,7 +291,7 @@ def test_missing_packages(
     changes: list[str],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(_extras, "is_installed", lambda name: name != module)
+    monkeypatch.setattr(extras, "is_installed", lambda name: name != module)
     refused(run(*command, *changes), sentence)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tiny_training import forget_accelerator
 from support.tiny_wan import GRID, inputs, tiny_wan
 
 pytest.importorskip("skimage", reason="scikit-image carries the photographs")
@@ -54,6 +55,7 @@ def test_the_whole_study(tmp_path: Path) -> None:
         lines: list[str] = []
         return Study(tmp_path, SMALL, lines.append), lines
 
+    forget_accelerator()
     first, _ = study()
     first.pretrain("near", 0)
     for variant in ("fixed", "mask+flow", "vace"):

@@ -89,11 +89,16 @@ def clips_in(folder: Path) -> EncodedClips:
     return encode_dataset(small_base(), Noise(), folder / "latents", given=("none",))
 
 
-def fresh_accelerator(config: TrainConfig) -> Any:
-    """Of this process, or of all that the environment names; the last one's settings are gone."""
+def forget_accelerator() -> None:
+    """Let the next accelerator of this process have settings of its own."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state="RANK" not in os.environ)
+
+
+def fresh_accelerator(config: TrainConfig) -> Any:
+    """Make one of this process, or of all that the environment names."""
+    forget_accelerator()
     return make_accelerator(config, cpu=True)
 
 
