@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.compilers import standard_flag
-from build_tools.nvcc import Nvcc, gpu_code_flags, nvcc_jobs
+from build_tools.nvcc import ONLY_FOR, Nvcc, folders_left_out, gpu_code_flags, nvcc_jobs
 from build_tools.outcome import NotBuiltError
 from build_tools.project import ROOT
-from build_tools.sources import CUDA_EXPORTS, cuda_sources, flags_of, sources
+from build_tools.sources import CUDA_EXPORTS, cuda_folder_of, cuda_sources, flags_of, sources
 from build_tools.torch import MIN_TORCH, Torch
 
 if TYPE_CHECKING:
@@ -100,12 +100,16 @@ def write_extension(
 
 def write_cuda(ninja: Writer, build: Path, library: Path, nvcc: Nvcc) -> None:
     """Write the rules for the CUDA library."""
+    code = gpu_code_flags(nvcc)
+    left_out = folders_left_out(code)
+    defines = [f"-DGENHOI_HAS_{name.upper()}" for name in sorted(ONLY_FOR.keys() - left_out)]
     ninja.variable("nvcc", quoted(nvcc.command))
-    ninja.variable("cuda_flags", quoted([*CUDA_FLAGS, "-Icsrc", *gpu_code_flags(nvcc)]))
+    ninja.variable("cuda_flags", quoted([*CUDA_FLAGS, *defines, "-Icsrc"]))
+    ninja.variable("code", quoted(code))
     ninja.pool("nvcc", nvcc_jobs())
     ninja.rule(
         "compile_cuda",
-        command="$nvcc $cuda_flags -MMD -MF $out.d -c $in -o $out",
+        command="$nvcc $cuda_flags $code -MMD -MF $out.d -c $in -o $out",
         depfile="$out.d",
         deps="gcc",
         description="compile $in",
@@ -117,9 +121,11 @@ def write_cuda(ninja: Writer, build: Path, library: Path, nvcc: Nvcc) -> None:
     link += ["-Xlinker", f"--version-script={exports}"]
     ninja.rule("link_cuda", command=f"$nvcc {quoted(link)} $in -o $out", description="link $out")
     objects: list[str] = []
-    for source in cuda_sources():
+    for source in cuda_sources(without=left_out):
         objects.append((build / source.with_suffix(".cu.o")).as_posix())
-        ninja.build([objects[-1]], "compile_cuda", [source.as_posix()])
+        only = ONLY_FOR.get(cuda_folder_of(source))
+        variables = {"code": quoted(["-gencode", only])} if only else None
+        ninja.build([objects[-1]], "compile_cuda", [source.as_posix()], variables=variables)
     ninja.build([library.as_posix()], "link_cuda", objects, implicit=[exports])
 
 

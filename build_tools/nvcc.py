@@ -19,6 +19,10 @@ MIN_NVCC = (12, 8)  # the first that knows all of CUDA_ARCHITECTURES
 # and 8.9 too: they run it, and code of their own spills registers.
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
+# Kernels that exist for one architecture alone, by their folder below csrc/cuda: no other GPU runs
+# them, later ones included. The PTX is for tools that read it.
+ONLY_FOR = {"sm90": "arch=compute_90a,code=[sm_90a,compute_90a]"}
+
 NVCC_BYTES = 3 << 30  # memory that one run of nvcc may take
 
 
@@ -107,6 +111,12 @@ def gpu_code_flags(nvcc: Nvcc) -> list[str]:
         )
     codes.append(f"arch=compute_{oldest},code=compute_{oldest}")
     return [flag for code in dict.fromkeys(codes) for flag in ("-gencode", code)]
+
+
+def folders_left_out(code_flags: list[str]) -> set[str]:
+    """Name the folders of ONLY_FOR whose architecture is none of those in gpu_code_flags."""
+    compiled_for = " ".join(code_flags)
+    return {name for name in ONLY_FOR if f"code=sm_{name.removeprefix('sm')}" not in compiled_for}
 
 
 def free_memory() -> int | None:

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from build_tools.compilers import python_include
@@ -57,9 +58,15 @@ def sources() -> list[Path]:
     return [source for isa in isas for source in every_source if isa_of(source) == isa]
 
 
-def cuda_sources() -> list[Path]:
-    """List the CUDA library's sources."""
-    return relative_sources(f"{CUDA_FOLDER.as_posix()}/**/*.cu")
+def cuda_sources(without: Collection[str] = ()) -> list[Path]:
+    """List the CUDA library's sources, without those in some folders of csrc/cuda."""
+    every_source = relative_sources(f"{CUDA_FOLDER.as_posix()}/**/*.cu")
+    return [source for source in every_source if cuda_folder_of(source) not in without]
+
+
+def cuda_folder_of(source: Path) -> str:
+    """Give the folder of csrc/cuda that a source is in."""
+    return source.relative_to(CUDA_FOLDER).parts[0]
 
 
 def flags_of(source: Path) -> list[str]:

@@ -8,13 +8,14 @@
 #include "launch.h"
 #include "sm80/launch.cuh"
 #include "sm80/plan.cuh"
+#ifdef GENHOI_HAS_SM90  // compiled for sm_90a too: build_tools/nvcc.py
+#include "sm90/launch.cuh"
+#include "sm90/plan.cuh"
+#include "sm90/tensor_map.h"
+#endif
 
 namespace genhoi::cuda {
 namespace {
-
-// The generation of kernels, of which there is one: it serves sm_80 and all later GPUs. Another is
-// chosen here, by the compute capability of the current device.
-namespace kernels = sm80;
 
 bool is_supported(const GenhoiAttention& in) {
   return (in.dtype == GENHOI_BFLOAT16 || in.dtype == GENHOI_FLOAT16) && in.head_dim > 0 &&
@@ -41,6 +42,25 @@ int with_instantiation(const GenhoiAttention& in, Function function) {
   });
 }
 
+// Whether the call is for the sm_90a kernels: the current GPU is Hopper's, and TMA reaches all
+// tokens. The sm_80 kernels serve every other call.
+bool is_for_sm90(const GenhoiAttention& in) {
+#ifdef GENHOI_HAS_SM90
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+    return false;
+  }
+  const auto reaches = [](const GenhoiTokens& x, int count) {
+    return count == 0 || sm90::takes_tensor_map(x);
+  };
+  return major == 9 && reaches(in.q, in.rows) && reaches(in.k, in.keys) && reaches(in.v, in.keys) &&
+         reaches(in.k_ref, in.ref_tokens) && reaches(in.v_ref, in.ref_tokens);
+#else
+  return false;
+#endif
+}
+
 // Whether the caller gave room for what a kernel computes.
 bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
   if (kernel == GENHOI_BWD_DQ) return call.dq != nullptr;
@@ -51,8 +71,8 @@ bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
 
 int launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel, void* stream) {
   return with_instantiation(call.in, [&](auto element, auto dim) -> int {
-    return kernels::launch_bwd<decltype(element), dim()>(call, kernel,
-                                                         static_cast<cudaStream_t>(stream));
+    return sm80::launch_bwd<decltype(element), dim()>(call, kernel,
+                                                      static_cast<cudaStream_t>(stream));
   });
 }
 
@@ -67,14 +87,23 @@ const char* genhoi_error_string(int error) {
 
 int genhoi_attention_forward_plan(const GenhoiForward* call, GenhoiPlan* plan) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
-  *plan = with_head_dim(call->in, [&](auto dim) { return kernels::plan_fwd<dim()>(*call); });
+  *plan = with_head_dim(call->in, [&](auto dim) {
+#ifdef GENHOI_HAS_SM90
+    if (is_for_sm90(call->in)) return sm90::plan_fwd<dim()>(*call);
+#endif
+    return sm80::plan_fwd<dim()>(*call);
+  });
   return cudaSuccess;
 }
 
 int genhoi_attention_forward(const GenhoiForward* call, void* stream) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
   return with_instantiation(call->in, [&](auto element, auto dim) -> int {
-    return kernels::launch_fwd<decltype(element), dim()>(*call, static_cast<cudaStream_t>(stream));
+    const auto on = static_cast<cudaStream_t>(stream);
+#ifdef GENHOI_HAS_SM90
+    if (is_for_sm90(call->in)) return sm90::launch_fwd<decltype(element), dim()>(*call, on);
+#endif
+    return sm80::launch_fwd<decltype(element), dim()>(*call, on);
   });
 }
 
@@ -83,7 +112,7 @@ int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, Genho
     return cudaErrorInvalidValue;
   }
   *plan = with_head_dim(call->in, [&](auto dim) {
-    return kernels::plan_bwd<dim()>(*call, static_cast<GenhoiBackwardKernel>(kernel));
+    return sm80::plan_bwd<dim()>(*call, static_cast<GenhoiBackwardKernel>(kernel));
   });
   return cudaSuccess;
 }
@@ -105,15 +134,14 @@ int genhoi_attention_backward(const GenhoiBackward* call, void* stream) {
 
 int genhoi_flow_gate_backward_plan(const GenhoiFlowGateBackward* call, GenhoiPlan* plan) {
   if (!is_supported(call->in) || !has_gate(call->in)) return cudaErrorInvalidValue;
-  *plan =
-      with_head_dim(call->in, [&](auto dim) { return kernels::plan_flow_gate_bwd<dim()>(*call); });
+  *plan = with_head_dim(call->in, [&](auto dim) { return sm80::plan_flow_gate_bwd<dim()>(*call); });
   return cudaSuccess;
 }
 
 int genhoi_flow_gate_backward(const GenhoiFlowGateBackward* call, void* stream) {
   if (!is_supported(call->in) || !has_gate(call->in)) return cudaErrorInvalidValue;
   return with_instantiation(call->in, [&](auto element, auto dim) -> int {
-    return kernels::launch_flow_gate_bwd<decltype(element), dim()>(
-        *call, static_cast<cudaStream_t>(stream));
+    return sm80::launch_flow_gate_bwd<decltype(element), dim()>(*call,
+                                                                static_cast<cudaStream_t>(stream));
   });
 }

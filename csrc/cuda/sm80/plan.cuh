@@ -1,28 +1,11 @@
 // How each sm_80 kernel is launched, as its traits and the call's shape have it.
-//
-// A plan is all zeros where there is nothing to do.
 #pragma once
 
-#include "../launch.h"
+#include "../common/plan.h"
 #include "key_block.cuh"
 #include "traits.h"
 
 namespace genhoi::cuda::sm80 {
-
-inline int64_t divide_up(int64_t count, int size) { return (count + size - 1) / size; }
-
-// The plan of a kernel with these traits.
-template <class Traits>
-GenhoiPlan make_plan(int64_t blocks, int heads, int samples) {
-  GenhoiPlan plan{};
-  if (blocks == 0 || heads == 0 || samples == 0) return plan;
-  plan.grid[0] = static_cast<uint32_t>(blocks);
-  plan.grid[1] = static_cast<uint32_t>(heads);
-  plan.grid[2] = static_cast<uint32_t>(samples);
-  plan.block = Traits::kThreads;
-  plan.shared = Traits::kSharedBytes;
-  return plan;
-}
 
 template <int DIM>
 GenhoiPlan plan_fwd(const GenhoiForward& call) {

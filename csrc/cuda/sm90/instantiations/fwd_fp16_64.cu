@@ -1,0 +1,4 @@
+// The forward kernel for fp16, head dim 64.
+#include "../launch_fwd.cuh"
+
+GENHOI_INSTANTIATE_FWD(Float16, 64);
