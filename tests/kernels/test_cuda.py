@@ -204,10 +204,20 @@ def plain_arguments(case: Case) -> dict[str, Any]:
     return {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in args.items()}
 
 
+def forward_plan(dim: int) -> tuple[int, int, int]:
+    """Rows of a block, threads and bytes of shared memory of the forward kernel on this GPU."""
+    dim = max(64, dim)
+    if torch.cuda.get_device_capability()[0] != 9:
+        return 128, 128, (128 + 2 * 64) * dim * 2
+    rows, keys = {64: (192, 128), 96: (128, 192), 128: (128, 176)}[dim]
+    barriers, gate_sums = 9 * 8, rows // 16 * 4
+    return rows, 2 * rows + 128, (rows + 4 * keys) * dim * 2 + barriers + gate_sums
+
+
 @pytest.mark.parametrize("rows", [1, 128, 300])
 @pytest.mark.parametrize("dim", [32, 96, 128])
 def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> None:
-    """128 rows of a head to a block of four warps; keys, values and queries in shared memory."""
+    """A tile of rows of a head to a block; keys, values and queries in shared memory."""
     case = Case(
         dtype=torch.float16,
         batch=2,
@@ -223,8 +233,9 @@ def test_a_forward_pass_is_one_launch(launches: Any, rows: int, dim: int) -> Non
     reference_attention(**given, backend="cuda")
     (launch,) = launches
     assert "attention_fwd" in launch["kernel"]
-    assert launch["grid"] == (-(-rows // 128), 3, 2) and launch["block"] == (128, 1, 1)
-    assert launch["smem"] == (128 + 2 * 64) * {32: 64}.get(dim, dim) * 2
+    tile, threads, shared = forward_plan(dim)
+    assert launch["grid"] == (-(-rows // tile), 3, 2) and launch["block"] == (threads, 1, 1)
+    assert launch["smem"] == shared
 
 
 def test_every_schedule_of_warps(warp_schedule: str) -> None:
@@ -290,12 +301,14 @@ def test_plans_of_named_shapes(name: str) -> None:
     rows = math.prod(shape.grid)
     library = ctypes.CDLL(str(native.cuda_library))
     of = Attention(batch=1, heads=shape.heads, head_dim=shape.head_dim, rows=rows)
+    of.q.token, of.q.head = shape.heads * shape.head_dim, shape.head_dim
     plan = Plan()
     planner = library.genhoi_attention_forward_plan
     assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) == 0
-    assert list(plan.grid) == [-(-rows // 128), shape.heads, 1]
-    assert plan.grid[1] <= 65535 and plan.block == 128
-    assert plan.shared == 256 * 2 * max(64, shape.head_dim)
+    tile, threads, shared = forward_plan(shape.head_dim)
+    assert list(plan.grid) == [-(-rows // tile), shape.heads, 1]
+    assert plan.grid[1] <= 65535 and plan.block == threads
+    assert plan.shared == shared
     of.head_dim = 136
     assert planner(ctypes.byref(Forward(of=of)), ctypes.byref(plan)) != 0
 
@@ -347,7 +360,9 @@ def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -
     else:
         reference_attention(**plain_arguments(case), backend="cuda")
     again = {key: count for key, count in counted.items() if key[1] > 1}
-    assert counted[16, 1] > 200
+    # With TMA, only results and what clears values pass through registers.
+    least = 200 if grad or torch.cuda.get_device_capability()[0] != 9 else 4
+    assert counted[16, 1] > least
     if grad:
         wide = sum(count for (nbytes, _), count in again.items() if nbytes == 16)
         assert wide <= 0.03 * counted[16, 1], again

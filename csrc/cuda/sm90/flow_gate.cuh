@@ -77,8 +77,8 @@ __device__ __forceinline__ void compute_gate_logits(float (&logits)[2],
 #pragma unroll
   for (int i = 0; i < Traits::kHidden / 2; i++) {
     const int unit = i / 4 * 8 + 2 * (threadIdx.x % 4) + i % 2;
-    if (i / 4 * 8 >= hidden) continue;
-    logits[row_of(i)] += gelu(u[i] + gate.fc1_bias[unit]) * gate.fc2_weight[unit];
+    if (unit < hidden)
+      logits[row_of(i)] += gelu(u[i] + gate.fc1_bias[unit]) * gate.fc2_weight[unit];
   }
 #pragma unroll
   for (int r = 0; r < 2; r++) logits[r] = quad_sum(logits[r]) + gate.fc2_bias[0];
