@@ -51,17 +51,25 @@ double peak_flops(const std::string& dtype) {
   return genhoi::cpu::peak_flops(found->second, genhoi::cpu::torch_pool());
 }
 
+// A kernel's sizes by head dim.
+using KernelLimits = std::map<int, std::map<std::string, uint32_t>>;
+
 pybind11::dict cuda_limits() {
-  const auto shared_bytes = genhoi::cuda::shared_bytes();
+  std::map<std::string, std::map<std::string, KernelLimits>> kernels;
   std::map<int, uint32_t> bwd_shared_bytes;
-  for (const auto& [kernel, by_head_dim] : shared_bytes) {
-    if (kernel == "attention_fwd") continue;
-    for (const auto& [head_dim, bytes] : by_head_dim) {
-      bwd_shared_bytes[head_dim] = std::max(bwd_shared_bytes[head_dim], bytes);
-    }
+  for (const auto& size : genhoi::cuda::kernel_sizes()) {
+    kernels[size.generation][size.kernel][size.head_dim] = {{"queries", size.queries},
+                                                            {"keys", size.keys},
+                                                            {"threads", size.threads},
+                                                            {"loop_threads", size.loop_threads},
+                                                            {"shared_bytes", size.shared_bytes}};
+    const bool is_sm80 = size.generation == std::string("sm80");
+    if (!is_sm80 || size.kernel == std::string("attention_fwd")) continue;
+    auto& most = bwd_shared_bytes[size.head_dim];
+    most = std::max(most, size.shared_bytes);
   }
   pybind11::dict limits;
-  limits["shared_bytes"] = shared_bytes;
+  limits["kernels"] = kernels;
   limits["bwd_shared_bytes"] = bwd_shared_bytes;
   limits["norm_rope_values"] = genhoi::cuda::max_norm_rope_values();
   return limits;
@@ -83,8 +91,8 @@ PYBIND11_MODULE(_C, m) {
         "Opens the CUDA kernels' library at a path; RuntimeError with the loader's words.");
   m.def(
       "cuda_limits", &cuda_limits,
-      "What the CUDA kernels need, without a GPU: shared_bytes of a block by kernel and head dim, "
-      "bwd_shared_bytes (the most of the backward kernels) by head dim, and norm_rope_values, the "
-      "most values of a token.");
+      "What the CUDA kernels need, without a GPU: kernels, their tile and block by generation, "
+      "kernel and head dim; bwd_shared_bytes, the most of the sm_80 backward kernels, by head dim; "
+      "and norm_rope_values, the most values of a token.");
   m.def("cpu_features", &cpu_features, "CPU features that matter here.");
 }

@@ -3,25 +3,44 @@
 
 #include "norm_rope_traits.h"
 #include "sm80/traits.h"
+#include "sm90/traits.h"
 
 namespace genhoi::cuda {
 
 namespace {
 
-template <template <int> class Traits>
-std::map<int, uint32_t> by_head_dim() {
-  return {{64, Traits<64>::kSharedBytes},
-          {96, Traits<96>::kSharedBytes},
-          {128, Traits<128>::kSharedBytes}};
+template <class Traits>
+KernelSize sm80_size(const char* kernel, int head_dim) {
+  return {"sm80",        kernel,           head_dim,         Traits::kQueries,
+          Traits::kKeys, Traits::kThreads, Traits::kThreads, Traits::kSharedBytes};
+}
+
+template <class Traits>
+KernelSize sm90_size(const char* kernel, int head_dim) {
+  constexpr int kLoopThreads = Traits::kConsumers * sm90::kGroupThreads;
+  return {"sm90",        kernel,           head_dim,     Traits::kQueries,
+          Traits::kKeys, Traits::kThreads, kLoopThreads, Traits::kSharedBytes};
+}
+
+template <int DIM>
+void add_sizes(std::vector<KernelSize>& sizes) {
+  using Gate = sm80::FlowGateBwdTraits<DIM>;
+  sizes.push_back(sm80_size<sm80::FwdTraits<DIM>>("attention_fwd", DIM));
+  sizes.push_back(sm80_size<sm80::BwdDqTraits<DIM>>("bwd_dq", DIM));
+  sizes.push_back(sm80_size<sm80::BwdDkdvTraits<DIM>>("bwd_dkdv", DIM));
+  sizes.push_back({"sm80", "flow_gate_bwd", DIM, Gate::kRows, 0, Gate::kThreads, Gate::kThreads,
+                   Gate::kSharedBytes});
+  sizes.push_back(sm90_size<sm90::FwdTraits<DIM>>("attention_fwd", DIM));
 }
 
 }  // namespace
 
-std::map<std::string, std::map<int, uint32_t>> shared_bytes() {
-  return {{"attention_fwd", by_head_dim<sm80::FwdTraits>()},
-          {"bwd_dq", by_head_dim<sm80::BwdDqTraits>()},
-          {"bwd_dkdv", by_head_dim<sm80::BwdDkdvTraits>()},
-          {"flow_gate_bwd", by_head_dim<sm80::FlowGateBwdTraits>()}};
+std::vector<KernelSize> kernel_sizes() {
+  std::vector<KernelSize> sizes;
+  add_sizes<64>(sizes);
+  add_sizes<96>(sizes);
+  add_sizes<128>(sizes);
+  return sizes;
 }
 
 int max_norm_rope_values() { return norm_rope::kMaxTokenValues; }

@@ -2,13 +2,24 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <string>
+#include <vector>
 
 namespace genhoi::cuda {
 
-// Dynamic shared memory of a block in bytes, by kernel and head dim.
-std::map<std::string, std::map<int, uint32_t>> shared_bytes();
+// A kernel's tile and block, as its traits have them.
+struct KernelSize {
+  const char* generation;  // its folder below csrc/cuda
+  const char* kernel;
+  int head_dim;           // the largest that it takes
+  int queries;            // of a tile
+  int keys;               // of a tile; 0 for a kernel that sees none
+  int threads;            // of a block
+  int loop_threads;       // those of them that compute, in the main loop
+  uint32_t shared_bytes;  // dynamic shared memory of a block
+};
+
+// The kernels that multiply matrices.
+std::vector<KernelSize> kernel_sizes();
 
 // Values of a token, heads times head dim, that the norm and rotation kernels take at most.
 int max_norm_rope_values();
