@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build_tools.compilers import standard_flag
-from build_tools.nvcc import ONLY_FOR, Nvcc, folders_left_out, gpu_code_flags, nvcc_jobs
+from build_tools.nvcc import (
+    ONLY_FOR,
+    Nvcc,
+    folders_left_out,
+    gpu_code_flags,
+    nvcc_jobs,
+    only_code_flags,
+)
 from build_tools.outcome import NotBuiltError
 from build_tools.project import ROOT
 from build_tools.sources import CUDA_EXPORTS, cuda_folder_of, cuda_sources, flags_of, sources
@@ -123,8 +130,8 @@ def write_cuda(ninja: Writer, build: Path, library: Path, nvcc: Nvcc) -> None:
     objects: list[str] = []
     for source in cuda_sources(without=left_out):
         objects.append((build / source.with_suffix(".cu.o")).as_posix())
-        only = ONLY_FOR.get(cuda_folder_of(source))
-        variables = {"code": quoted(["-gencode", only])} if only else None
+        folder = cuda_folder_of(source)
+        variables = {"code": quoted(only_code_flags(folder))} if folder in ONLY_FOR else None
         ninja.build([objects[-1]], "compile_cuda", [source.as_posix()], variables=variables)
     ninja.build([library.as_posix()], "link_cuda", objects, implicit=[exports])
 

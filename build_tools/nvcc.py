@@ -20,8 +20,8 @@ MIN_NVCC = (12, 8)  # the first that knows all of CUDA_ARCHITECTURES
 CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]
 
 # Kernels that exist for one architecture alone, by their folder below csrc/cuda: no other GPU runs
-# them, later ones included. The PTX is for tools that read it.
-ONLY_FOR = {"sm90": "arch=compute_90a,code=[sm_90a,compute_90a]"}
+# them, later ones included.
+ONLY_FOR = {"sm90": "sm_90a"}
 
 NVCC_BYTES = 3 << 30  # memory that one run of nvcc may take
 
@@ -111,6 +111,12 @@ def gpu_code_flags(nvcc: Nvcc) -> list[str]:
         )
     codes.append(f"arch=compute_{oldest},code=compute_{oldest}")
     return [flag for code in dict.fromkeys(codes) for flag in ("-gencode", code)]
+
+
+def only_code_flags(folder: str) -> list[str]:
+    """Give -gencode for a folder of ONLY_FOR: machine code, and PTX for tools that read it."""
+    target = ONLY_FOR[folder].removeprefix("sm_")
+    return ["-gencode", f"arch=compute_{target},code=[sm_{target},compute_{target}]"]
 
 
 def folders_left_out(code_flags: list[str]) -> set[str]:

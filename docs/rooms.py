@@ -18,6 +18,7 @@ from pathlib import Path
 FLOORS = (
     ("genhoi/cli",),
     ("benchmarks",),
+    ("build_tools",),
     ("genhoi",),
     ("genhoi/editing", "genhoi/training", "genhoi/evaluation", "genhoi/inspection"),
     ("genhoi/data",),

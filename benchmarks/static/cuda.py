@@ -6,14 +6,9 @@ python -m benchmarks.static.cuda [--arch sm_80 ..] [--out FOLDER]
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -23,216 +18,230 @@ from rich.table import Table
 
 from benchmarks.options import PATH, plain_errors
 from benchmarks.static.architectures import ARCHITECTURES
-from benchmarks.static.sass import read_functions, tensor_loops
-from benchmarks.static.sass_model import MODELLED, Kernel, model_loops
-from benchmarks.static.table import Row, write_rows
-from benchmarks.static.tools import Usage, disassemble
+from benchmarks.static.nvcc import ARCHS, KernelCode, compile_kernels, generation_of, list_jobs
+from benchmarks.static.overlap import Exp2, count_exp2
+from benchmarks.static.peers import FORWARD, read_peers
+from benchmarks.static.sass import tensor_loops
+from benchmarks.static.sass_model import MODELLED, Kernel, model_loop
+from benchmarks.static.table import DASH, Row, write_rows
+from benchmarks.static.tools import Usage
+from build_tools.nvcc import ONLY_FOR
 from genhoi_kernels.backends import native
 
-__all__ = ["CSV_NAME", "KERNELS", "compile_source", "main", "rows_of"]
+__all__ = ["CSV_NAME", "HOPPER", "PRODUCTS", "faults", "flash_rows", "main", "rows_of"]
 
 CSV_NAME = "cuda.csv"
-SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+HOPPER = ONLY_FOR["sm90"]
 
-_SPILLS = re.compile(
-    r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-    r".*?Used (\d+) registers",
-    re.DOTALL,
+PRODUCTS = {"attention_fwd": FORWARD, "bwd_dq": 3, "bwd_dkdv": 4}
+"""Matrix products of a tile. The other kernels have no tensor-core loop over tiles."""
+
+_FIGURES = (
+    "loop_ins",
+    "HMMA",
+    "HGMMA",
+    "LDSM",
+    "LDGSTS",
+    "FP32",
+    "MUFU",
+    "FMNMX",
+    "CVT",
+    "IMAD",
+    "IALU",
+    "SHFL",
+    "SYNCS",
+    "UNIF",
+    "SPILL",
+    "softmax_ins_per_elem",
+    "eff_max",
+    "eff_phase",
+    "eff_sum",
 )
-_DIM = re.compile(r"Li(64|96|128)E")
-_HALVES = {"BFloat16": "bf16", "Float16": "fp16", "Float32": "fp32"}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the model has to know of a kernel.
-
-    queries, keys: of a tile. warps: of a block, by head dim. products: matrix products of a tile.
-    """
-
-    queries: int
-    keys: int
-    warps: dict[int, int]
-    products: int
-
-
-_FOUR = {64: 4, 96: 4, 128: 4}
-# The others have no loop of tensor-core instructions, or one that is no loop over tiles.
-KERNELS = {
-    "attention_fwd": Shape(128, 64, _FOUR, 2),
-    "bwd_dq": Shape(128, 32, _FOUR, 3),
-    "bwd_dkdv": Shape(64, 128, {64: 4, 96: 8, 128: 8}, 4),
-}
-
-
-def find_nvcc() -> str:
-    """Find nvcc, by CUDA_HOME, or else on the PATH.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    path = shutil.which("nvcc", path=os.pathsep.join([f"{home}/bin", os.environ.get("PATH", "")]))
-    if path is None:
-        raise FileNotFoundError("no nvcc: looked in CUDA_HOME, /usr/local/cuda and on the PATH")
-    return path
-
-
-def compile_source(source: Path, arch: str) -> tuple[bytes, str]:
-    """Compile a source. Returns its cubin, and what ptxas said.
-
-    Raises:
-        RuntimeError: it does not compile.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "out.cubin")
-        command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={arch}", "-Xptxas", "-v", "-cubin"]
-        done = subprocess.run(
-            [*command, "-o", str(cubin), str(source)], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"{source.name} does not compile: {done.stderr.strip()[-500:]}")
-        return cubin.read_bytes(), done.stderr
-
-
-def name_parts(mangled: str) -> list[str]:
-    """List the identifiers in a mangled name, each of which has its length before it."""
-    parts, at = [], 0
-    while match := re.compile(r"\d+").search(mangled, at):
-        length, start = int(match[0]), match.end()
-        word = mangled[start : start + length]
-        is_word = len(word) == length and re.fullmatch(r"[A-Za-z_]\w*", word) is not None
-        if is_word and not word.startswith(("_GLOBAL", "E")):
-            parts.append(word)
-        at = start + length if is_word else start
-    return parts
 
 
 def rows_of(source: Path, arch: str) -> Iterator[Row]:
     """Yield a row for each kernel of a source."""
-    cubin, log = compile_source(source, arch)
-    functions = {f.name: f for f in read_functions(disassemble(cubin))}
-    for name, stores, loads, registers in _SPILLS.findall(log):
-        parts, dim = name_parts(name), _DIM.search(name)
+    for code in compile_kernels(source, arch):
+        has_references = code.name == "bwd_dkdv" and any(code.flags)
         row: Row = {
-            "kernel": next((part for part in reversed(parts) if part[0].islower()), name),
+            "kernel": f"{code.name}, references" if has_references else code.name,
             "arch": arch,
-            "dtype": next((_HALVES[part] for part in parts if part in _HALVES), ""),
-            "head_dim": int(dim[1]) if dim else "",
-            "registers": int(registers),
-            "spilled": int(stores) + int(loads),
+            "dtype": code.dtype,
+            "head_dim": code.head_dim or "",
+            "registers": code.registers,
+            "spilled": code.spilled,
+            "serialised": " ".join(code.serialised),
         }
-        kernel = str(row["kernel"])
-        shape = KERNELS.get(kernel)
-        if kernel == "bwd_dkdv" and "Lb1E" in name:
-            row["kernel"] = "bwd_dkdv, references"
-        if shape is not None and dim is not None:
-            shared = _shared_bytes(kernel, int(dim[1]))
-            row |= _loops(functions[name], arch, shape, int(dim[1]), int(registers), shared)
+        if code.name in PRODUCTS:
+            row |= _loop_figures(code, arch, _sizes(generation_of(source), code))
         yield row
 
 
-def _shared_bytes(kernel: str, head_dim: int) -> int:
-    """Return the bytes of shared memory of a block.
+def _sizes(generation: str, code: KernelCode) -> dict[str, int]:
+    """Return a kernel's tile and block, as csrc/cuda/limits.h has them.
 
     Raises:
-        RuntimeError: the compiled part, which knows it, is not built.
+        ImportError: the compiled part, which knows them, is not built.
+        ValueError: it does not know this kernel.
     """
     if native.module is None:
-        raise RuntimeError(native.missing_reason)
-    return int(native.module.cuda_limits()["shared_bytes"][kernel][head_dim])
+        raise ImportError(native.missing_reason)
+    kernels = native.module.cuda_limits()["kernels"]
+    try:
+        sizes: dict[str, int] = kernels[generation][code.name][code.head_dim]
+    except KeyError:
+        name = f"{generation}::{code.name}"
+        raise ValueError(
+            f"csrc/cuda/limits.cpp has no tile of {name} for head dim {code.head_dim}"
+        ) from None
+    return sizes
 
 
-def _loops(function: object, arch: str, shape: Shape, dim: int, registers: int, shared: int) -> Row:
+def _loop_figures(code: KernelCode, arch: str, sizes: dict[str, int]) -> Row:
     """Return resident blocks and figures of the first loop, over whole blocks of video keys."""
-    warps = shape.warps[dim]
+    known = arch.rstrip("a")  # to architectures and model: sm_90a is sm_90 with wgmma
+    warps, all_warps = sizes["loop_threads"] // 32, sizes["threads"] // 32
+    tile = sizes["queries"], sizes["keys"], code.head_dim or 0
+    shared = sizes["shared_bytes"]
     figures: Row = {
-        "tile": f"{shape.queries}x{shape.keys}x{dim}",
+        "tile": "x".join(map(str, tile)),
         "shared": shared,
-        "ctas_per_sm": ARCHITECTURES[arch].resident_ctas(registers, shared, warps),
+        "ctas_per_sm": ARCHITECTURES[known].resident_ctas(code.registers, shared, all_warps),
     }
-    if arch not in MODELLED or not tensor_loops(function):  # type: ignore[arg-type]
+    loops = tensor_loops(code.function)
+    if known not in MODELLED or not loops:
         return figures
     kernel = Kernel(
-        arch=arch,
-        tile=(shape.queries, shape.keys, dim),
-        products=shape.products,
+        arch=known,
+        tile=tile,
+        products=PRODUCTS[code.name],
         warps=warps,
-        usage=Usage(registers, None),
+        all_warps=all_warps,
+        usage=Usage(code.registers, None),
         shared=shared,
     )
-    first = model_loops(function, kernel)[0]  # type: ignore[arg-type]
-    wanted = (
-        "loop_ins",
-        "HMMA",
-        "LDSM",
-        "LDGSTS",
-        "FP32",
-        "MUFU",
-        "FMNMX",
-        "CVT",
-        "IMAD",
-        "IALU",
-        "SHFL",
-        "SPILL",
-        "softmax_ins_per_elem",
-        "eff_max",
-        "eff_phase",
-        "eff_sum",
-    )
-    return figures | {name: first[name] for name in wanted if name in first}
+    lines = code.function.body(loops[0])
+    row = model_loop(code.name, lines, kernel)
+    figures |= {name: row[name] for name in _FIGURES}
+    if arch == HOPPER and kernel.products == FORWARD:
+        exp2 = count_exp2(lines)
+        figures |= {"exp2": exp2.total, "exp2_before_wait": exp2.before_wait}
+    return figures
+
+
+def faults(row: Row) -> list[str]:
+    """Describe what is wrong with a kernel of sm_80 or sm_90a; an empty list if nothing is.
+
+    sm_80's kernels may spill on sm_90, which has kernels of its own for what takes most time.
+    """
+    if row["arch"] == "sm_90":
+        return []
+    wrong = []
+    if row["spilled"]:
+        wrong.append(f"spills {row['spilled']} bytes, wanted none")
+    if row["serialised"]:
+        wrong.append(f"has serialised products ({row['serialised']})")
+    if "exp2" in row and not Exp2(row["exp2"], row["exp2_before_wait"]).is_overlapped:
+        wrong.append(
+            f"waits for P V after {row['exp2_before_wait']} of {row['exp2']} exp2, "
+            "wanted at least a third"
+        )
+    return wrong
 
 
 def make_rows(archs: tuple[str, ...], console: Console) -> list[Row]:
-    """Make the rows of all kernels and architectures, two compilers at a time."""
-    jobs = [(source, arch) for arch in archs for source in sorted(SOURCES.glob("**/*.cu"))]
+    """Make the rows of all kernels and architectures, as many at a time as there are cores."""
+    jobs = list_jobs(archs)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda job: list(rows_of(*job)), jobs)
         seen = track(results, "Compiling", total=len(jobs), console=console, transient=True)
         return [row for rows in seen for row in rows]
 
 
+def flash_rows() -> list[Row]:
+    """Return FlashAttention-3's rows, as far as they have this table's columns."""
+    renamed = {"registers": "regs", "shared": "smem"}
+    rows = []
+    for peer in read_peers():
+        if not peer["kernel"].startswith("FA3 "):
+            continue
+        columns = (*renamed, "tile", "ctas_per_sm", *_FIGURES, "exp2_before_wait")
+        figures = {name: peer[renamed.get(name, name)] for name in columns}
+        head_dim = int(peer["tile"].split("x")[-1])
+        about = {"kernel": peer["kernel"], "arch": HOPPER, "dtype": "bf16", "head_dim": head_dim}
+        if figures["exp2_before_wait"] != "":
+            figures["exp2"] = peer["MUFU"]  # it has no other in the loop
+        rows.append(about | figures)
+    return rows
+
+
+_COLUMNS = (
+    "kernel",
+    "arch",
+    "dtype",
+    "head_dim",
+    "tile",
+    "registers",
+    "spilled",
+    "shared",
+    "ctas_per_sm",
+    "loop_ins",
+    "HGMMA",
+    "softmax_ins_per_elem",
+    "eff_phase",
+)
+
+
 def print_rows(rows: list[Row], console: Console) -> None:
     """Print the table, with a dash where there is nothing to say."""
-    columns = [
-        "kernel",
-        "arch",
-        "dtype",
-        "head_dim",
-        "tile",
-        "registers",
-        "spilled",
-        "shared",
-        "ctas_per_sm",
-        "loop_ins",
-        "softmax_ins_per_elem",
-        "eff_phase",
-    ]
-    table = Table(*columns, title="CUDA kernels as compiled; a model, not a measurement")
+    table = Table(
+        *_COLUMNS,
+        "exp2 before wait",
+        title="CUDA kernels as compiled; a model, not a measurement",
+    )
     for row in rows:
-        table.add_row(*(str(row.get(name, "") or row.get(name, "-")) for name in columns))
+        table.add_row(*(_cell(row.get(name, "")) for name in _COLUMNS), _exp2_words(row))
     console.print(table)
 
 
+def print_faults(rows: list[Row], console: Console) -> None:
+    """Print a line for each thing that is wrong with a kernel."""
+    for row in rows:
+        title = f"{row['kernel']} {row['arch']} {row['dtype']} D{row['head_dim']}"
+        for fault in faults(row):
+            console.print(f"{title} {fault}", markup=False, highlight=False)
+
+
+def _cell(value: object) -> str:
+    return DASH if value == "" else str(value)
+
+
+def _exp2_words(row: Row) -> str:
+    return f"{row['exp2_before_wait']} of {row['exp2']}" if "exp2" in row else DASH
+
+
 @click.command()
-@click.option("--arch", "archs", multiple=True, default=("sm_80", "sm_90"), show_default=True)
+@click.option("--arch", "archs", multiple=True, default=ARCHS, type=click.Choice(ARCHS))
 @click.option(
     "--out", default="results/gpu-compile", show_default=True, type=PATH, help="Folder of the CSV."
 )
 def main(archs: tuple[str, ...], out: Path) -> None:
     """Compile the CUDA kernels with nvcc and count their main loops; no GPU is needed.
 
-    Writes cuda.csv. The exit status is 1 if a kernel spills registers on sm_80.
+    Writes cuda.csv. The exit status is 1 if a kernel spills registers on sm_80, or if one of sm_90a
+    spills, has serialised products or waits for P V too early.
     """
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)
+        console = Console(width=190)
     with plain_errors():
-        rows = make_rows(archs, console)
+        ours = make_rows(archs, console)
+        rows = ours + (flash_rows() if HOPPER in archs else [])
         print_rows(rows, console)
+        print_faults(ours, console)
         write_rows(out / CSV_NAME, rows)
         click.echo(f"Rows: {out / CSV_NAME}")
-    sys.exit(any(row["spilled"] for row in rows if row["arch"] == "sm_80"))
+    sys.exit(any(faults(row) for row in ours))
 
 
 if __name__ == "__main__":

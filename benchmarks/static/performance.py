@@ -113,8 +113,10 @@ def peer_row(row: Row) -> Row:
     """Add to a row of peers.csv the columns that ours have besides."""
     products = products_of(row["kernel"])
     direction = "forward" if products == FORWARD else "backward"
-    known = {"ours": False, "dtype": "bf16", "head_dim": 128, "direction": direction}
-    return row | known | {"products": products} | _issued(row, products, direction, True)
+    head_dim = int(row["tile"].split("x")[-1])
+    known = {"ours": False, "dtype": "bf16", "head_dim": head_dim, "direction": direction}
+    issued = _issued(row, products, direction, head_dim == 128)
+    return row | known | {"products": products} | issued
 
 
 @dataclass(frozen=True)

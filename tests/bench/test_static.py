@@ -78,6 +78,7 @@ def words(**changed: Any) -> str:
         ("FFMA.FTZ", "FP32"),
         ("HFMA2.MMA", "FP32"),
         ("FMNMX3", "FMNMX"),
+        ("VIMNMX3", "IALU"),
         ("F2FP.BF16.F32.PACK_AB", "CVT"),
         ("UIADD3", "UNIF"),
         ("R2UR", "UNIF"),
