@@ -35,19 +35,24 @@ def main(out: Path, work: Path, tiny: bool) -> None:
             row = measure(backend, shape)
         except Exception as error:
             row = {"reason": first_line(error)}
-        about = {
-            "suite": "graphs",
-            "shape": shape.name,
-            "direction": "forward",
-            "contender": f"this op ({backend})",
-            "n": shape.n,
-            "m": shape.m,
-            "heads": shape.heads,
-            "head_dim": shape.head_dim,
-            "dtype": "bfloat16",
-        }
+        about = describe_call("graphs", shape, backend)
         add_rows(out / RESULTS, [about | row])
         say(about["contender"], row)
+
+
+def describe_call(suite: str, shape: Any, backend: str) -> dict[str, Any]:
+    """Return the columns of a row that say what is called."""
+    return {
+        "suite": suite,
+        "shape": shape.name,
+        "direction": "forward",
+        "contender": f"this op ({backend})",
+        "n": shape.n,
+        "m": shape.m,
+        "heads": shape.heads,
+        "head_dim": shape.head_dim,
+        "dtype": "bfloat16",
+    }
 
 
 def measure(backend: str, shape: Any) -> dict[str, Any]:

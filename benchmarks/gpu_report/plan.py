@@ -73,6 +73,7 @@ def plan(*, ptxas: str | None = None) -> Iterator[Group]:
         given = ("--suite", suite, *_shape("wan1.3b-480p"))
         yield (Stage(f"bench-{suite}", "bench", 60, given),)
     yield (Stage("graphs", "graphs", 40),)
+    yield (Stage("launches", "launches", 20),)
     given = (*_shape("wan1.3b-480p"), "--backend", "triton", *_peers(("flex", "sdpa")))
     yield (Stage("bench-flex", "bench", 90, given),)
     given = ("--backend", "triton", "--float32")

@@ -63,8 +63,9 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
     """Yield a row for each kernel of a source."""
     for code in compile_kernels(source, arch):
         has_references = code.name == "bwd_dkdv" and any(code.flags)
+        name = f"{code.name}, references" if has_references else code.name
         row: Row = {
-            "kernel": f"{code.name}, references" if has_references else code.name,
+            "kernel": name,
             "arch": arch,
             "dtype": code.dtype,
             "head_dim": code.head_dim or "",
@@ -73,11 +74,13 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
             "serialised": " ".join(code.serialised),
         }
         if code.name in PRODUCTS:
-            row |= _loop_figures(code, arch, _sizes(generation_of(source), code))
+            row |= _loop_figures(code, arch, _sizes(generation_of(source), name, code.head_dim))
+        elif arch == HOPPER and tensor_loops(code.function):
+            raise ValueError(f"{source.name}: how many products a tile has in {name} is not known")
         yield row
 
 
-def _sizes(generation: str, code: KernelCode) -> dict[str, int]:
+def _sizes(generation: str, kernel: str, head_dim: int | None) -> dict[str, int]:
     """Return a kernel's tile and block, as csrc/cuda/limits.h has them.
 
     Raises:
@@ -86,14 +89,13 @@ def _sizes(generation: str, code: KernelCode) -> dict[str, int]:
     """
     if native.module is None:
         raise ImportError(native.missing_reason)
-    kernels = native.module.cuda_limits()["kernels"]
-    try:
-        sizes: dict[str, int] = kernels[generation][code.name][code.head_dim]
-    except KeyError:
-        name = f"{generation}::{code.name}"
+    sizes: dict[str, int] | None = (
+        native.module.cuda_limits()["kernels"].get(generation, {}).get(kernel, {}).get(head_dim)
+    )
+    if sizes is None:
         raise ValueError(
-            f"csrc/cuda/limits.cpp has no tile of {name} for head dim {code.head_dim}"
-        ) from None
+            f"csrc/cuda/limits.cpp has no tile of {generation}'s {kernel} for head dim {head_dim}"
+        )
     return sizes
 
 

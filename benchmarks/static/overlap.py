@@ -21,7 +21,7 @@ SERIALISED = ("C7510", "C7512", "C7520")
 LEAST_SHARE = 1 / 3
 """Of the loop's exp2, how many have to come before the wait for P V."""
 
-_MESSAGE = re.compile(r"\((C\d+)\).*\bfunction '(\w+)'")
+_MESSAGE = re.compile(r"\((C\d+)\).*\bfunction '([^']+)'")
 _PENDING = re.compile(r"gsb0, (0x[0-9a-f]+)")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Usage", "disassemble", "library_sass", "library_usage", "resource_usage"]
+__all__ = ["Usage", "disassemble", "find_tool", "library_sass", "library_usage", "resource_usage"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def _usages(text: str) -> dict[str, Usage]:
 
 
 def _run(name: str, *arguments: str) -> str:
-    done = subprocess.run([_tool(name), *arguments], capture_output=True, text=True)
+    done = subprocess.run([find_tool(name), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout
 
 
-def _tool(name: str) -> str:
+def find_tool(name: str) -> str:
     """Find a tool: in the folder that NVBIN names, else in the Triton wheel, else on the PATH.
 
     Raises:

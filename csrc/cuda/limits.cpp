@@ -28,6 +28,7 @@ void add_sizes(std::vector<KernelSize>& sizes) {
   sizes.push_back(sm80_size<sm80::FwdTraits<DIM>>("attention_fwd", DIM));
   sizes.push_back(sm80_size<sm80::BwdDqTraits<DIM>>("bwd_dq", DIM));
   sizes.push_back(sm80_size<sm80::BwdDkdvTraits<DIM>>("bwd_dkdv", DIM));
+  sizes.push_back(sm80_size<sm80::BwdDkdvTraits<DIM>>("bwd_dkdv, references", DIM));
   sizes.push_back({"sm80", "flow_gate_bwd", DIM, Gate::kRows, 0, Gate::kThreads, Gate::kThreads,
                    Gate::kSharedBytes});
   sizes.push_back(sm90_size<sm90::FwdTraits<DIM>>("attention_fwd", DIM));

@@ -9,13 +9,13 @@ namespace genhoi::cuda {
 // A kernel's tile and block, as its traits have them.
 struct KernelSize {
   const char* generation;  // its folder below csrc/cuda
-  const char* kernel;
-  int head_dim;           // the largest that it takes
-  int queries;            // of a tile
-  int keys;               // of a tile; 0 for a kernel that sees none
-  int threads;            // of a block
-  int loop_threads;       // those of them that compute, in the main loop
-  uint32_t shared_bytes;  // dynamic shared memory of a block
+  const char* kernel;      // "bwd_dkdv, references": the form for keys of references
+  int head_dim;            // the largest that it takes
+  int queries;             // of a tile
+  int keys;                // of a tile; 0 for a kernel that sees none
+  int threads;             // of a block
+  int loop_threads;        // those of them that compute, in the main loop
+  uint32_t shared_bytes;   // dynamic shared memory of a block
 };
 
 // The kernels that multiply matrices.

@@ -239,6 +239,7 @@ ONE_OF_EACH = (
     "bench-block",
     "bench-fused",
     "graphs",
+    "launches",
     "bench-flex",
     "more-tests",
 )
@@ -270,6 +271,8 @@ def test_dry_run(tmp_path: Path, stages: Sequence[str]) -> None:
     rows = read_rows(out / RESULTS)
     for suite in ("attention", "norm_rope", "fused"):
         assert any(row["suite"] == suite and row["ms"] for row in rows), suite
+    launched = [row["contender"] for row in rows if row["suite"] == "launches" and row["ms"]]
+    assert sorted(launched) == ["this op (cuda)"] * 2 + ["this op (triton)"] * 2
     checked = [row for row in read_rows(out / CHECKS) if row["what"] == "check"]
     assert {row["backend"] for row in checked if row["outcome"] == "right"} >= {"cuda", "triton"}
     with (out / "tuning.csv").open() as file:
