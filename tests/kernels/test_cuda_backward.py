@@ -22,7 +22,6 @@ from torch import Tensor
 from genhoi_kernels.backends import native
 
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
-SOURCES = sorted([FOLDER / "dispatch.cu", *FOLDER.glob("sm80/**/*.cu")])
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = 5  # of GenhoiBackwardKernel
@@ -39,14 +38,28 @@ on_gpu = [
 ]
 
 
+def has_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The launchers, with PTX that any GPU from sm_80 on can run."""
+    """The launchers, with PTX that any GPU from sm_80 on can run; on Hopper its own kernels too."""
     folder = tmp_path_factory.mktemp("cuda")
-    options = ["-std=c++17", "-Xcompiler", "-fPIC", "-gencode", "arch=compute_80,code=compute_80"]
-    objects = [str(folder / f"{source.stem}.o") for source in SOURCES]
-    for source, to in zip(SOURCES, objects, strict=True):
-        subprocess.run([str(NVCC), *options, "-c", str(source), "-o", to], check=True)
+    options = ["-std=c++17", "-Xcompiler", "-fPIC"]
+    kernels = {"sm80": "80"}
+    if has_hopper():
+        kernels["sm90"] = "90a"
+        options.append("-DGENHOI_HAS_SM90")
+    sources = {FOLDER / "dispatch.cu": "80"}
+    for name, code in kernels.items():
+        sources |= dict.fromkeys(sorted(FOLDER.glob(f"{name}/**/*.cu")), code)
+    objects = []
+    for source, code in sources.items():
+        objects.append(str(folder / f"{len(objects)}.o"))
+        target = ["-gencode", f"arch=compute_{code},code=compute_{code}"]
+        command = [str(NVCC), *options, *target, "-c", str(source), "-o", objects[-1]]
+        subprocess.run(command, check=True)
     path = folder / "backward.so"
     subprocess.run([str(NVCC), "-shared", "-cudart", "shared", *objects, "-o", path], check=True)
     loaded = ctypes.CDLL(str(path))
