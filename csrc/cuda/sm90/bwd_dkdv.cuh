@@ -27,6 +27,7 @@ struct DkdvWork {
   __device__ __forceinline__ KeyBlock block() const {
     return REFERENCE ? reference_block(call.in, blockIdx.x) : video_block(call.in, blockIdx.x);
   }
+  __device__ __forceinline__ Tiles tiles(int segment) const { return Tiles(call, b, segment); }
 };
 
 // Loads keys and values, then Q and dO of the tiles. By the first warp; its first lane copies.
@@ -42,7 +43,7 @@ __device__ __forceinline__ void load_queries(const DkdvWork<DIM, REFERENCE>& wor
     work.memory.load_kept(REFERENCE ? &maps.k_ref : &maps.k, REFERENCE ? &maps.v_ref : &maps.v,
                           block.first, work.h, sample_of(k, work.b), sample_of(v, work.b));
   }
-  typename DkdvWork<DIM, REFERENCE>::Tiles tiles(work.call, work.b, block.segment);
+  auto tiles = work.tiles(block.segment);
   tiles.skip_unseen(in);
 #pragma unroll 1
   for (uint32_t tile = 0; tiles.has_tile(); tile++) {
@@ -52,15 +53,14 @@ __device__ __forceinline__ void load_queries(const DkdvWork<DIM, REFERENCE>& wor
       work.memory.load_passing(kSecondRing, tile, &maps.dout, first, work.h,
                                sample_of(work.call.dout, b));
     }
-    __syncwarp();
     tiles.tile++;
     tiles.skip_unseen(in);
   }
 }
 
 // Brings a tile's lse to the first ring, or delta to the second: they start anywhere, which TMA
-// does not take. Both are 0 where there is no row, as are Q and dO: nothing reaches the keys. A row
-// that does not see the reference has an lse of inf.
+// does not take. Both are 0 where the video has no row, as are Q and dO: nothing reaches the keys.
+// A row that does not see the reference, or does not exist, has an lse of inf.
 template <int DIM, bool REFERENCE>
 __device__ __forceinline__ void load_statistics(
     const DkdvWork<DIM, REFERENCE>& work, int ring, uint32_t tile,
@@ -92,7 +92,7 @@ __device__ __forceinline__ void load_statistics(
 // Loads all tiles' lse and delta. By the second warp.
 template <int DIM, bool REFERENCE>
 __device__ __forceinline__ void load_all_statistics(const DkdvWork<DIM, REFERENCE>& work) {
-  typename DkdvWork<DIM, REFERENCE>::Tiles tiles(work.call, work.b, work.block().segment);
+  auto tiles = work.tiles(work.block().segment);
   tiles.skip_unseen(work.call.in);
 #pragma unroll 1
   for (uint32_t tile = 0; tiles.has_tile(); tile++) {
@@ -212,7 +212,7 @@ __device__ __forceinline__ void run_dkdv_consumer(const DkdvWork<DIM, REFERENCE>
   const GenhoiAttention& in = call.in;
   const Consumer consumer(work.memory, group);
   const int segment = work.block().segment;
-  const typename DkdvWork<DIM, REFERENCE>::Tiles tiles(call, work.b, segment);
+  const auto tiles = work.tiles(segment);
   const float bias = REFERENCE ? bias_to_log2(in, segment) : 0.0f;
   float dk[DIM / 2] = {}, dv[DIM / 2] = {}, sum_ds[2] = {};
   mbarrier_wait(consumer.barriers.loaded(), 0);

@@ -107,8 +107,7 @@ struct DqConsumer : BwdConsumer<Element, DIM, BwdDqTraits<DIM>::kKeys> {
   }
 
   // Adds what the references' keys give, behind `tile` tiles of the video. dS K goes into a sum of
-  // its own: rows that don't see the reference keep their bits, come NaN or Inf. first_row: the
-  // consumer's.
+  // its own: rows that don't see the reference keep their bits, come NaN or Inf.
   __device__ __forceinline__ void add_references(Gradient& dq, const DqRows& rows,
                                                  const GenhoiAttention& in, float scale_log2,
                                                  uint32_t tile, int b, int start) const {

@@ -79,9 +79,10 @@ struct BwdTraits : WarpgroupTraits<2> {
 
 // dQ: a block has a tile of queries, tiles of keys pass by.
 template <int DIM>
-struct BwdDqTraits : BwdTraits<DIM, DIM == 64 ? 128 : 112> {
-  static constexpr int kQueries = BwdDqTraits::kKept;
-  static constexpr int kKeys = DIM == 64 ? 128 : 112;
+constexpr int kDqKeys = DIM == 64 ? 128 : 112;
+template <int DIM>
+struct BwdDqTraits : BwdTraits<DIM, kDqKeys<DIM>> {
+  static constexpr int kQueries = BwdDqTraits::kKept, kKeys = kDqKeys<DIM>;
 };
 
 // dK and dV: a block has kDkdvKeys keys, tiles of queries pass by. Those that pass by a reference
