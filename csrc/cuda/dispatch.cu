@@ -42,6 +42,13 @@ int with_instantiation(const GenhoiAttention& in, Function function) {
   });
 }
 
+#ifdef GENHOI_HAS_SM90
+// Whether TMA reaches the tokens, if there are any.
+bool tma_reaches(const GenhoiTokens& x, int count) {
+  return count == 0 || sm90::takes_tensor_map(x);
+}
+#endif
+
 // Whether the call is for the sm_90a kernels: the current GPU is Hopper's, and TMA reaches all
 // tokens. The sm_80 kernels serve every other call.
 bool is_for_sm90(const GenhoiAttention& in) {
@@ -51,11 +58,20 @@ bool is_for_sm90(const GenhoiAttention& in) {
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
     return false;
   }
-  const auto reaches = [](const GenhoiTokens& x, int count) {
-    return count == 0 || sm90::takes_tensor_map(x);
-  };
-  return major == 9 && reaches(in.q, in.rows) && reaches(in.k, in.keys) && reaches(in.v, in.keys) &&
-         reaches(in.k_ref, in.ref_tokens) && reaches(in.v_ref, in.ref_tokens);
+  return major == 9 && tma_reaches(in.q, in.rows) && tma_reaches(in.k, in.keys) &&
+         tma_reaches(in.v, in.keys) && tma_reaches(in.k_ref, in.ref_tokens) &&
+         tma_reaches(in.v_ref, in.ref_tokens);
+#else
+  return false;
+#endif
+}
+
+// Likewise; of the kernels of backward only those of dQ, dK and dV exist for sm_90a.
+bool is_for_sm90(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
+#ifdef GENHOI_HAS_SM90
+  const bool exists =
+      kernel == GENHOI_BWD_DQ || kernel == GENHOI_BWD_DKDV || kernel == GENHOI_BWD_REF_DKDV;
+  return exists && is_for_sm90(call.in) && tma_reaches(call.dout, call.in.rows);
 #else
   return false;
 #endif
@@ -71,8 +87,13 @@ bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
 
 int launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel, void* stream) {
   return with_instantiation(call.in, [&](auto element, auto dim) -> int {
-    return sm80::launch_bwd<decltype(element), dim()>(call, kernel,
-                                                      static_cast<cudaStream_t>(stream));
+    const auto on = static_cast<cudaStream_t>(stream);
+#ifdef GENHOI_HAS_SM90
+    if (is_for_sm90(call, kernel)) {
+      return sm90::launch_bwd<decltype(element), dim()>(call, kernel, on);
+    }
+#endif
+    return sm80::launch_bwd<decltype(element), dim()>(call, kernel, on);
   });
 }
 
@@ -111,8 +132,12 @@ int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, Genho
   if (!is_supported(call->in) || kernel < GENHOI_BWD_PREPROCESS || kernel > GENHOI_BWD_DBIAS) {
     return cudaErrorInvalidValue;
   }
+  const auto which = static_cast<GenhoiBackwardKernel>(kernel);
   *plan = with_head_dim(call->in, [&](auto dim) {
-    return sm80::plan_bwd<dim()>(*call, static_cast<GenhoiBackwardKernel>(kernel));
+#ifdef GENHOI_HAS_SM90
+    if (is_for_sm90(*call, which)) return sm90::plan_bwd<dim()>(*call, which);
+#endif
+    return sm80::plan_bwd<dim()>(*call, which);
   });
   return cudaSuccess;
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ctypes import POINTER, byref, c_int32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 from genhoi_kernels.backends import native
 
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
-SOURCES = sorted([FOLDER / "dispatch.cu", *FOLDER.glob("sm80/**/*.cu")])
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = 5  # of GenhoiBackwardKernel
@@ -39,14 +39,28 @@ on_gpu = [
 ]
 
 
+def has_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The launchers, with PTX that any GPU from sm_80 on can run."""
+    """The launchers, with PTX that any GPU from sm_80 on can run; on Hopper its own kernels too."""
     folder = tmp_path_factory.mktemp("cuda")
-    options = ["-std=c++17", "-Xcompiler", "-fPIC", "-gencode", "arch=compute_80,code=compute_80"]
-    objects = [str(folder / f"{source.stem}.o") for source in SOURCES]
-    for source, to in zip(SOURCES, objects, strict=True):
-        subprocess.run([str(NVCC), *options, "-c", str(source), "-o", to], check=True)
+    options = ["-std=c++17", "-Xcompiler", "-fPIC"]
+    kernels = {"sm80": "80"}
+    if has_hopper():
+        kernels["sm90"] = "90a"
+        options.append("-DGENHOI_HAS_SM90")
+    sources = {FOLDER / "dispatch.cu": "80"}
+    for name, code in kernels.items():
+        sources |= dict.fromkeys(sorted(FOLDER.glob(f"{name}/**/*.cu")), code)
+    objects = []
+    for source, code in sources.items():
+        objects.append(str(folder / f"{len(objects)}.o"))
+        target = ["-gencode", f"arch=compute_{code},code=compute_{code}"]
+        command = [str(NVCC), *options, *target, "-c", str(source), "-o", objects[-1]]
+        subprocess.run(command, check=True)
     path = folder / "backward.so"
     subprocess.run([str(NVCC), "-shared", "-cudart", "shared", *objects, "-o", path], check=True)
     loaded = ctypes.CDLL(str(path))
@@ -115,6 +129,11 @@ CASES = [
     Case(129, 0, head_dim=128, references=(3,), dlse=True),
     Case(66, 0, head_dim=64, references=(3, 9), bits="random"),
     Case(320, 193, head_dim=128, references=(64, 65), bits="few", bias=True, dlse=True),
+    # Several tiles of any kernel, which go round its rings; and none.
+    Case(401, 347, head_dim=128, references=(130, 250), bits="random", bias=True, dlse=True),
+    Case(389, 391, head_dim=96, references=(257,), layout=of_projection),
+    Case(395, 401, head_dim=64, batch=2, references=(259, 3), bits="random"),
+    Case(0, 35, head_dim=128, references=(9, 3), bias=True),
 ]
 NAMES = ("dq", "dk", "dv", "dk_ref", "dv_ref", "dref_bias")
 
@@ -370,21 +389,26 @@ class TestOnGpu:
             assert torch.equal(value, again[name]), name
 
     @pytest.mark.parametrize("head_dim", [64, 96, 128])
+    @pytest.mark.parametrize("segment", [0, 1, 2])
     def test_unseen_reference_does_not_reach_rows(
-        self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int
+        self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int, segment: int
     ) -> None:
-        case = Case(131, 35, head_dim=head_dim, references=(40, 9), bits="random")
+        case = Case(131, 35, head_dim=head_dim, references=(40, 130, 9), bits="random", bias=True)
         x = draw(case, dtype)
         forward = attend(case, x)
         clean = prepare(case, x, forward, dtype).run(library)
-        x.k_ref[:, :40], x.v_ref[:, 3:40] = math.nan, math.inf
+        its = segments_of(case) == segment
+        x.k_ref[:, its], x.v_ref[:, its.cumsum(0) * its > 3] = math.nan, math.inf
         poisoned = prepare(case, x, forward, dtype).run(library)
-        blind = (x.bits & 1) == 0
+        blind = (x.bits >> segment & 1) == 0
         assert torch.equal(poisoned["dq"][blind], clean["dq"][blind])
         assert poisoned["dq"][~blind].isnan().any(-1).all()
         for name in ("dk", "dv"):
             assert torch.equal(poisoned[name], clean[name])
-        assert torch.equal(poisoned["dk_ref"][:, 40:], clean["dk_ref"][:, 40:])
+        for name in ("dk_ref", "dv_ref"):
+            assert torch.equal(poisoned[name][:, ~its], clean[name][:, ~its])
+        others = torch.arange(3) != segment
+        assert torch.equal(poisoned["dref_bias"][others], clean["dref_bias"][others])
 
     @pytest.mark.parametrize("head_dim", [64, 96, 128])
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -419,6 +443,23 @@ class TestOnGpu:
         case = Case(67, 0, head_dim=128)
         x = draw(case, dtype)
         assert not prepare(case, x, attend(case, x), dtype).run(library)["dq"].any()
+
+    def test_kernels_of_the_gpu(
+        self, library: ctypes.CDLL, dtype: torch.dtype, launches: Any
+    ) -> None:
+        case = Case(70, 5, references=(2,), bias=True)
+        x = draw(case, dtype)
+        call = prepare(case, x, attend(case, x), dtype)
+
+        def folders() -> list[str]:
+            launches.clear()
+            call.run(library)
+            return [("sm80", "sm90")["sm90" in launch["kernel"]] for launch in launches]
+
+        own = "sm90" if has_hopper() else "sm80"
+        assert folders() == ["sm80", own, own, own, "sm80"]
+        call.struct.dout.token = 0  # the same numbers for all rows: not for TMA
+        assert folders() == 5 * ["sm80"]
 
     def test_empty_calls(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         case = Case(3, 5, references=(2,))

@@ -1,6 +1,7 @@
 // The gradient of the references' bias: the sum of what the blocks of bwd_dkdv have stored.
-#include "key_block.cuh"
+#include "../common/key_block.cuh"
 #include "launch.cuh"
+#include "traits.h"
 
 namespace genhoi::cuda::sm80 {
 namespace {

@@ -11,11 +11,10 @@
 #pragma once
 
 #include "../common/element.cuh"
-#include "../common/key_range.cuh"
+#include "../common/key_block.cuh"
+#include "../common/query_tiles.cuh"
 #include "../common/smem_tile.cuh"
 #include "../common/store.cuh"
-#include "key_block.cuh"
-#include "query_tiles.cuh"
 #include "traits.h"
 
 namespace genhoi::cuda::sm80 {
@@ -78,10 +77,7 @@ __device__ __forceinline__ void load_queries(unsigned char* memory, uint32_t sta
     }
     return;
   }
-  const int32_t* bits = in.bits == nullptr ? nullptr : in.bits + b * in.bits_batch + start;
-  const auto sees = [&](int row) {
-    return row < rows && (bits == nullptr || (bits[row] >> tiles.segment & 1));
-  };
+  const auto sees = [&](int row) { return tiles.sees(in, start + row); };
   static_assert(Traits::kQueries == kFlagRows);
   uint32_t seen = 0;
 #pragma unroll
@@ -352,12 +348,7 @@ __global__ void __launch_bounds__(BwdDkdvTraits<DIM>::kThreads, BwdDkdvTraits<DI
 
   // Rows of queries pass: while a stage is used the next tile is on its way to the other.
   const float bias = REFERENCE ? bias_to_log2(in, block.segment) : 0.0f;
-  const bool shared = REFERENCE && call.ref_batch == 1;
-  QueryTiles<REFERENCE> tiles;
-  tiles.sample = shared ? 0 : b;
-  tiles.end_sample = shared ? in.batch : b + 1;
-  tiles.segment = block.segment;
-  if (bias == -INFINITY) tiles.sample = tiles.end_sample;  // P = 0
+  QueryTiles<REFERENCE> tiles(call, b, block.segment);
   uint32_t stage = 2 * Traits::kKeyBytes, other = stage + Traits::kStageBytes;
   DkdvState<DIM> keys;
   keys.clear();

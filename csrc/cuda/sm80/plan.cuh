@@ -1,8 +1,8 @@
 // How each sm_80 kernel is launched, as its traits and the call's shape have it.
 #pragma once
 
+#include "../common/key_block.cuh"
 #include "../common/plan.h"
-#include "key_block.cuh"
 #include "traits.h"
 
 namespace genhoi::cuda::sm80 {

@@ -43,9 +43,6 @@ struct BwdDqTraits {
   static constexpr uint32_t kSharedBytes = 2 * kQueryBytes + 2 * kKeyBytes;
 };
 
-// Keys of a block of dK and dV, none of which has keys of two references.
-constexpr int kDkdvKeys = 128;
-
 // dK and dV: a block has kDkdvKeys keys, tiles of queries pass by.
 template <int DIM>
 struct BwdDkdvTraits {

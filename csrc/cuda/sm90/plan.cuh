@@ -1,6 +1,7 @@
 // How each sm_90a kernel is launched, as its traits and the call's shape have it.
 #pragma once
 
+#include "../common/key_block.cuh"
 #include "../common/plan.h"
 #include "traits.h"
 
@@ -11,6 +12,25 @@ GenhoiPlan plan_fwd(const GenhoiForward& call) {
   using Traits = FwdTraits<DIM>;
   const GenhoiAttention& in = call.in;
   return make_plan<Traits>(divide_up(in.rows, Traits::kQueries), in.heads, in.batch);
+}
+
+// Of the kernels of backward that exist for sm_90a: those of dQ, dK and dV.
+template <int DIM>
+GenhoiPlan plan_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
+  using Dq = BwdDqTraits<DIM>;
+  const GenhoiAttention& in = call.in;
+  const int reference_blocks = in.ref_tokens == 0 ? 0 : max_reference_blocks(in);
+  switch (kernel) {
+    case GENHOI_BWD_DQ:
+      return make_plan<Dq>(divide_up(in.rows, Dq::kQueries), in.heads, in.batch);
+    case GENHOI_BWD_DKDV:
+      return make_plan<BwdDkdvTraits<DIM, false>>(divide_up(in.keys, kDkdvKeys), in.heads,
+                                                  in.batch);
+    case GENHOI_BWD_REF_DKDV:
+      return make_plan<BwdDkdvTraits<DIM, true>>(reference_blocks, in.heads, call.ref_batch);
+    default:
+      return {};
+  }
 }
 
 }  // namespace genhoi::cuda::sm90

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/key_range.cuh"
-#include "traits.h"
+#include "fragments.cuh"
 
 namespace genhoi::cuda::sm90 {
 
@@ -20,6 +20,20 @@ __device__ __forceinline__ bool tile_sees(const GenhoiAttention& in, int b, int 
     if (start + group * kGroupRows < in.rows) seen |= flags[group];
   }
   return seen >> segment & 1;
+}
+
+// Bit r: whether the thread's row r sees reference `segment`; `first` is the warpgroup's first row.
+__device__ __forceinline__ uint32_t rows_of_group_that_see(const GenhoiAttention& in, int b,
+                                                           int first, int segment) {
+  if (in.bits == nullptr) return 3;
+  uint32_t seen = 0;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int row = first + row_in_group(r);
+    const int bits = row < in.rows ? in.bits[b * in.bits_batch + row] : 0;
+    seen |= (bits >> segment & 1) << r;
+  }
+  return seen;
 }
 
 // Calls function(segment, first, count) for all blocks of at most KEYS keys of the references that

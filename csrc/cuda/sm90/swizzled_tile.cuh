@@ -46,6 +46,20 @@ __device__ __forceinline__ void store_zeros(uint32_t to) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(to), "r"(0) : "memory");
 }
 
+// Rows of a tile become zeros from `first` up to ROWS, by so many threads, of which this is number
+// `thread`.
+template <int DIM, int ROWS>
+__device__ __forceinline__ void clear_rows(uint32_t tile, int first, int thread, int threads) {
+  using Tile = SwizzledTile<DIM>;
+  constexpr int kRowChunks = Tile::kRowBytes / 16;
+  for (int at = first * kRowChunks + thread; at < ROWS * kRowChunks; at += threads) {
+#pragma unroll
+    for (int slab = 0; slab < Tile::kSlabs; slab++) {
+      store_zeros(tile + slab * ROWS * Tile::kRowBytes + at * 16);
+    }
+  }
+}
+
 // Stores four 8 x 8 matrices of 16-bit values from the registers of a product: lane l gives the
 // address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c,

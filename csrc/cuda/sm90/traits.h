@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../common/layout.h"
+
 namespace genhoi::cuda::sm90 {
 
 constexpr int kGroupThreads = 128;  // of a warpgroup, four warps
@@ -56,6 +58,43 @@ struct FwdTraits : WarpgroupTraits<DIM == 64 ? 3 : 2> {
   static constexpr uint32_t kSharedBytes = kGateSums + FwdTraits::kConsumers * 4 * sizeof(float);
   static_assert(kKeys % 16 == 0 && kKeySlab % 1024 == 0 && kGateSlab % 512 == 0);
   static_assert(kGateBytes <= kKeyBytes && kSharedBytes <= kMaxSharedBytes);
+};
+
+// Backward: a block keeps rows of two tensors, tiles of PASSING rows of two others pass by.
+template <int DIM, int PASSING>
+struct BwdTraits : WarpgroupTraits<2> {
+  static constexpr int kKept = kConsumers * kGroupRows;
+  static constexpr uint32_t kKeptBytes = kKept * DIM * 2, kPassingBytes = PASSING * DIM * 2;
+  static constexpr uint32_t kKeptSlab = kKept * kSlabRowBytes<DIM>;
+  static constexpr uint32_t kPassingSlab = PASSING * kSlabRowBytes<DIM>;
+  // Where things start in shared memory: what is kept, the two rings, lse and delta of the rows in
+  // them where these are queries, barriers, and what the warps' sums of dS take.
+  static constexpr uint32_t kRings = 2 * kKeptBytes;
+  static constexpr uint32_t kStatistics = kRings + 2 * kStages * kPassingBytes;
+  static constexpr uint32_t kBarriers = kStatistics + 2 * kStages * PASSING * sizeof(float);
+  static constexpr uint32_t kBiasSums = kBarriers + kBarrierBytes;
+  static constexpr uint32_t kSharedBytes = kBiasSums + kConsumers * 4 * sizeof(float);
+  static_assert(PASSING % 16 == 0 && kPassingSlab % 1024 == 0 && kSharedBytes <= kMaxSharedBytes);
+};
+
+// dQ: a block has a tile of queries, tiles of keys pass by.
+template <int DIM>
+constexpr int kDqKeys = DIM == 64 ? 128 : 112;
+template <int DIM>
+struct BwdDqTraits : BwdTraits<DIM, kDqKeys<DIM>> {
+  static constexpr int kQueries = BwdDqTraits::kKept, kKeys = kDqKeys<DIM>;
+};
+
+// dK and dV: a block has kDkdvKeys keys, tiles of queries pass by. Those that pass by a reference
+// are the 64 rows that share an entry of tile_bits.
+template <int DIM, bool REFERENCE>
+constexpr int kDkdvQueries = REFERENCE || DIM == 128 ? 64
+                             : DIM == 96             ? 80
+                                                     : 96;
+template <int DIM, bool REFERENCE>
+struct BwdDkdvTraits : BwdTraits<DIM, kDkdvQueries<DIM, REFERENCE>> {
+  static constexpr int kQueries = kDkdvQueries<DIM, REFERENCE>;
+  static_assert(BwdDkdvTraits::kKept == kDkdvKeys);
 };
 
 }  // namespace genhoi::cuda::sm90

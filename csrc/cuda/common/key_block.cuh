@@ -2,9 +2,9 @@
 #pragma once
 
 #include "../launch.h"
-#include "traits.h"
+#include "layout.h"
 
-namespace genhoi::cuda::sm80 {
+namespace genhoi::cuda {
 
 // Keys of one head, all of the video or of one reference.
 struct KeyBlock {
@@ -39,4 +39,4 @@ __device__ __forceinline__ KeyBlock reference_block(const GenhoiAttention& in, i
   return {0, 0, 0};
 }
 
-}  // namespace genhoi::cuda::sm80
+}  // namespace genhoi::cuda
