@@ -52,6 +52,7 @@ def describe_call(suite: str, shape: Any, backend: str) -> dict[str, Any]:
         "heads": shape.heads,
         "head_dim": shape.head_dim,
         "dtype": "bfloat16",
+        "reason": "",
     }
 
 

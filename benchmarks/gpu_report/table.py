@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.bare_attention import backend_of
 from benchmarks.gpu_report.folder import CHECKS, REPORT, RESULTS, read_json, read_rows
 
-__all__ = ["is_apart", "is_ours", "label", "ms_words", "row_words", "summary"]
+__all__ = ["is_apart", "is_ours", "label", "ms_words", "row_words", "summary", "times"]
 
 _MOST_TESTS = 15
 

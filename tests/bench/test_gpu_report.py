@@ -26,8 +26,10 @@ from benchmarks.gpu_report.folder import (
     read_json,
     read_rows,
 )
+from benchmarks.gpu_report.graphs import describe_call
 from benchmarks.gpu_report.plan import Group, Stage, plan
-from benchmarks.gpu_report.table import summary
+from benchmarks.gpu_report.table import summary, times
+from genhoi_kernels.tune.shapes import find_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -198,6 +200,15 @@ def test_the_table_says_what_is_wrong_and_compares_with_the_best_peer(tmp_path: 
     # Not with what computes another function.
     assert "0.80 of gathered two-pass, cuDNN" in text
     assert "no FlashAttention" in text
+
+
+def test_a_call_that_is_timed_alone_has_a_line(tmp_path: Path) -> None:
+    """As where only one stage runs."""
+    row = describe_call("launches", find_shape("tiny"), "cuda")
+    add_rows(tmp_path / RESULTS, [row | {"ms": 0.05, "setting": "host time"}])
+    title, line = times(read_rows(tmp_path / RESULTS))
+    assert title == "launches, tiny, forward:"
+    assert "this op (cuda), host time" in line and "0.050 ms" in line
 
 
 def test_a_report_goes_into_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

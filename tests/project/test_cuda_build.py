@@ -53,6 +53,16 @@ KERNEL = """
 __global__ void fill(int* x) { x[threadIdx.x] = FILL; }
 void helper(int* x) { fill<<<1, 32>>>(x); }
 extern "C" int genhoi_fill(int* x) { helper(x); return static_cast<int>(cudaGetLastError()); }
+#ifdef GENHOI_HAS_SM90
+extern "C" int genhoi_has_sm90() { return 1; }
+#endif
+"""
+HOPPER_KERNEL = """
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "This is for sm_90a alone."
+#endif
+__global__ void fill_sm90(int* x) { x[threadIdx.x] = 3; }
+extern "C" int genhoi_fill_sm90(int* x) { fill_sm90<<<1, 32>>>(x); return 0; }
 """
 
 
@@ -62,9 +72,11 @@ def tree(tmp_path: Path) -> Path:
     copy = copy_tree(tmp_path / "tree", "genhoi_kernels", "genhoi")
     cuda = copy / "csrc" / "cuda"
     (cuda / "sm80").mkdir(parents=True)
+    (cuda / "sm90").mkdir()
     (copy / "csrc" / "module.cpp").write_text(MODULE)
     (cuda / "binding.cpp").write_text(BINDING)
     (cuda / "sm80" / "fill.cu").write_text(KERNEL)
+    (cuda / "sm90" / "fill.cu").write_text(HOPPER_KERNEL)
     (cuda / "launch.h").write_text("#define FILL 1\n")
     shutil.copy(ROOT / "csrc" / "cuda" / "exports.map", cuda)
     return copy
@@ -149,7 +161,8 @@ def test_reasons(tree: Path, torch_of: Path, tmp_path: Path) -> None:
     assert_not_built(
         tree, "it is for CUDA builds of torch, and torch 2.14.0, which is none, was found"
     )
-    (tree / "csrc" / "cuda" / "sm80" / "fill.cu").unlink()
+    for generation in ("sm80", "sm90"):
+        (tree / "csrc" / "cuda" / generation / "fill.cu").unlink()
     build(tree, torch_of, CUDA_HOME=nvcc)
     assert_not_built(tree, "its sources (csrc/cuda/) are missing")
 
@@ -231,6 +244,13 @@ def test_required_library_is_an_error(tree: Path, torch_of: Path) -> None:
     assert not (tree / CUDA_REASON_FILE).exists()
 
 
+def exported_names(tree: Path) -> set[str]:
+    """The functions that the library shows."""
+    table = run_checked("readelf", "--wide", "--dyn-syms", LIBRARY, cwd=tree)
+    rows = [line.split() for line in table.splitlines() if " GLOBAL " in line]
+    return {row[7] for row in rows if row[6] != "UND"}
+
+
 @needs_nvcc
 @pytest.mark.nvcc
 def test_library(tree: Path, torch_of: Path) -> None:
@@ -239,10 +259,7 @@ def test_library(tree: Path, torch_of: Path) -> None:
     built = build(tree, without, GENHOI_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0")
     assert "compile csrc/cuda/sm80/fill.cu" in built
     assert not (tree / CUDA_REASON_FILE).exists()
-    table = run_checked("readelf", "--wide", "--dyn-syms", LIBRARY, cwd=tree)
-    rows = [line.split() for line in table.splitlines() if " GLOBAL " in line]
-    exported = [row[7] for row in rows if row[6] != "UND"]
-    assert exported == ["genhoi_fill"]
+    assert exported_names(tree) == {"genhoi_fill"}
     needed = run_checked("readelf", "--wide", "--dynamic", LIBRARY, cwd=tree)
     assert "libcudart.so" in needed
     assert not any(name in needed for name in ("torch", "c10", "RPATH", "RUNPATH"))
@@ -251,6 +268,21 @@ def test_library(tree: Path, torch_of: Path) -> None:
     assert "compile" not in build(tree, without, **again)
     (tree / "csrc" / "cuda" / "launch.h").write_text("#define FILL 2\n")
     assert "compile csrc/cuda/sm80/fill.cu" in build(tree, without, **again)
+
+
+@needs_nvcc
+@pytest.mark.nvcc
+def test_kernels_for_one_architecture(tree: Path, torch_of: Path) -> None:
+    """Those of csrc/cuda/sm90 are compiled for sm_90a, and are there where 9.0 is asked for."""
+
+    def build_for(architectures: str) -> str:
+        wanted = {"GENHOI_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures}
+        return build(tree, torch_of, **wanted)
+
+    assert "csrc/cuda/sm90" not in build_for("8.0")
+    assert exported_names(tree) == {"genhoi_fill"}
+    assert "compile csrc/cuda/sm90/fill.cu" in build_for("8.0 9.0")
+    assert exported_names(tree) == {"genhoi_fill", "genhoi_fill_sm90", "genhoi_has_sm90"}
 
 
 @needs_nvcc
