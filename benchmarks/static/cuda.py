@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from benchmarks.options import PATH, plain_errors
 from benchmarks.static.architectures import ARCHITECTURES
 from benchmarks.static.nvcc import ARCHS, KernelCode, compile_kernels, generation_of, list_jobs
 from benchmarks.static.overlap import Exp2, count_exp2
-from benchmarks.static.peers import FORWARD, read_peers
+from benchmarks.static.peers import BACKWARD, FORWARD, read_peers
 from benchmarks.static.sass import tensor_loops
 from benchmarks.static.sass_model import MODELLED, Kernel, model_loop
 from benchmarks.static.table import DASH, Row, write_rows
@@ -33,7 +34,16 @@ __all__ = ["CSV_NAME", "HOPPER", "PRODUCTS", "faults", "flash_rows", "main", "ro
 CSV_NAME = "cuda.csv"
 HOPPER = ONLY_FOR["sm90"]
 
-PRODUCTS = {"attention_fwd": FORWARD, "bwd_dq": 3, "bwd_dkdv": 4}
+FORMS = {"bwd_dkdv": "references", "bwd_dq": "swept"}
+"""What a kernel is called besides where a template argument of it is true."""
+PRODUCTS = {
+    "attention_fwd": FORWARD,
+    "bwd_dq": 3,
+    "bwd_dq, swept": 3,
+    "bwd_dkdv": 4,
+    "bwd_dkdv, references": 4,
+    "bwd_sweep": BACKWARD,
+}
 """Matrix products of a tile. The other kernels have no tensor-core loop over tiles."""
 
 _FIGURES = (
@@ -62,8 +72,8 @@ _FIGURES = (
 def rows_of(source: Path, arch: str) -> Iterator[Row]:
     """Yield a row for each kernel of a source."""
     for code in compile_kernels(source, arch):
-        has_references = code.name == "bwd_dkdv" and any(code.flags)
-        name = f"{code.name}, references" if has_references else code.name
+        is_form = code.name in FORMS and any(code.flags)
+        name = f"{code.name}, {FORMS[code.name]}" if is_form else code.name
         row: Row = {
             "kernel": name,
             "arch": arch,
@@ -73,58 +83,68 @@ def rows_of(source: Path, arch: str) -> Iterator[Row]:
             "spilled": code.spilled,
             "serialised": " ".join(code.serialised),
         }
-        if code.name in PRODUCTS:
-            row |= _loop_figures(code, arch, _sizes(generation_of(source), name, code.head_dim))
+        if name in PRODUCTS:
+            row |= _loop_figures(code, arch, name, _find_size(generation_of(source), name, code))
         elif arch == HOPPER and tensor_loops(code.function):
             raise ValueError(f"{source.name}: how many products a tile has in {name} is not known")
         yield row
 
 
-def _sizes(generation: str, kernel: str, head_dim: int | None) -> dict[str, int]:
-    """Return a kernel's tile and block, as csrc/cuda/limits.h has them.
+@dataclass(frozen=True)
+class _Size:
+    """A kernel's tile and block, as csrc/cuda/limits.h has them."""
+
+    head_dim: int
+    queries: int
+    keys: int
+    threads: int
+    loop_threads: int
+    shared_bytes: int
+
+
+def _find_size(generation: str, kernel: str, code: KernelCode) -> _Size:
+    """Find a kernel's size; one that has no head dim in its name is for one only.
 
     Raises:
-        ImportError: the compiled part, which knows them, is not built.
+        ImportError: the compiled part, which knows it, is not built.
         ValueError: it does not know this kernel.
     """
     if native.module is None:
         raise ImportError(native.missing_reason)
-    sizes: dict[str, int] | None = (
-        native.module.cuda_limits()["kernels"].get(generation, {}).get(kernel, {}).get(head_dim)
-    )
-    if sizes is None:
-        raise ValueError(
-            f"csrc/cuda/limits.cpp has no tile of {generation}'s {kernel} for head dim {head_dim}"
-        )
-    return sizes
+    sizes = native.module.cuda_limits()["kernels"].get(generation, {}).get(kernel, {})
+    for head_dim, size in sizes.items():
+        if code.head_dim == head_dim or (code.head_dim is None and len(sizes) == 1):
+            return _Size(head_dim, **size)
+    dim = f" for head dim {code.head_dim}" if code.head_dim else ""
+    raise ValueError(f"csrc/cuda/limits.cpp has no tile of {generation}'s {kernel}{dim}")
 
 
-def _loop_figures(code: KernelCode, arch: str, sizes: dict[str, int]) -> Row:
+def _loop_figures(code: KernelCode, arch: str, name: str, size: _Size) -> Row:
     """Return resident blocks and figures of the first loop, over whole blocks of video keys."""
     known = arch.rstrip("a")  # to architectures and model: sm_90a is sm_90 with wgmma
-    warps, all_warps = sizes["loop_threads"] // 32, sizes["threads"] // 32
-    tile = sizes["queries"], sizes["keys"], code.head_dim or 0
-    shared = sizes["shared_bytes"]
+    kernel = Kernel(
+        arch=known,
+        tile=(size.queries, size.keys, size.head_dim),
+        products=PRODUCTS[name],
+        warps=size.loop_threads // 32,
+        all_warps=size.threads // 32,
+        usage=Usage(code.registers, None),
+        shared=size.shared_bytes,
+    )
     figures: Row = {
-        "tile": "x".join(map(str, tile)),
-        "shared": shared,
-        "ctas_per_sm": ARCHITECTURES[known].resident_ctas(code.registers, shared, all_warps),
+        "head_dim": size.head_dim,
+        "tile": "x".join(map(str, kernel.tile)),
+        "shared": size.shared_bytes,
+        "ctas_per_sm": ARCHITECTURES[known].resident_ctas(
+            code.registers, size.shared_bytes, size.threads // 32
+        ),
     }
     loops = tensor_loops(code.function)
     if known not in MODELLED or not loops:
         return figures
-    kernel = Kernel(
-        arch=known,
-        tile=tile,
-        products=PRODUCTS[code.name],
-        warps=warps,
-        all_warps=all_warps,
-        usage=Usage(code.registers, None),
-        shared=shared,
-    )
     lines = code.function.body(loops[0])
-    row = model_loop(code.name, lines, kernel)
-    figures |= {name: row[name] for name in _FIGURES}
+    row = model_loop(name, lines, kernel)
+    figures |= {figure: row[figure] for figure in _FIGURES}
     if arch == HOPPER and kernel.products == FORWARD:
         exp2 = count_exp2(lines)
         figures |= {"exp2": exp2.total, "exp2_before_wait": exp2.before_wait}

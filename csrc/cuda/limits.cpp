@@ -32,6 +32,9 @@ void add_sizes(std::vector<KernelSize>& sizes) {
   sizes.push_back({"sm80", "flow_gate_bwd", DIM, Gate::kRows, 0, Gate::kThreads, Gate::kThreads,
                    Gate::kSharedBytes});
   sizes.push_back(sm90_size<sm90::FwdTraits<DIM>>("attention_fwd", DIM));
+  sizes.push_back(sm90_size<sm90::BwdDqTraits<DIM>>("bwd_dq", DIM));
+  sizes.push_back(sm90_size<sm90::BwdDkdvTraits<DIM, false>>("bwd_dkdv", DIM));
+  sizes.push_back(sm90_size<sm90::BwdDkdvTraits<DIM, true>>("bwd_dkdv, references", DIM));
 }
 
 }  // namespace

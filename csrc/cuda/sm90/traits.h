@@ -93,8 +93,8 @@ constexpr int kDkdvQueries = REFERENCE || DIM == 128 ? 64
                                                      : 96;
 template <int DIM, bool REFERENCE>
 struct BwdDkdvTraits : BwdTraits<DIM, kDkdvQueries<DIM, REFERENCE>> {
-  static constexpr int kQueries = kDkdvQueries<DIM, REFERENCE>;
-  static_assert(BwdDkdvTraits::kKept == kDkdvKeys);
+  static constexpr int kQueries = kDkdvQueries<DIM, REFERENCE>, kKeys = kDkdvKeys;
+  static_assert(BwdDkdvTraits::kKept == kKeys);
 };
 
 }  // namespace genhoi::cuda::sm90
