@@ -189,12 +189,12 @@ environments: $(READY_DEV) $(READY_CUDA) ## set up both environments, that of th
 EMULATED := PYTHONPATH=tools/emugpu EMUGPU_BUILD_DIR=$(CURDIR)/build/emugpu \
 	$(RUN_CUDA) -m pytest -p emugpu.pytest_plugin -q $(PYTEST_ARGS)
 
-# The kernels' library, for one GPU and in PTX, which is what the emulator runs.
+# The kernels' library, with those that only sm_90 has, and in PTX, which is what the emulator runs.
 CUDA_LIBRARY := genhoi_kernels/libgenhoi_cuda.so
 
 $(CUDA_LIBRARY): $(filter csrc/cuda/% %.h,$(CPP)) $(BUILD) | $(READY_DEV)
 	@echo "Compiling the CUDA kernels"
-	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=8.0 \
+	@GENHOI_BUILD_CPU=1 GENHOI_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 \
 		$(RUN) setup.py --quiet build_ext --inplace >/dev/null
 
 .PHONY: test-gpu-emulated
