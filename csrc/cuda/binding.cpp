@@ -271,6 +271,17 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, T
     call.dref_bias = floats(grads.back());
     call.bias_parts = floats(*parts);
   }
+  GenhoiScratch scratch{};
+  const auto measure =
+      function<decltype(genhoi_attention_backward_scratch)>("genhoi_attention_backward_scratch");
+  check(measure(&call, &scratch), "attention_backward");
+  std::optional<Tensor> sums, counters;
+  if (scratch.dq_sums > 0) {
+    sums = empty(q, {scratch.dq_sums}, ScalarType::Float);
+    counters = empty(q, {scratch.dq_counters}, ScalarType::Int);
+    call.dq_sums = floats(*sums);
+    call.dq_counters = static_cast<int32_t*>(counters->data_ptr());
+  }
   const auto launch = function<decltype(genhoi_attention_backward)>("genhoi_attention_backward");
   check(launch(&call, current_stream(q)), "attention_backward");
   return grads;

@@ -69,8 +69,7 @@ bool is_for_sm90(const GenhoiAttention& in) {
 // Likewise; of the kernels of backward only those of dQ, dK and dV exist for sm_90a.
 bool is_for_sm90(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
 #ifdef GENHOI_HAS_SM90
-  const bool exists =
-      kernel == GENHOI_BWD_DQ || kernel == GENHOI_BWD_DKDV || kernel == GENHOI_BWD_REF_DKDV;
+  const bool exists = kernel != GENHOI_BWD_PREPROCESS && kernel != GENHOI_BWD_DBIAS;
   return exists && is_for_sm90(call.in) && tma_reaches(call.dout, call.in.rows);
 #else
   return false;
@@ -80,7 +79,8 @@ bool is_for_sm90(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
 // Whether the caller gave room for what a kernel computes.
 bool is_wanted(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
   if (kernel == GENHOI_BWD_DQ) return call.dq != nullptr;
-  if (kernel == GENHOI_BWD_DKDV) return call.dk != nullptr;
+  if (kernel == GENHOI_BWD_DKDV) return call.dk != nullptr && call.dq_sums == nullptr;
+  if (kernel == GENHOI_BWD_SWEEP) return call.dq_sums != nullptr;
   if (kernel == GENHOI_BWD_REF_DKDV) return call.dk_ref != nullptr;
   return true;
 }
@@ -129,7 +129,7 @@ int genhoi_attention_forward(const GenhoiForward* call, void* stream) {
 }
 
 int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, GenhoiPlan* plan) {
-  if (!is_supported(call->in) || kernel < GENHOI_BWD_PREPROCESS || kernel > GENHOI_BWD_DBIAS) {
+  if (!is_supported(call->in) || kernel < GENHOI_BWD_PREPROCESS || kernel > GENHOI_BWD_SWEEP) {
     return cudaErrorInvalidValue;
   }
   const auto which = static_cast<GenhoiBackwardKernel>(kernel);
@@ -142,6 +142,17 @@ int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, Genho
   return cudaSuccess;
 }
 
+int genhoi_attention_backward_scratch(const GenhoiBackward* call, GenhoiScratch* scratch) {
+  if (!is_supported(call->in)) return cudaErrorInvalidValue;
+  *scratch = {0, 0};
+#ifdef GENHOI_HAS_SM90
+  const bool is_swept = is_for_sm90(*call, GENHOI_BWD_SWEEP) && call->dq != nullptr &&
+                        call->dk != nullptr && call->in.head_dim > 96;
+  if (is_swept) *scratch = sm90::sweep_scratch(call->in);
+#endif
+  return cudaSuccess;
+}
+
 int genhoi_attention_backward_preprocess(const GenhoiBackward* call, void* stream) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
   return launch_bwd(*call, GENHOI_BWD_PREPROCESS, stream);
@@ -150,7 +161,7 @@ int genhoi_attention_backward_preprocess(const GenhoiBackward* call, void* strea
 int genhoi_attention_backward(const GenhoiBackward* call, void* stream) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
   for (const auto kernel :
-       {GENHOI_BWD_DQ, GENHOI_BWD_DKDV, GENHOI_BWD_REF_DKDV, GENHOI_BWD_DBIAS}) {
+       {GENHOI_BWD_SWEEP, GENHOI_BWD_DQ, GENHOI_BWD_DKDV, GENHOI_BWD_REF_DKDV, GENHOI_BWD_DBIAS}) {
     if (!is_wanted(*call, kernel)) continue;
     if (const int error = launch_bwd(*call, kernel, stream)) return error;
   }

@@ -86,6 +86,9 @@ struct GenhoiBackward {
   void *dk_ref, *dv_ref;  // null without references
   float* dref_bias;       // [R], or null; with dk_ref
   float* bias_parts;      // scratch [ref_batch, H, grid[0] of GENHOI_BWD_REF_DKDV], with dref_bias
+  // Scratch of genhoi_attention_backward_scratch's sizes, at multiples of 16 bytes; or both null.
+  float* dq_sums;
+  int32_t* dq_counters;
 };
 
 // The kernels of backward. Those of keys and values are launched once for the video's and once for
@@ -96,12 +99,20 @@ enum GenhoiBackwardKernel {
   GENHOI_BWD_DKDV = 2,
   GENHOI_BWD_REF_DKDV = 3,
   GENHOI_BWD_DBIAS = 4,
+  GENHOI_BWD_SWEEP = 5,  // dK and dV of the video, and of dQ what GENHOI_BWD_DQ starts from
 };
 
 // delta = dout . out - dlse; then the gradients of everything, from delta. Above head dim 64 blocks
 // take up to 161 KB of shared memory, which sm_80, sm_90 and sm_100 have; others refuse the launch.
 int genhoi_attention_backward_preprocess(const struct GenhoiBackward* call, void* stream);
 int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
+// How many values dq_sums and dq_counters must have for dQ, dK and dV of the video to come from one
+// sweep over its keys; zeros where there is no such kernel, or not all of them are wanted.
+struct GenhoiScratch {
+  int64_t dq_sums, dq_counters;
+};
+int genhoi_attention_backward_scratch(const struct GenhoiBackward* call,
+                                      struct GenhoiScratch* scratch);
 // `kernel`: a GenhoiBackwardKernel. One that has nothing to do has a grid of 0.
 int genhoi_attention_backward_plan(const struct GenhoiBackward* call, int kernel,
                                    struct GenhoiPlan* plan);

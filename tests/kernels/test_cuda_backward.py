@@ -466,6 +466,8 @@ class TestOnGpu:
         x = draw(case, dtype)
         call = prepare(case, x, attend(case, x), dtype)
         call.struct.of.batch = 0
+        got = call.run(library)  # the shared references' gradients are sums over no sample
+        assert not got["dk_ref"].any() and not got["dv_ref"].any()
         call.struct.ref_batch = 0
         call.run(library)
         plan = Plan()

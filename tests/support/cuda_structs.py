@@ -56,6 +56,7 @@ class Backward(Structure):
         *[(name, c_void_p) for name in ("lse", "dlse", "delta", "dq", "dk", "dv")],
         ("ref_batch", c_int32),
         *[(name, c_void_p) for name in ("dk_ref", "dv_ref", "dref_bias", "bias_parts")],
+        *[(name, c_void_p) for name in ("dq_sums", "dq_counters")],
     ]
 
 

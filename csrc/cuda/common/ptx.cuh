@@ -17,6 +17,12 @@ __device__ __forceinline__ void store_smem(uint32_t to, float first, float secon
   asm volatile("st.volatile.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(to), "f"(first), "f"(second)
                : "memory");
 }
+// Four numbers.
+__device__ __forceinline__ void store_smem(uint32_t to, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
 __device__ __forceinline__ void load_smem(float (&x)[2], uint32_t from) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
                : "=f"(x[0]), "=f"(x[1])

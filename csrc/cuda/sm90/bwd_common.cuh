@@ -73,6 +73,7 @@ struct BwdMemory {
 template <class Element, int DIM, int PASSING>
 struct BwdConsumer {
   using Traits = BwdTraits<DIM, PASSING>;
+  using Value = typename Element::Value;
   using Scores = float[PASSING / 2];      // S or dP
   using Operand = uint32_t[PASSING / 4];  // P or dS, rounded
   using Gradient = float[DIM / 2];
@@ -190,9 +191,9 @@ struct BwdConsumer {
 
   // Stores a gradient times `scale`, by way of this consumer's rows of `ring`, which are not read
   // any more. to: the first of its rows in a contiguous gradient, of which `count` exist.
-  __device__ __forceinline__ void store_gradient(typename Element::Value* to, int ring,
-                                                 const Gradient& gradient, float scale,
-                                                 const GenhoiAttention& in, int count) const {
+  __device__ __forceinline__ void store_gradient(Value* to, int ring, const Gradient& gradient,
+                                                 float scale, const GenhoiAttention& in,
+                                                 int count) const {
     using Tile = SwizzledTile<DIM>;
     constexpr int kRowChunks = DIM / kChunk, kSlabChunks = Tile::kColumns / kChunk;
     store_rows<Element, DIM>(kept(ring), Traits::kKeptSlab, gradient, scale);

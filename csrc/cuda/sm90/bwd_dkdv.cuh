@@ -20,12 +20,12 @@ struct DkdvWork {
 
   const GenhoiBackward& call;
   BwdMemory<DIM, kQueries> memory;
-  int h, b;
+  int number, h, b;  // number: of the block of keys
 
   // Found anew by whoever asks: kept over the main loop, it would take registers that are not
   // there.
   __device__ __forceinline__ KeyBlock block() const {
-    return REFERENCE ? reference_block(call.in, blockIdx.x) : video_block(call.in, blockIdx.x);
+    return REFERENCE ? reference_block(call.in, number) : video_block(call.in, number);
   }
   __device__ __forceinline__ Tiles tiles(int segment) const { return Tiles(call, b, segment); }
 };
@@ -53,6 +53,7 @@ __device__ __forceinline__ void load_queries(const DkdvWork<DIM, REFERENCE>& wor
       work.memory.load_passing(kSecondRing, tile, &maps.dout, first, work.h,
                                sample_of(work.call.dout, b));
     }
+    __syncwarp();
     tiles.tile++;
     tiles.skip_unseen(in);
   }
@@ -125,12 +126,12 @@ struct DkdvConsumer : BwdConsumer<Element, DIM, kDkdvQueries<DIM, REFERENCE>> {
     }
   }
 
-  // P^T and dS^T, rounded, where S^T is computed and dP^T under way; dv += P^T dO. That product is
-  // issued before dS is there, and done before the next tile's S and dP need registers: P's are
-  // free then. sum_ds: of a thread's two keys, for the bias.
-  __device__ __forceinline__ void compute_ds(Operand& ds, Scores& s, Scores& dp, Gradient& dv,
-                                             float (&sum_ds)[2], float scale_log2, float bias,
-                                             uint32_t tile) const {
+  // P^T, rounded, then dS^T in the place of S^T, which is computed, while dP^T is under way.
+  // Between them issues dv += P^T dO, which is under way at the end. sum_ds: of a thread's two
+  // keys, for the bias.
+  __device__ __forceinline__ void compute_p_and_ds(Operand& p, Scores& s, Scores& dp, Gradient& dv,
+                                                   float (&sum_ds)[2], float scale_log2, float bias,
+                                                   uint32_t tile) const {
     for_statistics(kFirstRing, tile, [&](int n, const float (&lse)[2]) {
 #pragma unroll
       for (int c = 0; c < 4; c++) {
@@ -139,7 +140,6 @@ struct DkdvConsumer : BwdConsumer<Element, DIM, kDkdvQueries<DIM, REFERENCE>> {
         s[4 * n + c] = exp2_fast(fmaf(s[4 * n + c], scale_log2, offset));
       }
     });
-    Operand p;
     pack<Element>(p, s);
     wgmma_fence(dv);
     this->template issue_gradient<false>(dv, p, kSecondRing, tile);
@@ -152,10 +152,14 @@ struct DkdvConsumer : BwdConsumer<Element, DIM, kDkdvQueries<DIM, REFERENCE>> {
         if (REFERENCE) sum_ds[c / 2] += s[4 * n + c];
       }
     });
+  }
+
+  // Awaits what compute_p_and_ds has issued: before the next tile's S and dP need registers, and
+  // P's are free then.
+  __device__ __forceinline__ void finish_dv(Gradient& dv, const Operand& p, uint32_t tile) const {
     wgmma_wait<0>(dv);
     keep(p);
     barriers.release(kSecondRing, tile);
-    pack<Element>(ds, s);
   }
 
   // Q and dO of rows that do not see the reference become zeros, by both consumers: whatever they
@@ -200,12 +204,33 @@ __device__ __forceinline__ void store_bias_part(float* to, const Consumer& consu
   *to = sum;
 }
 
-// The consumer's side: computes and stores the gradients of its 64 keys, some of which may not
-// exist.
+// Stores the gradients of a consumer's 64 keys, some of which may not exist. Returns how many do,
+// or less than 1.
+template <class Consumer, int DIM, bool REFERENCE>
+__device__ __forceinline__ int store_dkdv(const DkdvWork<DIM, REFERENCE>& work,
+                                          const Consumer& consumer,
+                                          const typename Consumer::Gradient& dk,
+                                          const typename Consumer::Gradient& dv) {
+  const GenhoiBackward& call = work.call;
+  const GenhoiAttention& in = call.in;
+  const KeyBlock block = work.block();
+  const int tokens = REFERENCE ? in.ref_tokens : in.keys;
+  const int skipped = consumer.group * kGroupRows, keys = block.count - skipped;
+  const int64_t first = static_cast<int64_t>(block.first + skipped) * in.heads * in.head_dim;
+  const auto start = [&](void* data) {
+    return gradient_of_head<typename Consumer::Value>(data, in, work.b, work.h, tokens) + first;
+  };
+  consumer.store_gradient(start(REFERENCE ? call.dk_ref : call.dk), kFirstRing, dk, in.scale, in,
+                          keys);
+  consumer.store_gradient(start(REFERENCE ? call.dv_ref : call.dv), kSecondRing, dv, 1.0f, in,
+                          keys);
+  return keys;
+}
+
+// The consumer's side: computes and stores the gradients of its keys.
 template <class Element, int DIM, bool REFERENCE>
 __device__ __forceinline__ void run_dkdv_consumer(const DkdvWork<DIM, REFERENCE>& work, int group,
                                                   float scale_log2, unsigned char* bytes) {
-  using Value = typename Element::Value;
   using Consumer = DkdvConsumer<Element, DIM, REFERENCE>;
   using Scores = typename Consumer::Scores;
   const GenhoiBackward& call = work.call;
@@ -223,23 +248,16 @@ __device__ __forceinline__ void run_dkdv_consumer(const DkdvWork<DIM, REFERENCE>
       },
       [](Scores&) {},
       [&](typename Consumer::Operand& ds, Scores& s, Scores& dp, uint32_t tile) {
-        consumer.compute_ds(ds, s, dp, dv, sum_ds, scale_log2, bias, tile);
+        typename Consumer::Operand p;
+        consumer.compute_p_and_ds(p, s, dp, dv, sum_ds, scale_log2, bias, tile);
+        consumer.finish_dv(dv, p, tile);
+        pack<Element>(ds, s);
       });
-  const int tokens = REFERENCE ? in.ref_tokens : in.keys;
-  const KeyBlock block = work.block();
-  const int skipped = group * kGroupRows, keys = block.count - skipped;
-  const int64_t first = static_cast<int64_t>(block.first + skipped) * in.heads * in.head_dim;
-  const auto start = [&](void* data) {
-    return gradient_of_head<Value>(data, in, work.b, work.h, tokens) + first;
-  };
-  consumer.store_gradient(start(REFERENCE ? call.dk_ref : call.dk), kFirstRing, dk, in.scale, in,
-                          keys);
-  consumer.store_gradient(start(REFERENCE ? call.dv_ref : call.dv), kSecondRing, dv, 1.0f, in,
-                          keys);
+  const int keys = store_dkdv(work, consumer, dk, dv);
   if (REFERENCE && call.dref_bias != nullptr) {
     const int64_t head = static_cast<int64_t>(work.b) * in.heads + work.h;
     float* sums = reinterpret_cast<float*>(bytes + Consumer::Traits::kBiasSums);
-    store_bias_part(call.bias_parts + head * gridDim.x + blockIdx.x, consumer, sum_ds, keys, sums);
+    store_bias_part(call.bias_parts + head * gridDim.x + work.number, consumer, sum_ds, keys, sums);
   }
 }
 
@@ -251,8 +269,11 @@ __global__ void __launch_bounds__(BwdDkdvTraits<DIM, REFERENCE>::kThreads, 1)
              float scale_log2) {
   using Traits = BwdDkdvTraits<DIM, REFERENCE>;
   extern __shared__ __align__(1024) unsigned char bytes[];
-  const DkdvWork<DIM, REFERENCE> work{
-      call, {smem_address(bytes)}, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
+  const DkdvWork<DIM, REFERENCE> work{call,
+                                      {smem_address(bytes)},
+                                      static_cast<int>(blockIdx.x),
+                                      static_cast<int>(blockIdx.y),
+                                      static_cast<int>(blockIdx.z)};
   if (work.block().count == 0) return;
   work.memory.barriers().init(Traits::kConsumers, kDkdvFillers);
   // By a shuffle, so that the compiler knows it to be the same in a warp.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bwd_common.cuh"
+#include "dq_sums.cuh"
 
 namespace genhoi::cuda::sm90 {
 
@@ -35,15 +36,15 @@ __device__ __forceinline__ void for_dq_reference_blocks(const GenhoiAttention& i
 }
 
 // Loads what is kept, then keys and values of the video, its last block first, then those of the
-// references. By one thread.
-template <int DIM>
+// references. By one thread. SWEPT: nothing of the video.
+template <int DIM, bool SWEPT>
 __device__ __forceinline__ void run_dq_producer(const GenhoiBackward& call, const BwdMaps& maps,
                                                 uint32_t start_of_memory, int start, int h, int b) {
   constexpr int kKeys = BwdDqTraits<DIM>::kKeys;
   const GenhoiAttention& in = call.in;
   const BwdMemory<DIM, kKeys> memory{start_of_memory};
   memory.load_kept(&maps.q, &maps.dout, start, h, sample_of(in.q, b), sample_of(call.dout, b));
-  const int blocks = (in.keys + kKeys - 1) / kKeys;
+  const int blocks = SWEPT ? 0 : (in.keys + kKeys - 1) / kKeys;
   uint32_t tile = 0;
 #pragma unroll 1
   for (; tile < blocks; tile++) {
@@ -144,8 +145,8 @@ struct DqConsumer : BwdConsumer<Element, DIM, BwdDqTraits<DIM>::kKeys> {
 };
 
 // Computes dQ. Grid: tiles of queries, heads, samples. scale_log2: the scale times log2 e, for
-// exp2.
-template <class Element, int DIM>
+// exp2. SWEPT: what the video's keys give has been added up already (dq_sums.cuh).
+template <class Element, int DIM, bool SWEPT>
 __global__ void __launch_bounds__(BwdDqTraits<DIM>::kThreads, 1)
     bwd_dq(const __grid_constant__ BwdMaps maps, const __grid_constant__ GenhoiBackward call,
            float scale_log2) {
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(BwdDqTraits<DIM>::kThreads, 1)
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (group == 0) {
     shrink_registers<Traits::kProducerRegisters>();
-    if (threadIdx.x == 0) run_dq_producer<DIM>(call, maps, start_of_memory, start, h, b);
+    if (threadIdx.x == 0) run_dq_producer<DIM, SWEPT>(call, maps, start_of_memory, start, h, b);
   } else {
     grow_registers<Traits::kConsumerRegisters>();
     const DqConsumer<Element, DIM> consumer({start_of_memory}, group - 1);
@@ -167,7 +168,12 @@ __global__ void __launch_bounds__(BwdDqTraits<DIM>::kThreads, 1)
     const DqRows rows(call, static_cast<int64_t>(b) * in.heads + h, first);
     float dq[DIM / 2] = {};
     mbarrier_wait(consumer.barriers.loaded(), 0);
-    const uint32_t tiles = consumer.add_video(dq, rows, in, scale_log2);
+    uint32_t tiles = 0;
+    if constexpr (SWEPT) {
+      if (first < in.rows) DqSums(call, b, h).load(dq, first / kGroupRows);
+    } else {
+      tiles = consumer.add_video(dq, rows, in, scale_log2);
+    }
     consumer.add_references(dq, rows, in, scale_log2, tiles, b, start);
     auto* to = gradient_of_head<typename Element::Value>(call.dq, in, b, h, in.rows);
     consumer.store_gradient(to + static_cast<int64_t>(first) * in.heads * in.head_dim, kFirstRing,

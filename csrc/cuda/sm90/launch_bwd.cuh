@@ -4,6 +4,7 @@
 #include "../common/element.cuh"
 #include "bwd_dkdv.cuh"
 #include "bwd_dq.cuh"
+#include "bwd_sweep.cuh"
 #include "launch.cuh"
 #include "plan.cuh"
 #include "tensor_map.h"
@@ -23,6 +24,12 @@ cudaError_t make_bwd_maps(BwdMaps& maps, const GenhoiBackward& call, int queries
   return of.error;
 }
 
+// Sets the sweep's counters to 0: no block of keys has added anything.
+inline cudaError_t clear_dq_counters(const GenhoiBackward& call, cudaStream_t stream) {
+  const size_t bytes = sweep_scratch(call.in).dq_counters * sizeof(int32_t);
+  return cudaMemsetAsync(call.dq_counters, 0, bytes, stream);
+}
+
 template <class Element, int DIM>
 cudaError_t launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel,
                        cudaStream_t stream) {
@@ -36,7 +43,19 @@ cudaError_t launch_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel,
   };
   switch (kernel) {
     case GENHOI_BWD_DQ:
-      return launch(bwd_dq<Element, DIM>, BwdDqTraits<DIM>::kQueries, BwdDqTraits<DIM>::kKeys);
+      if constexpr (DIM == BwdSweepTraits::kDim) {
+        if (call.dq_sums != nullptr) {
+          return launch(bwd_dq<Element, DIM, true>, BwdDqTraits<DIM>::kQueries, kDqKeys<DIM>);
+        }
+      }
+      return launch(bwd_dq<Element, DIM, false>, BwdDqTraits<DIM>::kQueries, kDqKeys<DIM>);
+    case GENHOI_BWD_SWEEP:
+      if constexpr (DIM == BwdSweepTraits::kDim) {
+        const cudaError_t error = clear_dq_counters(call, stream);
+        if (error != cudaSuccess) return error;
+        return launch(bwd_sweep<Element>, BwdSweepTraits::kQueries, kDkdvKeys);
+      }
+      return cudaErrorInvalidValue;
     case GENHOI_BWD_DKDV:
       return launch(bwd_dkdv<Element, DIM, false>, kDkdvQueries<DIM, false>, kDkdvKeys);
     case GENHOI_BWD_REF_DKDV:

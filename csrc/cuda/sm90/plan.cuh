@@ -14,6 +14,14 @@ GenhoiPlan plan_fwd(const GenhoiForward& call) {
   return make_plan<Traits>(divide_up(in.rows, Traits::kQueries), in.heads, in.batch);
 }
 
+// What the sweep takes; zeros where there is nothing to add up.
+inline GenhoiScratch sweep_scratch(const GenhoiAttention& in) {
+  using Traits = BwdSweepTraits;
+  if (in.rows == 0 || in.keys == 0) return {0, 0};
+  const int64_t tiles = divide_up(in.rows, Traits::kQueries) * in.heads * in.batch;
+  return {tiles * Traits::kQueries * Traits::kDim, 1 + tiles * Traits::kConsumers};
+}
+
 // Of the kernels of backward that exist for sm_90a: those of dQ, dK and dV.
 template <int DIM>
 GenhoiPlan plan_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
@@ -26,6 +34,8 @@ GenhoiPlan plan_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
     case GENHOI_BWD_DKDV:
       return make_plan<BwdDkdvTraits<DIM, false>>(divide_up(in.keys, kDkdvKeys), in.heads,
                                                   in.batch);
+    case GENHOI_BWD_SWEEP:
+      return make_plan<BwdSweepTraits>(divide_up(in.keys, kDkdvKeys), in.heads, in.batch);
     case GENHOI_BWD_REF_DKDV:
       return make_plan<BwdDkdvTraits<DIM, true>>(reference_blocks, in.heads, call.ref_batch);
     default:

@@ -71,11 +71,13 @@ struct TensorMaps {
   const GenhoiAttention& in;
   cudaError_t error = cudaSuccess;
 
-  // Leaves the map alone where there is no token: nothing will ask for it.
+  // Leaves the map alone where there is no token, or no sample: nothing will ask for it.
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens, int samples) {
-    if (error != cudaSuccess || count == 0) return;
+    if (error != cudaSuccess || count == 0 || samples == 0) return;
     const TokenTensor tensor{x, count, in.heads, in.head_dim, x.batch == 0 ? 1 : samples};
-    error = make_tensor_map<DIM>(map, tensor, in.dtype, box_tokens);
+    const bool is_empty = tensor.count == 0 || tensor.samples == 0 || tensor.heads == 0;
+    if (error == cudaSuccess && !is_empty)
+      error = make_tensor_map<DIM>(map, tensor, in.dtype, box_tokens);
   }
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens) {
     add(map, x, count, box_tokens, in.batch);

@@ -292,8 +292,12 @@ class BulkCopies:
         src: Any,
         source_offset: int,
         size: Any,
+        op: str | None,
     ) -> None:
-        """cp.async.bulk to global memory. Raises OutOfBoundsError."""
+        """cp.async.bulk to global memory, cp.reduce of float32 if there is an ``op``.
+
+        Raises OutOfBoundsError.
+        """
         base = self.lanes_of(active)
         d, s = (
             self.address(active, dst, to_offset),
@@ -307,16 +311,24 @@ class BulkCopies:
                 what = f"out-of-bounds bulk store of {n} bytes"
                 self.fault(OutOfBoundsError, pc, np.array([lane]), bad, d[j : j + 1], what)
             addrs = int(s[j]) + np.arange(0, n, 4, dtype=i8)
-            land = partial(self._bulk_store_now, pc, lane, addrs, plan[0])
+            land = partial(self._bulk_store_now, pc, lane, addrs, plan[0], op)
             self.bulk_open.append([int(lane), None, land])
 
     def _bulk_store_now(
-        self, pc: int, lane: int, addrs: np.ndarray, where: tuple[Buffer, Any, np.ndarray]
+        self,
+        pc: int,
+        lane: int,
+        addrs: np.ndarray,
+        where: tuple[Buffer, Any, np.ndarray],
+        op: str | None,
     ) -> None:
-        indices = self.async_index(pc, lane, addrs, 4)
+        values = self.shared.views[4][self.async_index(pc, lane, addrs, 4) // 4]
         buffer, _, offset = where
-        target = (int(offset[0]) + addrs - addrs[0]) // 4
-        buffer.view(4)[target] = self.shared.views[4][indices // 4]
+        target, index = buffer.view(4), (int(offset[0]) + addrs - addrs[0]) // 4
+        if op is None:
+            target[index] = values
+        else:
+            self.apply_atomic(target, index, op, "f32", values, None, False)
 
     def bulk_commit(self, active: Lanes) -> None:
         """cp.async.bulk.commit_group."""

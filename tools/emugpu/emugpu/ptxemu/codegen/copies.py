@@ -76,13 +76,13 @@ class Copies(Emitter):
                 return [self.batch_call("tma_store", tensor_map, coords, source, repr(op))]
             to, barrier = (self._generic_pair(arg, "shared") for arg in (args[0], args[2]))
             return [self.batch_call("tma_load", to, tensor_map, coords, barrier)]
-        if "reduce" in parts:
+        if op is not None and (not store or parts[-1] != "f32"):
             raise UnsupportedError(self.opcode)
         spaces = ("global", "shared") if store else ("shared", "global")
         to, source = map(self._generic_pair, args[:2], spaces)
         size = self.operand(args[2], "u32")
         if store:
-            return [self.batch_call("bulk_store", to, source, size)]
+            return [self.batch_call("bulk_store", to, source, size, repr(op))]
         barrier = self._generic_pair(args[3], "shared")
         return [self.batch_call("bulk_load", to, source, size, barrier)]
 
