@@ -40,10 +40,13 @@ void add_sizes(std::vector<KernelSize>& sizes) {
 }  // namespace
 
 std::vector<KernelSize> kernel_sizes() {
+  constexpr int kSwept = sm90::BwdSweepTraits::kDim;
   std::vector<KernelSize> sizes;
   add_sizes<64>(sizes);
   add_sizes<96>(sizes);
   add_sizes<128>(sizes);
+  sizes.push_back(sm90_size<sm90::BwdDqTraits<kSwept>>("bwd_dq, swept", kSwept));
+  sizes.push_back(sm90_size<sm90::BwdSweepTraits>("bwd_sweep", kSwept));
   return sizes;
 }
 

@@ -9,7 +9,7 @@ namespace genhoi::cuda {
 // A kernel's tile and block, as its traits have them.
 struct KernelSize {
   const char* generation;  // its folder below csrc/cuda
-  const char* kernel;      // "bwd_dkdv, references": the form for keys of references
+  const char* kernel;      // behind a comma, a form of it: "bwd_dkdv, references"
   int head_dim;            // the largest that it takes
   int queries;             // of a tile
   int keys;                // of a tile; 0 for a kernel that sees none

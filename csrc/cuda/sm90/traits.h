@@ -99,7 +99,7 @@ struct BwdDkdvTraits : BwdTraits<DIM, kDkdvQueries<DIM, REFERENCE>> {
 
 // The sweep: dK and dV as above, and dQ in memory, to which blocks add in turn. Head dim 128.
 struct BwdSweepTraits : BwdTraits<128, 64> {
-  static constexpr int kDim = 128, kQueries = 64;
+  static constexpr int kDim = 128, kQueries = 64, kKeys = kDkdvKeys;
   // Behind what all backward kernels have: two places of dS, one of dQ for each consumer, which has
   // half of its columns; the barriers "filled" and "free" of the latter; and the block's ticket.
   static constexpr uint32_t kDsBytes = kKept * kQueries * 2;
@@ -109,7 +109,7 @@ struct BwdSweepTraits : BwdTraits<128, 64> {
   static constexpr uint32_t kDqBarriers = kDq + kConsumers * kDqBytes;
   static constexpr uint32_t kTicket = kDqBarriers + kConsumers * 2 * 8;
   static constexpr uint32_t kSharedBytes = kTicket + sizeof(int32_t);
-  static_assert(kKept == kDkdvKeys && kSharedBytes <= kMaxSharedBytes);
+  static_assert(kKept == kKeys && kSharedBytes <= kMaxSharedBytes);
 };
 
 }  // namespace genhoi::cuda::sm90
