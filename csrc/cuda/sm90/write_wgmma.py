@@ -1,4 +1,4 @@
-"""Writes wgmma.cuh: an instruction of wgmma names each of its accumulators, so each width has a text.
+"""Writes wgmma.cuh: wgmma names each of its accumulators, so that each width has a text.
 
 python csrc/cuda/sm90/write_wgmma.py, from anywhere; the header is committed, so that a build takes
 nvcc alone.
@@ -57,25 +57,28 @@ template <> struct Accumulators<{n}> {{
 }};
 """
 
+# The start of a statement: whether the instruction adds to its accumulators.
+PREDICATE = "{{\\n.reg .pred add;\\nsetp.ne.b32 add, {}, 0;\\n"
+
 WGMMA = """
 template <> struct Wgmma<{element}, {n}> {{
   template <bool ZERO, bool TRANS_B, bool TRANS_A = false>
   static __device__ __forceinline__ void ss(float (&acc)[{count}], uint64_t a, uint64_t b) {{
     if constexpr (ZERO) {{
-      asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, 0, 0;\\n{name} {registers}, {ss}\\n}}\\n"
+      asm volatile("{overwrite}{name} {registers}, {ss}\\n}}\\n"
                    : {out} : "l"(a), "l"(b), "n"(TRANS_A), "n"(TRANS_B));
     }} else {{
-      asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, 1, 0;\\n{name} {registers}, {ss}\\n}}\\n"
+      asm volatile("{add}{name} {registers}, {ss}\\n}}\\n"
                    : {inout} : "l"(a), "l"(b), "n"(TRANS_A), "n"(TRANS_B));
     }}
   }}
   template <bool ZERO, bool TRANS_B>
   static __device__ __forceinline__ void rs(float (&acc)[{count}], const uint32_t* a, uint64_t b) {{
     if constexpr (ZERO) {{
-      asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, 0, 0;\\n{name} {registers}, {rs}\\n}}\\n"
+      asm volatile("{overwrite}{name} {registers}, {rs}\\n}}\\n"
                    : {out} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(TRANS_B));
     }} else {{
-      asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, 1, 0;\\n{name} {registers}, {rs}\\n}}\\n"
+      asm volatile("{add}{name} {registers}, {rs}\\n}}\\n"
                    : {inout} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(TRANS_B));
     }}
   }}
@@ -96,6 +99,8 @@ def products(element: str, ptx: str, n: int) -> str:
         element=element,
         n=n,
         count=count,
+        overwrite=PREDICATE.format(0),
+        add=PREDICATE.format(1),
         name=f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{ptx}.{ptx}",
         registers="{" + ", ".join(f"%{i}" for i in range(count)) + "}",
         ss="{}, {}, add, 1, 1, {}, {};".format(*numbers[:4]),
