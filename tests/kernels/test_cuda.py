@@ -272,7 +272,8 @@ def test_logits_that_rise(dim: int, dtype: torch.dtype) -> None:
     """The highest logit so far is raised again and again: what was added up has to be rescaled."""
     case = Case(dtype=dtype, rows=70, keys=900, dim=dim, heads=1, lengths=(40,), mask="random")
     inputs = make_case(case)
-    inputs.tensors["k"] *= torch.linspace(0.1, 12.0, 900)[:, None, None]
+    rising = inputs.tensors["k"] * torch.linspace(0.1, 12.0, 900)[:, None, None]
+    inputs.tensors["k"] = rising.to(dtype).double()
     results = forward(case, inputs, "cuda", dtype)
     exact = forward(case, inputs, "eager", torch.float64)
     eager = forward(case, inputs, "eager", dtype)
