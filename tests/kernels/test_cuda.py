@@ -266,6 +266,47 @@ def test_unseen_rows_keep_their_bits(dim: int) -> None:
     assert out[:, ~unseen].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_logits_that_rise(dim: int, dtype: torch.dtype) -> None:
+    """The highest logit so far is raised again and again: what was added up has to be rescaled."""
+    case = Case(dtype=dtype, rows=70, keys=900, dim=dim, heads=1, lengths=(40,), mask="random")
+    inputs = make_case(case)
+    rising = inputs.tensors["k"] * torch.linspace(0.1, 12.0, 900)[:, None, None]
+    inputs.tensors["k"] = rising.to(dtype).double()
+    results = forward(case, inputs, "cuda", dtype)
+    exact = forward(case, inputs, "eager", torch.float64)
+    eager = forward(case, inputs, "eager", dtype)
+    for name in ("out", "lse"):
+        got, t, e = (x[name].double().cpu() for x in (results, exact, eager))
+        assert_within_budget(got, e, t, dtype, name=name)
+
+
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_bits_of_a_row_depend_on_no_other_row(dim: int) -> None:
+    case = Case(dtype=torch.bfloat16, rows=130, keys=700, dim=dim, heads=1, lengths=(40,))
+    given = plain_arguments(case)
+    out, lse = reference_attention(**given, backend="cuda")
+    others = torch.arange(130, device=out.device) % 9 != 4
+    given["q"][:, others] *= 7.0
+    changed, changed_lse = reference_attention(**given, backend="cuda")
+    assert not torch.equal(changed, out)
+    assert torch.equal(changed[:, ~others], out[:, ~others])
+    assert torch.equal(changed_lse[..., ~others], lse[..., ~others])
+
+
+def test_heads_that_share_keys() -> None:
+    """Keys of one head, expanded over all: a stride of 0."""
+    case = Case(dtype=torch.bfloat16, rows=140, keys=200, dim=128, heads=3, batch=2)
+    given = plain_arguments(case)
+    shared = {name: given[name][:, :, :1] for name in ("k", "v")}
+    views = {name: x.expand_as(given[name]) for name, x in shared.items()}
+    copies = {name: x.contiguous() for name, x in views.items()}
+    of_views = reference_attention(**(given | views), backend="cuda")
+    of_copies = reference_attention(**(given | copies), backend="cuda")
+    assert all(torch.equal(x, y) for x, y in zip(of_views, of_copies, strict=True))
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     q = torch.zeros(1, 4, 1, 64, device="cuda")
     with pytest.raises(ValueError, match=r"not torch\.float32"):

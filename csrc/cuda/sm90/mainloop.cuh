@@ -145,12 +145,17 @@ struct FwdConsumer {
         const auto halfway = [&](float x) {
           mbarrier_arrive_after(barriers.free(kFirstRing, place_of(block)), x);
         };
-        apply_softmax<false>(scores, rescale, rows, scale_log2, 0.0f, 3, halfway);
+        bool raised = true;
+        if constexpr (Traits::kLazyRescale) {
+          raised = apply_lazy_softmax(scores, rescale, rows, scale_log2, halfway);
+        } else {
+          apply_softmax<false>(scores, rescale, rows, scale_log2, 0.0f, 3, halfway);
+        }
         wgmma_wait<0>(acc_o);
         keep(p);
         barriers.release(kSecondRing, block - 1);
         pack<Element>(p, scores);
-        scale_rows(acc_o, rescale);
+        if (__builtin_expect(raised, !Traits::kLazyRescale)) scale_rows(acc_o, rescale);
       }
       finish_pv(acc_o, p, blocks - 1);
     }

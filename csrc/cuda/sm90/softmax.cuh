@@ -6,7 +6,8 @@
 
 namespace genhoi::cuda::sm90 {
 
-// Of a thread's two rows: the highest logit so far, in units of log2 e, and the sum of exp2 of all
+// Of a thread's two rows: the highest logit so far (or one at most kSlack lower: see
+// apply_lazy_softmax), in units of log2 e, and the sum of exp2 of all
 // logits less that over this lane's columns.
 struct RowState {
   float row_max[2] = {-INFINITY, -INFINITY}, row_sum[2] = {};
@@ -60,6 +61,51 @@ __device__ __forceinline__ void apply_softmax(float (&scores)[COUNT], float (&re
     }
     if (r == 0) halfway(sum);
   }
+}
+
+// Likewise, but raises the highest logit only of a row that exceeds it by more than kSlack: exp2 is
+// 2^kSlack at most, which costs no precision, and there is seldom anything to rescale; returns
+// whether there is, in this warp. So no maximum is needed, only whether any value is too large. A
+// row's bits depend on no other row.
+constexpr float kSlack = 8.0f;
+template <int COUNT, class Halfway>
+__device__ __forceinline__ bool apply_lazy_softmax(float (&scores)[COUNT], float (&rescale)[2],
+                                                   RowState& rows, float scale_log2,
+                                                   Halfway halfway) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    scores[i] = fmaf(scores[i], scale_log2, -rows.row_max[row_of(i)]);
+  }
+  // As integers, of which an instruction compares three; in the right order above 0.
+  int top[4] = {};
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 2) {
+    int& x = top[i / 2 % 4];
+    x = max(max(x, __float_as_int(scores[i])), __float_as_int(scores[i + 1]));
+  }
+  const int highest = max(max(top[0], top[1]), max(top[2], top[3]));
+  const bool raised = __any_sync(~0u, highest > __float_as_int(kSlack));
+  if (__builtin_expect(raised, 0)) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float above = quad_max(max_of_row(scores, r));
+      const float raise = above > kSlack ? above : 0.0f;
+      rescale[r] = exp2_fast(-raise);
+      rows.row_max[r] += raise;
+      rows.row_sum[r] *= rescale[r];
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) {
+        if (row_of(i) == r) scores[i] -= raise;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    scores[i] = exp2_fast(scores[i]);
+    rows.row_sum[row_of(i)] += scores[i];
+    if (i == COUNT / 2) halfway(rows.row_sum[row_of(i)]);
+  }
+  return raised;
 }
 
 }  // namespace genhoi::cuda::sm90

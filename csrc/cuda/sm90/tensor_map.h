@@ -21,12 +21,10 @@ struct TokenTensor {
   int heads, dim, samples;
 };
 
-// Whether TMA can read and write them: 16-byte aligned, and no stride of 0 but the batch's, which
-// stands for a single sample.
+// Whether TMA can read and write them: all starts at multiples of 16 bytes.
 inline bool takes_tensor_map(const GenhoiTokens& x) {
-  const auto is_aligned = [](int64_t stride) { return stride > 0 && stride % 8 == 0; };
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && is_aligned(x.token) &&
-         is_aligned(x.head) && (x.batch == 0 || is_aligned(x.batch));
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.token % 8 == 0 && x.head % 8 == 0 &&
+         x.batch % 8 == 0;
 }
 
 // The driver's encoder, found at run time: the library is not linked with the driver's. Null where
@@ -75,9 +73,7 @@ struct TensorMaps {
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens, int samples) {
     if (error != cudaSuccess || count == 0 || samples == 0) return;
     const TokenTensor tensor{x, count, in.heads, in.head_dim, x.batch == 0 ? 1 : samples};
-    const bool is_empty = tensor.count == 0 || tensor.samples == 0 || tensor.heads == 0;
-    if (error == cudaSuccess && !is_empty)
-      error = make_tensor_map<DIM>(map, tensor, in.dtype, box_tokens);
+    error = make_tensor_map<DIM>(map, tensor, in.dtype, box_tokens);
   }
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens) {
     add(map, x, count, box_tokens, in.batch);

@@ -42,6 +42,7 @@ template <int DIM>
 struct FwdTraits : WarpgroupTraits<DIM == 64 ? 3 : 2> {
   static constexpr int kQueries = FwdTraits::kConsumers * kGroupRows;
   static constexpr int kKeys = DIM == 64 ? 128 : DIM == 96 ? 192 : 176;
+  static constexpr bool kLazyRescale = DIM == 128;
   static constexpr uint32_t kQueryBytes = kQueries * DIM * 2, kKeyBytes = kKeys * DIM * 2;
   static constexpr uint32_t kQuerySlab = kQueries * kSlabRowBytes<DIM>;
   static constexpr uint32_t kKeySlab = kKeys * kSlabRowBytes<DIM>;
