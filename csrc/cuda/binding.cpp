@@ -276,7 +276,7 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, T
       function<decltype(genhoi_attention_backward_scratch)>("genhoi_attention_backward_scratch");
   check(measure(&call, &scratch), "attention_backward");
   std::optional<Tensor> sums, counters;
-  if (scratch.dq_sums > 0) {
+  if (scratch.is_faster) {
     sums = empty(q, {scratch.dq_sums}, ScalarType::Float);
     counters = empty(q, {scratch.dq_counters}, ScalarType::Int);
     call.dq_sums = floats(*sums);

@@ -43,6 +43,13 @@ int with_instantiation(const GenhoiAttention& in, Function function) {
 }
 
 #ifdef GENHOI_HAS_SM90
+// An attribute of the current GPU; 0 if there is none.
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
 // Whether TMA reaches the tokens, if there are any.
 bool tma_reaches(const GenhoiTokens& x, int count) {
   return count == 0 || sm90::takes_tensor_map(x);
@@ -53,14 +60,9 @@ bool tma_reaches(const GenhoiTokens& x, int count) {
 // tokens. The sm_80 kernels serve every other call.
 bool is_for_sm90(const GenhoiAttention& in) {
 #ifdef GENHOI_HAS_SM90
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
-    return false;
-  }
-  return major == 9 && tma_reaches(in.q, in.rows) && tma_reaches(in.k, in.keys) &&
-         tma_reaches(in.v, in.keys) && tma_reaches(in.k_ref, in.ref_tokens) &&
-         tma_reaches(in.v_ref, in.ref_tokens);
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && tma_reaches(in.q, in.rows) &&
+         tma_reaches(in.k, in.keys) && tma_reaches(in.v, in.keys) &&
+         tma_reaches(in.k_ref, in.ref_tokens) && tma_reaches(in.v_ref, in.ref_tokens);
 #else
   return false;
 #endif
@@ -144,11 +146,13 @@ int genhoi_attention_backward_plan(const GenhoiBackward* call, int kernel, Genho
 
 int genhoi_attention_backward_scratch(const GenhoiBackward* call, GenhoiScratch* scratch) {
   if (!is_supported(call->in)) return cudaErrorInvalidValue;
-  *scratch = {0, 0};
+  *scratch = {0, 0, 0};
 #ifdef GENHOI_HAS_SM90
-  const bool is_swept = is_for_sm90(*call, GENHOI_BWD_SWEEP) && call->dq != nullptr &&
-                        call->dk != nullptr && call->in.head_dim > 96;
-  if (is_swept) *scratch = sm90::sweep_scratch(call->in);
+  const bool has_sweep = is_for_sm90(*call, GENHOI_BWD_SWEEP) && call->dq != nullptr &&
+                         call->dk != nullptr && call->in.head_dim > 96;
+  if (has_sweep) {
+    *scratch = sm90::sweep_scratch(call->in, device_attribute(cudaDevAttrMultiProcessorCount));
+  }
 #endif
   return cudaSuccess;
 }

@@ -108,8 +108,10 @@ int genhoi_attention_backward_preprocess(const struct GenhoiBackward* call, void
 int genhoi_attention_backward(const struct GenhoiBackward* call, void* stream);
 // How many values dq_sums and dq_counters must have for dQ, dK and dV of the video to come from one
 // sweep over its keys; zeros where there is no such kernel, or not all of them are wanted.
+// is_faster: than without, by the call's shape and the current GPU.
 struct GenhoiScratch {
   int64_t dq_sums, dq_counters;
+  int32_t is_faster;
 };
 int genhoi_attention_backward_scratch(const struct GenhoiBackward* call,
                                       struct GenhoiScratch* scratch);

@@ -34,6 +34,8 @@ GenhoiPlan plan_bwd(const GenhoiBackward& call, GenhoiBackwardKernel kernel) {
       return make_plan<Dkdv>(reference_blocks, in.heads, call.ref_batch);
     case GENHOI_BWD_DBIAS:
       return make_plan<Dbias>(needs_dbias ? in.references : 0, 1, 1);
+    case GENHOI_BWD_SWEEP:  // which the sm_90a kernels alone have
+      break;
   }
   return {};
 }

@@ -47,10 +47,11 @@ __device__ __forceinline__ void run_dq_producer(const GenhoiBackward& call, cons
   const int blocks = SWEPT ? 0 : (in.keys + kKeys - 1) / kKeys;
   uint32_t tile = 0;
 #pragma unroll 1
-  for (; tile < blocks; tile++) {
-    const int first = (tile == 0 ? blocks - 1 : tile - 1) * kKeys;
+  for (int block = 0; block < blocks; block++) {
+    const int first = (block == 0 ? blocks - 1 : block - 1) * kKeys;
     memory.load_passing(kFirstRing, tile, &maps.k, first, h, sample_of(in.k, b));
     memory.load_passing(kSecondRing, tile, &maps.v, first, h, sample_of(in.v, b));
+    tile++;
   }
   for_dq_reference_blocks<DIM>(in, b, start, [&](int, int first, int) {
     memory.load_passing(kFirstRing, tile, &maps.k_ref, first, h, sample_of(in.k_ref, b));

@@ -71,8 +71,8 @@ struct TensorMaps {
 
   // Leaves the map alone where there is no token, or no sample: nothing will ask for it.
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens, int samples) {
-    if (error != cudaSuccess || count == 0 || samples == 0) return;
     const TokenTensor tensor{x, count, in.heads, in.head_dim, x.batch == 0 ? 1 : samples};
+    if (error != cudaSuccess || tensor.count == 0 || tensor.samples == 0) return;
     error = make_tensor_map<DIM>(map, tensor, in.dtype, box_tokens);
   }
   void add(CUtensorMap& map, const GenhoiTokens& x, int64_t count, int box_tokens) {
