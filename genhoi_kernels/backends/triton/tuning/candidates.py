@@ -58,8 +58,9 @@ _BACKWARD = {
     ],
 }
 # With as many keys as the head dim a warp has whole rows of P^T, which stay in its registers as the
-# operand of dV; with fewer keys Triton has warps share rows, and P^T goes through shared memory. So
-# that 128 keys fit, rows are fewer: only the video's keys may go by less than the mask gate's tiles.
+# operand of dV; with fewer keys Triton has warps share rows, and P^T goes through shared memory.
+# So that 128 keys fit, rows are fewer: the video's keys alone may go by less than the mask gate's
+# tiles.
 _KEYS = {
     "sm_80": [_BACKWARD["sm_80"][0], (32, 128, 64, 8, 2), *_BACKWARD["sm_80"][1:]],
     "sm_90": _BACKWARD["sm_90"],
