@@ -55,7 +55,7 @@ def plan(*, ptxas: str | None = None) -> Iterator[Group]:
     given = ("--backend", "flash", "--name", "flash, cuDNN", "--allow-moves")
     checks.append(Stage("check-flash-cudnn", "checks", 80, given, _CUDNN))
     yield *checks, Stage("precompile", "tuning", 90, ("--compile-only",))
-    for name, seconds in (("wan1.3b-480p", 60), ("wan14b-720p", 90)):
+    for name, seconds in (("wan1.3b-480p", 60), ("wan14b-720p", 90), ("wan1.3b-480p-dim-64", 60)):
         yield (Stage(f"bench-{name}", "bench", seconds, (*_shape(name), *_peers(_PEERS))),)
     yield (Stage("tuning", "tuning", 60),)
     yield (Stage("counters", "counters", 60),)

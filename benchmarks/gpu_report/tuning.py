@@ -146,7 +146,8 @@ def describe(config: Config) -> str:
     options = f"{config.num_warps} warps {config.num_stages} stages"
     descriptors = " descriptors" if config.descriptors else ""
     gate = f" gate {config.block_f}" if config.block_f else ""
-    return f"{blocks} {options}{descriptors}{gate}"
+    references = f" references {config.stages_r} stages" if config.stages_r > 1 else ""
+    return f"{blocks} {options}{descriptors}{gate}{references}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ do measured ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 import torch
@@ -37,7 +38,7 @@ def choose(key: Key) -> tuple[Config | None, list[str]]:
     """Find the first candidate without a violation, and what was wrong with those before it."""
     arch, kernel = key.arch, key.kernel
     rejected = []
-    for candidate in candidates(kernel, arch):
+    for candidate in forms(kernel, arch):
         compiled = list(_compiled(key, candidate))
         wrong = [w for c in compiled for w in violations(c)]
         if not wrong:
@@ -47,6 +48,14 @@ def choose(key: Key) -> tuple[Config | None, list[str]]:
             return Config(**{**candidate.__dict__, "how": how}), rejected
         rejected.append(f"{candidate}: {wrong[0]}")
     return None, rejected
+
+
+def forms(kernel: str, arch: str) -> Iterator[Config]:
+    """List candidates, each followed by itself with a loop over the references of one stage."""
+    for candidate in candidates(kernel, arch):
+        yield candidate
+        if candidate.stages_r > 1:
+            yield replace(candidate, stages_r=1)
 
 
 def _compiled(key: Key, candidate: Config) -> Iterator[Compiled]:

@@ -88,6 +88,7 @@ SHAPES = {
         Shape("headline-12-heads", (8, 16, 32), (32, 32), heads=12),
         Shape("headline-dim-64", (8, 32, 32), head_dim=64),
         Shape("wan1.3b-480p", (21, 30, 52), (32, 32), heads=12),
+        Shape("wan1.3b-480p-dim-64", (21, 30, 52), (32, 32), heads=24, head_dim=64),
         Shape("wan14b-480p", (21, 30, 52), (32, 32), heads=40),
         Shape("wan14b-720p", (21, 80, 45), (80, 45), heads=40),
         Shape("wan14b-480p-401f", (101, 30, 52), (32, 32), heads=40),

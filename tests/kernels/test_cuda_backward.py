@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from support.cases import assert_within_budget, left_of_a_single_key, rounded
-from support.cuda_structs import Attention, Backward, Gate, GateBackward, Plan, Tokens
+from support.cuda_structs import Attention, Backward, Gate, GateBackward, Plan, Scratch, Tokens
 from torch import Tensor
 
 from genhoi_kernels.backends import native
@@ -25,8 +25,8 @@ from genhoi_kernels.backends import native
 FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1}
-KERNELS = 5  # of GenhoiBackwardKernel
-REF_DKDV = 3  # GENHOI_BWD_REF_DKDV
+KERNELS = 6  # of GenhoiBackwardKernel
+REF_DKDV, SWEEP = 3, 5  # GENHOI_BWD_REF_DKDV, GENHOI_BWD_SWEEP
 
 pytestmark = [
     pytest.mark.nvcc,
@@ -66,6 +66,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for name in ("backward_preprocess", "backward"):
         getattr(loaded, f"genhoi_attention_{name}").argtypes = [POINTER(Backward), c_void_p]
+    loaded.genhoi_attention_backward_scratch.argtypes = [POINTER(Backward), POINTER(Scratch)]
     plan = loaded.genhoi_attention_backward_plan
     plan.argtypes = [POINTER(Backward), c_int32, POINTER(Plan)]
     loaded.genhoi_flow_gate_backward.argtypes = [POINTER(GateBackward), c_void_p]
@@ -271,13 +272,20 @@ class Call:
     results: dict[str, Tensor]
     struct: Backward
 
-    def run(self, library: ctypes.CDLL) -> dict[str, Tensor]:
-        """The gradients, on the CPU."""
+    def run(self, library: ctypes.CDLL, sweep: bool = False) -> dict[str, Tensor]:
+        """The gradients, on the CPU. sweep: those of the video by one kernel."""
         stream = torch.cuda.current_stream().cuda_stream
         plan, of = Plan(), self.struct.of
         library.genhoi_attention_backward_plan(byref(self.struct), REF_DKDV, byref(plan))
         parts = torch.empty(self.struct.ref_batch, of.heads, plan.grid[0], device="cuda")
         self.struct.bias_parts = pointer(parts)
+        scratch = Scratch()
+        library.genhoi_attention_backward_scratch(byref(self.struct), byref(scratch))
+        assert not sweep or (scratch.dq_sums > 0 and scratch.dq_counters > 0)
+        sums = torch.empty(scratch.dq_sums, device="cuda")
+        counters = torch.empty(scratch.dq_counters, dtype=torch.int32, device="cuda")
+        self.struct.dq_sums = pointer(sums if sweep else None)
+        self.struct.dq_counters = pointer(counters if sweep else None)
         assert library.genhoi_attention_backward_preprocess(byref(self.struct), stream) == 0
         assert library.genhoi_attention_backward(byref(self.struct), stream) == 0
         torch.cuda.synchronize()
@@ -493,17 +501,89 @@ def test_plans_fit_an_sm(library: ctypes.CDLL) -> None:
     limits = native.module.cuda_limits()["kernels"]["sm80"]
     for of.head_dim, dim in ((8, 64), (64, 64), (72, 96), (96, 96), (128, 128)):
         shared = []
-        for kernel in range(KERNELS):
+        for kernel in range(SWEEP):
             assert library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan)) == 0
             assert plan.shared <= 163 * 1024 and plan.block in (128, 256)
             shared.append(plan.shared)
         dq, dkdv = (limits[name][dim]["shared_bytes"] for name in ("bwd_dq", "bwd_dkdv"))
         assert shared == [0, dq, dkdv, dkdv, 0]
     grids = []
-    for kernel in range(KERNELS):
+    for kernel in range(SWEEP):
         library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan))
         grids.append(tuple(plan.grid))
     assert grids == [(32, 3, 2), (8, 3, 2), (8, 3, 2), (4, 3, 1), (2, 1, 1)]
+
+
+# ------------------------------------------------------------------------------------------- sweep
+
+
+# (Cases, and a head dim that TMA pads.)
+SWEPT = [case for case in CASES if case.head_dim > 96 and case.rows and case.keys]
+SWEPT.append(Case(140, 260, head_dim=104, heads=2, batch=2, layout=heads_first))
+
+
+@pytest.mark.parametrize("dtype", CODES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.skipif(not has_hopper(), reason="no Hopper GPU")
+class TestSweep:
+    """dQ, dK and dV of the video's keys by one kernel."""
+
+    pytestmark = on_gpu
+
+    def check(self, case: Case, x: Inputs, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        """Within the budget, the same bits twice, and but for dq those of two kernels."""
+        forward = attend(case, x)
+        call = prepare(case, x, forward, dtype)
+        got, again = call.run(library, sweep=True), call.run(library, sweep=True)
+        apart = call.run(library)
+        true, eager = by_formula(case, x, forward), by_formula(case, x, forward, dtype)
+        for name, value in got.items():
+            if value.numel():
+                assert_within_budget(value.double(), eager[name], true[name], dtype, name=name)
+            assert torch.equal(value, again[name]), name
+            assert name == "dq" or torch.equal(value, apart[name]), name
+
+    @pytest.mark.emulated(max_lanes=384)  # a block of threads at a time: none waits for another
+    @pytest.mark.parametrize("case", SWEPT, ids=lambda case: case.name)
+    def test_gradients(self, library: ctypes.CDLL, case: Case, dtype: torch.dtype) -> None:
+        self.check(case, draw(case, dtype), library, dtype)
+
+    def test_blocks_wait_for_each_other(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        case = Case(65, 129, head_dim=128)
+        self.check(case, draw(case, dtype), library, dtype)
+
+    @pytest.mark.emulated(max_lanes=384)
+    def test_any_order_of_warps(
+        self, library: ctypes.CDLL, dtype: torch.dtype, warp_schedule: str
+    ) -> None:
+        case = Case(131, 67, head_dim=128, references=(5,), bits="random", bias=True, dlse=True)
+        self.check(case, draw(case, dtype), library, dtype)
+
+    @pytest.mark.emulated(max_lanes=384)
+    def test_keys_that_do_not_exist(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        """Their logits of 0 are so far above the others that exp(0 - lse) is inf."""
+        case = Case(70, 131, head_dim=128, scale=0.25)
+        x = draw(case, dtype)
+        x.k, x.q = rounded(x.k / 16 + 2, dtype), rounded(x.q / 16 - 2, dtype)
+        assert attend(case, x).lse.max() < -90
+        self.check(case, x, library, dtype)
+
+    def test_scratch(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        """None where there is no such kernel, or it is not wanted."""
+
+        def sizes(**changes: int) -> tuple[int, int]:
+            case = Case(70, 131, head_dim=128, heads=2)
+            x = draw(case, dtype)
+            struct = prepare(case, x, attend(case, x), dtype).struct
+            for name, value in changes.items():
+                setattr(struct if hasattr(struct, name) else struct.of, name, value)
+            scratch = Scratch()
+            assert library.genhoi_attention_backward_scratch(byref(struct), byref(scratch)) == 0
+            return scratch.dq_sums, scratch.dq_counters
+
+        assert sizes() == (2 * 2 * 64 * 128, 1 + 2 * 2 * 2)
+        for changes in ({"rows": 0}, {"keys": 0}, {"batch": 0}, {"dq": 0}, {"dk": 0}):
+            assert sizes(**changes)[0] == 0
+        assert sizes(head_dim=96)[0] == 0
 
 
 # --------------------------------------------------------------------------------------- flow gate

@@ -87,29 +87,33 @@ def test_they_are_used_where_there_are_any() -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """Another Triton at hand, with configurations whose loops copy by pointers."""
     monkeypatch.setattr(compiler, "version", lambda: version)
-    monkeypatch.setattr(configs, "config", lambda *_: Config(64, 64, 32, 4, 2))
+    monkeypatch.setattr(configs, "config", lambda *_: Config(64, 64, 32, 4, 2, stages_r=2))
 
 
 @pytest.mark.parametrize("kernel", PIPELINED)
 def test_what_is_compiled_wrongly_is_not_launched(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton 3.6 on sm_90: descriptors, or where a tensor has none, no pipeline."""
+    """Triton 3.6 on sm_90: descriptors, or where a tensor has none, no pipeline.
 
-    def form(version: str, arch: str, dim: int) -> tuple[bool, int]:
+    Nor is there one over references, whose loop has no descriptors.
+    """
+
+    def form(version: str, arch: str, dim: int) -> tuple[bool, int, int]:
         pretend(monkeypatch, version)
         extras = kernel == "reference_keys"
         (launch,) = shipped.kernel_variants(kernel, arch, HALF, dim, extras=extras)
         described = [x for x in launch.arguments.values() if hasattr(x, "block_shape")]
         assert len(described) in (0, 2)
-        return bool(described), launch.config.num_stages
+        stages_r = launch.constants.get("STAGES_R", launch.config.stages_r)
+        return bool(described), launch.config.num_stages, stages_r
 
     # The launch itself: what it is compiled to is not asked for.
     monkeypatch.setattr(shipped, "_variant", lambda *args, **named: args[4])
-    assert form("3.6", "sm_90", 64) == (True, 2)
-    assert form("3.6", "sm_90", 20) == (False, 1), "strides of 40 bytes"
+    assert form("3.6", "sm_90", 64) == (True, 2, 1)
+    assert form("3.6", "sm_90", 20) == (False, 1, 1), "strides of 40 bytes"
     for version, arch in (("3.7", "sm_90"), ("3.10", "sm_90"), ("3.6", "sm_80"), ("3.6", "sm_100")):
-        assert form(version, arch, 64) == (False, 2), (version, arch)
+        assert form(version, arch, 64) == (False, 2, 2), (version, arch)
 
 
 def test_float32_is_kept_from_tensor_cores_that_are_given_wrong_addresses(
@@ -135,6 +139,7 @@ def test_candidates_are_forms_that_are_compiled_right(
     pretend(monkeypatch, "3.6")
     safe = candidates(kernel, "sm_90")
     assert safe and all(config.descriptors or config.num_stages == 1 for config in safe)
+    assert all(config.stages_r == 1 for config in safe)
 
 
 def test_entries_are_forms_that_are_compiled_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import genhoi_kernels
 from genhoi_kernels import reference_attention
 from genhoi_kernels.backends.triton import backend as triton_backend
 from genhoi_kernels.backends.triton.tuning import compiler, configs
+from genhoi_kernels.backends.triton.tuning.configs import Config
 from genhoi_kernels.tune.timing import is_hardware
 
 pytestmark = [
@@ -195,13 +196,17 @@ LOOPS = [
 ]
 
 
+def with_config(stack: contextlib.ExitStack, case: Case, kernels: str, config: Config) -> None:
+    """Within the stack, these kernels in this form."""
+    arch = triton_backend.architecture(torch.device("cuda"))
+    for kernel in kernels.split():
+        stack.enter_context(configs.trying(configs.key_of(arch, kernel, 2, case.dim), config))
+
+
 def loops_of(case: Case, stack: contextlib.ExitStack, *, descriptors: bool) -> None:
     """Within the stack, pipelined loops that copy in one way."""
-    arch = triton_backend.architecture(torch.device("cuda"))
-    for kernel in ("forward", "queries", "keys", "reference_keys"):
-        key = configs.key_of(arch, kernel, 2, case.dim)
-        config = configs.Config(64, 64, 32, 4, 2, descriptors=descriptors)
-        stack.enter_context(configs.trying(key, config))
+    form = Config(64, 64, 32, 4, 2, descriptors=descriptors)
+    with_config(stack, case, "forward queries keys reference_keys", form)
 
 
 @pytest.mark.parametrize("descriptors", [True, False], ids=["descriptors", "pointers"])
@@ -212,6 +217,36 @@ def test_pipelined_loops(case: Case, descriptors: bool) -> None:
         pytest.skip("tensor descriptors need sm_90")
     with contextlib.ExitStack() as stack:
         loops_of(case, stack, descriptors=descriptors)
+        check_budget(case, "triton")
+
+
+def test_pipelined_references() -> None:
+    """A pipelined loop over several blocks of each reference: the same bits."""
+    case = Case(
+        dtype=torch.bfloat16,
+        rows=131,
+        keys=70,
+        dim=64,
+        heads=1,
+        lengths=(70, 33),
+        mask="random",
+        mask_dtype=torch.int32,
+        bias=(0.5, -1.0),
+    )
+    runs = []
+    for stages_r in (1, 2):
+        with contextlib.ExitStack() as stack:
+            form = Config(64, 32, 16, 4, 2, stages_r=stages_r)
+            with_config(stack, case, "forward queries", form)
+            runs.append(run_with(call(case, grad=True), make_case(case).upstream, "triton"))
+            check_budget(case, "triton")
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_keys_by_fewer_rows_than_a_tile_of_the_mask_gate() -> None:
+    case = Case(dtype=torch.bfloat16, rows=131, keys=140, dim=128, heads=1)
+    with contextlib.ExitStack() as stack:
+        with_config(stack, case, "keys", Config(32, 128, 64, 8, 2))
         check_budget(case, "triton")
 
 

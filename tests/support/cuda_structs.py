@@ -60,6 +60,12 @@ class Backward(Structure):
     ]
 
 
+class Scratch(Structure):
+    """GenhoiScratch."""
+
+    _fields_ = [("dq_sums", c_int64), ("dq_counters", c_int64)]
+
+
 class GateBackward(Structure):
     """GenhoiFlowGateBackward."""
 

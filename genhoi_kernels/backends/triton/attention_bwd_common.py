@@ -27,7 +27,7 @@ def probabilities(s, lse, factor, bias, BIAS: tl.constexpr, EXACT: tl.constexpr)
     if EXACT:
         p = tl.exp2((s * factor + bias - lse) * LOG2_E)
     else:
-        p = tl.exp2(s * factor + (bias - lse) * LOG2_E)
+        p = tl.exp2(s * factor - (lse - bias) * LOG2_E)
     if BIAS:
         p = tl.where(bias == float("-inf"), 0.0, p)
     return p

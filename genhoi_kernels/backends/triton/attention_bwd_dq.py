@@ -102,6 +102,7 @@ def attention_bwd_dq(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    STAGES_R: tl.constexpr,
     REFERENCES: tl.constexpr,
     MASK: tl.constexpr,
     BIAS: tl.constexpr,
@@ -176,7 +177,7 @@ def attention_bwd_dq(
                 row_bits = tl.load(bits + b.to(tl.int64) * bits_b + row, mask=row < N, other=0)
                 seen = (row_bits >> r) & 1 != 0
             bias = tl.load(ref_bias + r) if BIAS else 0.0
-            for j in tl.range(first, last, BLOCK_R, num_stages=1):
+            for j in tl.range(first, last, BLOCK_R, num_stages=STAGES_R):
                 k = load_tile(K_ref, j, last, k_ref_n, True, BLOCK_R, D, BLOCK_D)
                 v = load_tile(V_ref, j, last, v_ref_n, True, BLOCK_R, D, BLOCK_D)
                 dq_new = dq_step(
@@ -243,6 +244,7 @@ def dq_launch(
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_R": config.block_r,
+            "STAGES_R": config.stages_r,
             **reference_flags(t),
             "EXACT": call.dtype == torch.float32,
             "PRECISION": precision(arch, call.dtype),

@@ -123,6 +123,7 @@ def attention_fwd(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    STAGES_R: tl.constexpr,
     REFERENCES: tl.constexpr,
     MASK: tl.constexpr,
     BIAS: tl.constexpr,
@@ -198,7 +199,7 @@ def attention_fwd(
                 row_bits = tl.load(bits + b.to(tl.int64) * bits_b + row, mask=row < N, other=0)
                 seen = (row_bits >> r) & 1 != 0
             bias = tl.load(ref_bias + r) * 1.4426950408889634 if BIAS else 0.0
-            for j in tl.range(first, last, BLOCK_R, num_stages=1):
+            for j in tl.range(first, last, BLOCK_R, num_stages=STAGES_R):
                 k = load_tile(K_ref, j, last, k_ref_n, True, BLOCK_R, D, BLOCK_D)
                 v = load_tile(V_ref, j, last, v_ref_n, True, BLOCK_R, D, BLOCK_D)
                 row_max_new, row_sum_new, acc_o_new = softmax_step(
@@ -329,6 +330,7 @@ def forward_launch(
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_R": config.block_r,
+            "STAGES_R": config.stages_r,
             **reference_flags(t),
             "GATE": call.gate_mode,
             "KEEP_UNGATED": keep,

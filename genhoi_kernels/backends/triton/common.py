@@ -70,13 +70,29 @@ def load_block(
 
 @triton.jit
 def store_tile(
-    head, x, start, rows, stride, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+    head,
+    x,
+    start,
+    rows,
+    stride,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BEHIND_LOOP: tl.constexpr = True,
 ):
-    """Store rows start .. start + BLOCK of one head, as far as there are rows and columns."""
+    """Store rows start .. start + BLOCK of one head, as far as there are rows and columns.
+
+    BEHIND_LOOP: compare rows in other terms than ``load_tile`` does. The compiler would take the
+    comparisons for one, and keep their results in registers from the loads before a loop to the
+    store behind it.
+    """
     row, d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
     tile = head + tl.cast(start, tl.int64) * stride + (row * stride + d)
-    inside = (row < rows - start) & (d < D)
-    tl.store(tile, x.to(head.dtype.element_ty), mask=inside)
+    if BEHIND_LOOP:
+        exists = start + row < rows
+    else:
+        exists = row < rows - start
+    tl.store(tile, x.to(head.dtype.element_ty), mask=exists & (d < D))
 
 
 @triton.jit

@@ -189,7 +189,8 @@ def flow_gate_bwd(
         dO += (dx - mean[:, None] - x * along[:, None]) * rstd[:, None]
 
         dO = tl.where((d < D)[None, :], dO, 0.0)
-        store_tile(head_pointer(dO_out, b, h, sample, D), dO, start, N, H * D, BLOCK_M, D, BLOCK_D)
+        head = head_pointer(dO_out, b, h, sample, D)
+        store_tile(head, dO, start, N, H * D, BLOCK_M, D, BLOCK_D, BEHIND_LOOP=False)
         lse_row = (b.to(tl.int64) * H + h) * N + row
         delta_row = tl.sum(dO * O, 1)
         if DLSE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from genhoi_kernels.backends.triton.tuning.compiler import allows
+from genhoi_kernels.backends.triton.tuning.compiler import allows, is_sound
 from genhoi_kernels.backends.triton.tuning.configs import Config
 
 # (block_m, block_n, block_r, warps, stages), the most wanted first. Large tiles read K and V less
@@ -44,6 +44,7 @@ _BACKWARD = {
         (64, 32, 16, 4, 2),
         (64, 32, 16, 8, 2),
         (64, 16, 16, 4, 2),
+        (64, 16, 16, 4, 1),
         (64, 16, 16, 8, 1),
     ],
     "sm_90": [
@@ -55,6 +56,14 @@ _BACKWARD = {
         (64, 32, 16, 8, 2),
         (64, 16, 16, 8, 1),
     ],
+}
+# With as many keys as the head dim a warp has whole rows of P^T, which stay in its registers as the
+# operand of dV; with fewer keys Triton has warps share rows, and P^T goes through shared memory.
+# So that 128 keys fit, rows are fewer: the video's keys alone may go by less than the mask gate's
+# tiles.
+_KEYS = {
+    "sm_80": [_BACKWARD["sm_80"][0], (32, 128, 64, 8, 2), *_BACKWARD["sm_80"][1:]],
+    "sm_90": _BACKWARD["sm_90"],
 }
 _QUERIES = {
     "sm_80": [(128, 64, 32, 8, 2), (128, 64, 16, 8, 2), (128, 32, 16, 8, 2)],
@@ -79,7 +88,7 @@ def candidates(kernel: str, arch: str) -> list[Config]:
     sizes = {
         "forward": _FORWARD[family],
         "queries": _QUERIES[family] + _BACKWARD[family],
-        "keys": _BACKWARD[family],
+        "keys": _KEYS[family],
         "reference_keys": _BACKWARD[family],
         "gate_backward": _GATE,
         "delta": _DELTA,
@@ -89,5 +98,6 @@ def candidates(kernel: str, arch: str) -> list[Config]:
         forms = _FORMS[family]
     elif kernel in ("queries", "keys", "reference_keys"):
         forms = _COPIES[family]
-    every = [Config(*size, **form) for size in sizes for form in forms]
+    stages_r = 2 if kernel in ("forward", "queries") and is_sound(arch) else 1
+    every = [Config(*size, **form, stages_r=stages_r) for size in sizes for form in forms]
     return [config for config in every if allows(config, arch)]

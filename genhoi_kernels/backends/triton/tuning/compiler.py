@@ -5,7 +5,7 @@ Triton 3.6 on sm_90:
 - Between cp.async, which fills shared memory for a pipelined loop, and the wgmma that reads it,
   fence.proxy.async is missing (triton issue 9610, mended in 3.7): the product may read what was
   there before. A pipelined loop copies by tensor descriptors (TMA), whose barrier needs no fence;
-  where a tensor has no descriptor, the loop is not pipelined.
+  where a tensor has no descriptor, the loop is not pipelined. Nor is the loop over the references.
 - Its ptxas, 12.8, gives wgmma wrong descriptors where registers are short, as they are where
   float32 is multiplied in three products: wrong sums, or an illegal memory access. 12.9 does not.
   float32 is multiplied without tensor cores there.
@@ -43,7 +43,8 @@ def is_sound(arch: str) -> bool:
 
 def allows(config: Config, arch: str) -> bool:
     """Say whether a configuration's loops are compiled right for tensors with descriptors."""
-    return is_sound(arch) or config.descriptors or config.num_stages == 1
+    copies_by_tma = config.descriptors or config.num_stages == 1
+    return is_sound(arch) or (copies_by_tma and config.stages_r == 1)
 
 
 def safe_form(config: Config, arch: str, *, has_descriptors: bool) -> Config:
@@ -52,6 +53,9 @@ def safe_form(config: Config, arch: str, *, has_descriptors: bool) -> Config:
     has_descriptors: tensor descriptors can describe what the loop copies. Every launch whose loop
     multiplies what it copies takes its configuration through here.
     """
-    if is_sound(arch) or config.num_stages == 1:
+    if is_sound(arch):
+        return config
+    config = replace(config, stages_r=1)
+    if config.num_stages == 1:
         return config
     return replace(config, descriptors=True) if has_descriptors else replace(config, num_stages=1)

@@ -32,7 +32,7 @@ KERNELS = ("forward", "queries", "keys", "reference_keys", "gate_backward", "del
 """Launches with entries of their own: attention_fwd; of the backward pass dq, the video's dkdv, the
 references' dkdv, the flow gate's kernel and preprocess."""
 
-_MASKED = ("forward", "queries", "keys", "reference_keys")
+_MASKED = ("forward", "queries", "reference_keys")
 """Those that look at the mask gate's tile flags, TILE_ROWS rows at a time."""
 
 HEAD_DIMS = (32, 64, 96, 128)
@@ -60,7 +60,8 @@ class Config:
     and of what whole blocks of video keys leave over. descriptors: what a pipelined loop goes
     through (whole blocks of video keys; in keys and reference_keys the query rows) is copied by
     tensor descriptors (TMA), where the tensors allow it. block_f: hidden units of the flow gate at
-    once; 0: all of them. how: how the entry was chosen.
+    once; 0: all of them. stages_r: stages of the loop over the references, in forward and queries,
+    which copies by cp.async. how: how the entry was chosen.
     """
 
     block_m: int
@@ -70,6 +71,7 @@ class Config:
     num_stages: int
     descriptors: bool = False
     block_f: int = 0
+    stages_r: int = 1
     how: str = ""
 
 
