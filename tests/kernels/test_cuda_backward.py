@@ -498,15 +498,17 @@ def test_plans_fit_an_sm(library: ctypes.CDLL) -> None:
     of = struct.of
     of.batch, of.heads, of.rows, of.keys, of.references = 2, 3, 1000, 1001, 2
     of.ref_tokens, struct.ref_batch, struct.dref_bias = 300, 1, 1
-    limits = native.module.cuda_limits()["kernels"]["sm80"]
+    most, generation = (227, "sm90") if has_hopper() else (163, "sm80")
+    limits = native.module.cuda_limits()["kernels"][generation]
     for of.head_dim, dim in ((8, 64), (64, 64), (72, 96), (96, 96), (128, 128)):
-        shared = []
+        names = "bwd_dq", "bwd_dkdv", "bwd_dkdv, references"
+        wanted = [(limits[x][dim]["threads"], limits[x][dim]["shared_bytes"]) for x in names]
+        plans = []
         for kernel in range(SWEEP):
             assert library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan)) == 0
-            assert plan.shared <= 163 * 1024 and plan.block in (128, 256)
-            shared.append(plan.shared)
-        dq, dkdv = (limits[name][dim]["shared_bytes"] for name in ("bwd_dq", "bwd_dkdv"))
-        assert shared == [0, dq, dkdv, dkdv, 0]
+            assert plan.shared <= most * 1024
+            plans.append((plan.block, plan.shared))
+        assert plans == [(128, 0), *wanted, (128, 0)]
     grids = []
     for kernel in range(SWEEP):
         library.genhoi_attention_backward_plan(byref(struct), kernel, byref(plan))
