@@ -22,7 +22,7 @@ from benchmarks.static.architectures import ARCHITECTURES
 from benchmarks.static.nvcc import ARCHS, KernelCode, compile_kernels, generation_of, list_jobs
 from benchmarks.static.overlap import Exp2, count_exp2
 from benchmarks.static.peers import BACKWARD, FORWARD, read_peers
-from benchmarks.static.sass import tensor_loops
+from benchmarks.static.sass import tensor_loops, usual_body
 from benchmarks.static.sass_model import MODELLED, Kernel, model_loop
 from benchmarks.static.table import DASH, Row, write_rows
 from benchmarks.static.tools import Usage
@@ -120,7 +120,10 @@ def _find_size(generation: str, kernel: str, code: KernelCode) -> _Size:
 
 
 def _loop_figures(code: KernelCode, arch: str, name: str, size: _Size) -> Row:
-    """Return resident blocks and figures of the first loop, over whole blocks of video keys."""
+    """Return resident blocks and figures of the first loop, over whole blocks of video keys.
+
+    rare_ins: its instructions for rare values, which no other figure counts.
+    """
     known = arch.rstrip("a")  # to architectures and model: sm_90a is sm_90 with wgmma
     kernel = Kernel(
         arch=known,
@@ -142,9 +145,10 @@ def _loop_figures(code: KernelCode, arch: str, name: str, size: _Size) -> Row:
     loops = tensor_loops(code.function)
     if known not in MODELLED or not loops:
         return figures
-    lines = code.function.body(loops[0])
+    lines = usual_body(code.function, loops[0])
     row = model_loop(name, lines, kernel)
     figures |= {figure: row[figure] for figure in _FIGURES}
+    figures["rare_ins"] = len(code.function.body(loops[0])) - len(lines)
     if arch == HOPPER and kernel.products == FORWARD:
         exp2 = count_exp2(lines)
         figures |= {"exp2": exp2.total, "exp2_before_wait": exp2.before_wait}

@@ -23,6 +23,7 @@ __all__ = [
     "operands_of",
     "read_functions",
     "tensor_loops",
+    "usual_body",
 ]
 
 HALF_OPCODES = frozenset({"HFMA2", "HADD2", "HMUL2", "HSETP2", "HMNMX2"})
@@ -138,6 +139,29 @@ def tensor_loops(function: Function) -> list[Loop]:
     tensor = [loop for loop in loops if _has_tensor(function.body(loop))]
     innermost = [loop for loop in tensor if not any(loop.contains(other) for other in tensor)]
     return sorted(innermost, key=lambda loop: loop.first)
+
+
+_ARITHMETIC = frozenset({"FP32", "MUFU", "FMNMX", "CVT", "IMAD", "IALU", "SHFL", "UNIF"})
+
+
+def usual_body(function: Function, loop: Loop) -> list[str]:
+    """Return a loop's instructions without work for rare values.
+
+    Such work stands behind a branch that may skip it, inside the loop, and is arithmetic alone.
+    What copies, waits or multiplies is counted, skipped or not.
+    """
+    usual, place = [], loop.first
+    while place <= loop.last:
+        line = function.instructions[place]
+        usual.append(line)
+        place += 1
+        target = _branch_target(function, line)
+        if target is None or not line.startswith("@") or not place < target <= loop.last:
+            continue
+        skipped = function.instructions[place:target]
+        if all(classify(opcode_of(line)) in _ARITHMETIC for line in skipped):
+            place = target
+    return usual
 
 
 def _branch_target(function: Function, line: str) -> int | None:

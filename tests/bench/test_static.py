@@ -20,7 +20,7 @@ from benchmarks.cli import bench
 from benchmarks.static import build, peers, performance, pool, report
 from benchmarks.static.architectures import ARCHITECTURES
 from benchmarks.static.compile import Compiled, is_pipelined
-from benchmarks.static.sass import classify, read_functions, tensor_loops
+from benchmarks.static.sass import classify, read_functions, tensor_loops, usual_body
 from benchmarks.static.sass_model import Kernel, choose_loop, model_sass
 from benchmarks.static.table import compiled_row, print_compiled, write_rows
 from benchmarks.static.tools import Usage
@@ -100,6 +100,35 @@ def test_loops_by_label_and_by_address() -> None:
     for text in (labelled, by_address):
         (function,) = read_functions(text)
         assert [(loop.first, loop.last) for loop in tensor_loops(function)] == [(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "counted"),
+    [
+        (["FADD R1, R1, R2", "SHFL.BFLY PT, R1, R1, 0x1, 0x1f", "MUFU.EX2 R1, R1"], 0),
+        (["FADD R1, R1, R2", "LDGSTS.E.BYPASS.128 [R4], desc[UR4][R2.64]"], 2),
+        (["HMMA.16816.F32 R0, R0, R2, R0"], 1),
+    ],
+)
+@pytest.mark.parametrize("branch", ["@!P1 BRA `(.L_x_1)", "BRA `(.L_x_1)", "@P1 BRA `(.L_x_2)"])
+def test_work_for_rare_values_is_left_out(skipped: list[str], counted: int, branch: str) -> None:
+    """Where a branch may skip it inside the loop, and it is arithmetic alone."""
+    lines = ["HMMA.16816.F32 R0, R0, R2, R0", branch, *skipped]
+    text = "\n".join(
+        [
+            ".L_x_0:",
+            *(f" /*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)),
+            ".L_x_1:",
+            " /*0100*/ FMUL R1, R1, R2 ;",
+            " /*0110*/ @P0 BRA `(.L_x_0) ;",
+            ".L_x_2:",
+            " /*0120*/ EXIT ;",
+        ]
+    )
+    (function,) = read_functions(text)
+    (loop,) = tensor_loops(function)
+    kept = counted if branch == "@!P1 BRA `(.L_x_1)" else len(skipped)
+    assert len(usual_body(function, loop)) == 4 + kept
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
