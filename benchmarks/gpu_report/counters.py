@@ -36,7 +36,6 @@ _COUNTERS = {
     "warps_per_scheduler": ("smsp__warps_active.avg.per_cycle_active", 1),
     "registers": ("launch__registers_per_thread", 1),
     "shared_kib": ("launch__shared_mem_per_block", 1 / 1024),
-    "spill_requests": ("derived__local_spilling_requests", 1),
 }
 _SECTIONS = ("WarpStateStats", "LaunchStats")
 _STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")

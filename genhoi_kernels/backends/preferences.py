@@ -91,7 +91,7 @@ _COSTS = {
         "torch's build of it": "2 / .68, and backward 5 / .77",
     },
     "sm_90": {
-        "Triton": "2 / .66, and backward 3 / .67 + 4 / .45",
+        "CUDA": "2 / .67, and backward 5 / .71",
         "FlashAttention-3": "2 / .66, and backward 5 / .67",
     },
 }
@@ -104,64 +104,75 @@ def _costs(arch: str) -> str:
 _HALF = ("bfloat16", "float16")
 
 
-def _flash_first(arch: str, generation: Generation, *then: str, training: bool) -> Choice:
-    how = (
-        f"genhoi bench --static: products / share of peak, head dim 128: {_costs(arch)}. Below "
-        f"4096 rows the few more launches could cost what that gains"
-    )
-    order = ("flash", *then)
-    return Choice(
-        arch, _HALF, (128,), (4096, None), training, order, "modelled", how, (generation,)
-    )
-
-
-def _cuda_first(arch: str, *order: str, training: bool) -> Choice:
+def _cuda_first(
+    arch: str, *order: str, training: bool, generations: tuple[Generation, ...] = ()
+) -> Choice:
     how = f"genhoi bench --static: products / share of peak, head dim 128: {_costs(arch)}"
-    return Choice(arch, _HALF, (128,), (0, None), training, order, "modelled", how)
+    return Choice(arch, _HALF, (128,), (0, None), training, order, "modelled", how, generations)
 
 
-_H100 = "NVIDIA H100 80GB HBM3"
+_H200 = "NVIDIA H200"
 
 
-def _on_h100(
-    generation: Generation, order: str, times: str, *, training: bool
+def _on_h200(
+    head_dim: int, generation: Generation, order: str, *, training: bool
 ) -> tuple[Choice, Choice]:
-    """Make an entry for the GPU that gave ``times``, and one for others of its architecture."""
+    """Make an entry for the GPU that gave the times, and one for others of its architecture."""
     how = (
-        f"make gpu-report, 2026-11-27, {_H100}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of "
-        f"the rows see the reference, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: "
-        f"{_H100_OURS[training]}; flash {times}. Not measured: float16, and other lengths, of "
-        f"which those below 4096 are left out"
+        f"make gpu-report, 2026-11-27, {_H200}, torch 2.11.0, triton 3.6.0, bfloat16, a tenth of "
+        f"the rows see the reference; {_H200_TIMES[head_dim, training]}. Not measured: float16, "
+        f"and other lengths, of which those below 4096 are left out"
     )
-    tried = tuple(order.split())
+    # Without any FlashAttention, as with torch's own.
+    known = (generation, 0) if generation == Generation.TORCH_FLASH else (generation,)
+    tried, rows = tuple(order.split()), (4096, None)
     measured = Choice(
-        "sm_90", _HALF, (128,), (4096, None), training, tried, "measured", how, (generation,), _H100
+        "sm_90", _HALF, (head_dim,), rows, training, tried, "measured", how, known, _H200
     )
     elsewhere = replace(
-        measured, basis="inferred", device="", how=f"{how}. Measured on {_H100} alone"
+        measured, basis="inferred", device="", how=f"{how}. Measured on {_H200} alone"
     )
     return measured, elsewhere
 
 
-_H100_OURS = {
-    False: "Triton 13.1 / 253; CUDA 17.4 / 317",
-    True: "forward and backward together: Triton 62.5 / 1124; CUDA 78.2 / 1417",
+# Head dim, training -> ms. At N 75600 fa3-fwd was the faster one in this report, and the slower one
+# in a run whose order of turns rotated (181 to 178); the CUDA kernel takes one launch, and no room
+# for gathered rows.
+_H200_TIMES = {
+    (128, False): "ms at N 32760, H 12, M 1024 / at N 75600, H 40, M 3600: CUDA 8.70 / 183; flash "
+    "with fa3-fwd 0.0.3 8.89 / 171; Triton 12.7 / 238; the gathered two-pass form in torch calls "
+    "on cuDNN 10.8 / 206, on torch's FlashAttention 19.2 / 335",
+    (128, True): "forward and backward together, ms at N 32760, H 12, M 1024 / at N 75600, H 40, M "
+    "3600: CUDA 38.0 / 736; Triton 58.8 / 1075; the gathered two-pass form on cuDNN 39.2 / 765, "
+    "on torch's FlashAttention 74.9 / 1257",
+    (64, False): "ms at N 32760, H 24, M 1024: CUDA 11.6; flash with fa3-fwd 0.0.3 11.5; Triton "
+    "21.7; the gathered two-pass form on cuDNN 15.3, on torch's FlashAttention 21.2",
+    (64, True): "forward and backward together, ms at N 32760, H 24, M 1024: CUDA 48.4; Triton "
+    "85.7; the gathered two-pass form on cuDNN 52.4, on torch's FlashAttention 83.1",
+}
+_ORDERS = {
+    Generation.FLASH_3: "cuda flash triton",
+    Generation.TORCH_CUDNN: "cuda flash triton",
+    Generation.TORCH_FLASH: "cuda triton flash",
 }
 
 # On sm_80 the CUDA forward pass is level with FlashAttention-2's, in one launch. Its backward pass
 # is behind in the model, which knows nothing of what deterministic gradients cost FlashAttention-2:
-# on an H100 1.2 and 1.8 times the ordinary ones. On sm_90 FlashAttention-3's has not been timed.
+# on an H100 1.2 and 1.8 times the ordinary ones. On sm_90 FlashAttention-3's backward pass has not
+# been timed.
 TABLE: tuple[Choice, ...] = (
     _cuda_first("sm_80", "cuda", "flash", "triton", training=False),
     _cuda_first("sm_80", "cuda", "flash", "triton", training=True),
-    _flash_first("sm_90", Generation.FLASH_3, "triton", training=True),
-    *_on_h100(
-        Generation.FLASH_3, "flash triton cuda", "with fa3-fwd 0.0.3 8.86 / 174", training=False
+    _cuda_first(
+        "sm_90", "cuda", "flash", "triton", training=True, generations=(Generation.FLASH_3,)
     ),
-    *_on_h100(Generation.TORCH_CUDNN, "flash triton cuda", "11.0 / 204", training=False),
-    *_on_h100(Generation.TORCH_FLASH, "triton cuda flash", "17.7 / 333", training=False),
-    *_on_h100(Generation.TORCH_CUDNN, "flash triton cuda", "41.5 / 768", training=True),
-    *_on_h100(Generation.TORCH_FLASH, "triton cuda flash", "80.9 / 1989", training=True),
+    *(
+        choice
+        for head_dim, training in _H200_TIMES
+        for generation, order in _ORDERS.items()
+        if not (training and generation == Generation.FLASH_3)
+        for choice in _on_h200(head_dim, generation, order, training=training)
+    ),
 )
 
 

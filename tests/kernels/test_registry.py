@@ -156,8 +156,9 @@ def gpu_call() -> gk.AttentionCall:
 @pytest.mark.parametrize(
     ("change", "first"),
     [
-        ({}, ("flash", "triton")),
-        ({"dtype": "float16"}, ("flash", "triton")),
+        ({}, ("cuda", "flash", "triton")),
+        ({"dtype": "float16"}, ("cuda", "flash", "triton")),
+        ({"rows": 4095}, ("cuda", "flash", "triton")),
         ({"arch": "sm_80", "flash": 2}, ("cuda", "flash", "triton")),
         ({"arch": "sm_80", "flash": None}, ("cuda", "flash", "triton")),
         ({"arch": "sm_80", "flash": 2, "rows": 9}, ("cuda", "flash", "triton")),
@@ -169,26 +170,28 @@ def gpu_call() -> gk.AttentionCall:
         ),
         ({"arch": "sm_80", "flash": FLASH.TORCH_FLASH}, ("cuda", "flash", "triton")),
         ({"arch": "sm_80", "flash": FLASH.TORCH_CUDNN}, ("cuda", "flash", "triton")),
-        # What was measured on an H100.
-        ({"training": False}, ("flash", "triton", "cuda")),
-        ({"training": False, "dtype": "float16"}, ("flash", "triton", "cuda")),
-        ({"training": False, "flash": FLASH.TORCH_CUDNN}, ("flash", "triton", "cuda")),
-        ({"training": False, "flash": FLASH.TORCH_FLASH}, ("triton", "cuda", "flash")),
-        ({"flash": FLASH.TORCH_CUDNN}, ("flash", "triton", "cuda")),
-        ({"flash": FLASH.TORCH_FLASH}, ("triton", "cuda", "flash")),
+        # What was measured on an H200.
+        ({"training": False}, ("cuda", "flash", "triton")),
+        ({"training": False, "dtype": "float16"}, ("cuda", "flash", "triton")),
+        ({"training": False, "head_dim": 64}, ("cuda", "flash", "triton")),
+        ({"training": False, "flash": FLASH.TORCH_CUDNN}, ("cuda", "flash", "triton")),
+        ({"training": False, "flash": FLASH.TORCH_FLASH}, ("cuda", "triton", "flash")),
+        ({"training": False, "flash": None}, ("cuda", "triton", "flash")),
+        ({"flash": FLASH.TORCH_CUDNN}, ("cuda", "flash", "triton")),
+        ({"flash": FLASH.TORCH_FLASH, "head_dim": 64}, ("cuda", "triton", "flash")),
+        ({"flash": FLASH.TORCH_FLASH}, ("cuda", "triton", "flash")),
+        ({"flash": None}, ("cuda", "triton", "flash")),
         # What nobody measured, and the model says nothing about: the registry's own order.
         ({"training": False, "flash": 2}, ()),
         ({"training": False, "flash": 4}, ()),
-        ({"training": False, "flash": None}, ()),
         ({"training": False, "rows": 4095}, ()),
-        ({"training": False, "head_dim": 64}, ()),
+        ({"training": False, "head_dim": 96}, ()),
         ({"flash": 2}, ()),
         ({"flash": 4}, ()),
-        ({"flash": None}, ()),
         ({"arch": "sm_100"}, ()),
         ({"dtype": "float32"}, ()),
         ({"head_dim": 64}, ()),
-        ({"rows": 4095}, ()),
+        ({"flash": FLASH.TORCH_CUDNN, "rows": 4095}, ()),
     ],
 )
 def test_built_in_choices(cache: Path, change: dict, first: tuple[str, ...]) -> None:
@@ -205,7 +208,7 @@ def test_every_built_in_choice_says_what_it_rests_on() -> None:
 
 
 def test_an_entry_of_the_gpu_itself_decides_there(cache: Path) -> None:
-    for device, basis in (("NVIDIA H100 80GB HBM3", "measured"), ("NVIDIA H200", "inferred")):
+    for device, basis in (("NVIDIA H200", "measured"), ("NVIDIA H100 80GB HBM3", "inferred")):
         question = dataclasses.replace(H100, device=device, training=False, flash=FLASH.TORCH_CUDNN)
         choice = preferences.find(question)
         assert choice is not None and choice.basis == basis
@@ -220,10 +223,10 @@ def test_a_backend_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_call_goes_where_the_table_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, H100)
-    assert registry.pick(gpu_call(), None) is flash
-    assert list(registry.explain(gpu_call())) == ["flash", "triton", "cpu", "cuda", "eager"]
+    assert registry.pick(gpu_call(), None) is flash, "cuda, which comes first, is not there"
+    assert list(registry.explain(gpu_call())) == ["cuda", "flash", "triton", "cpu", "eager"]
     assert registry.pick(gpu_call(), "triton") is triton
-    on_a_gpu(monkeypatch, dataclasses.replace(H100, rows=100))
+    on_a_gpu(monkeypatch, dataclasses.replace(H100, rows=100, training=False))
     assert registry.pick(gpu_call(), None) is triton
     on_a_gpu(monkeypatch, H100, refusing="flash")
     assert registry.pick(gpu_call(), None) is triton
@@ -262,8 +265,8 @@ def test_the_users_table_comes_first(cache: Path, monkeypatch: pytest.MonkeyPatc
     # It holds for that GPU, length and FlashAttention only.
     for change in ({"device": "H200"}, {"rows": 40001}, {"rows": 4999}):
         assert preferences.find(dataclasses.replace(H100, **change)) in preferences.TABLE
-    assert preferences.find(dataclasses.replace(H100, flash=None)) is None
-    assert preferences.find(dataclasses.replace(H100, training=False)) in preferences.TABLE
+    for change in ({"flash": None}, {"training": False}):
+        assert preferences.find(dataclasses.replace(H100, **change)) in preferences.TABLE
     without = dataclasses.replace(MEASURED, flash=(0,))
     assert without.fits(dataclasses.replace(H100, flash=None)) and not without.fits(H100)
 
@@ -293,10 +296,10 @@ def test_a_malformed_table_is_named_and_left_alone(cache: Path, text: str) -> No
     cache.parent.mkdir(parents=True)
     cache.write_text(text)
     with pytest.warns(UserWarning, match="choices.json: not a table of choices"):
-        assert preferences.first_tried(H100) == ("flash", "triton")
+        assert preferences.first_tried(H100) == ("cuda", "flash", "triton")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert preferences.first_tried(H100) == ("flash", "triton"), "it warns once"
+        assert preferences.first_tried(H100) == ("cuda", "flash", "triton"), "it warns once"
     assert cache.read_text() == text
 
 
