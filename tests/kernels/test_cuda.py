@@ -374,7 +374,10 @@ def test_ways() -> None:
 @pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dim", [64, 96, 128])
 def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward: no access to shared memory takes a second pass; backward: 3 % of 16 bytes do."""
+    """Forward: no access to shared memory takes a second pass; backward: 3 % of 16 bytes do.
+
+    On Hopper, none takes a third.
+    """
     from emugpu.ptxemu.accesses import MemoryAccess
 
     counted: Counter[tuple[int, int]] = Counter()
@@ -401,10 +404,12 @@ def test_bank_conflicts(dim: int, grad: bool, monkeypatch: pytest.MonkeyPatch) -
     else:
         reference_attention(**plain_arguments(case), backend="cuda")
     again = {key: count for key, count in counted.items() if key[1] > 1}
-    # With TMA, only results and what clears values pass through registers.
-    least = 200 if grad or torch.cuda.get_device_capability()[0] != 9 else 4
-    assert counted[16, 1] > least
-    if grad:
+    # With TMA, little but results passes through registers.
+    on_hopper = torch.cuda.get_device_capability()[0] == 9
+    assert counted[16, 1] > (4 if on_hopper else 200)
+    if grad and on_hopper:  # the gradients on their way to memory, once, at head dim 96
+        assert all(passes == 2 for _, passes in again), again
+    elif grad:
         wide = sum(count for (nbytes, _), count in again.items() if nbytes == 16)
         assert wide <= 0.03 * counted[16, 1], again
     else:
