@@ -16,6 +16,7 @@
 #include "../common/store.cuh"
 #include "fragments.cuh"
 #include "pipeline.cuh"
+#include "products.cuh"
 #include "references.cuh"
 
 namespace genhoi::cuda::sm90 {
@@ -106,36 +107,16 @@ struct BwdConsumer {
   }
 
   // Issues scores = the rows kept times a tile's, transposed: S (the first ring) or dP.
-  __device__ __forceinline__ void issue_scores(Scores& scores, int ring, uint32_t tile) const {
-    using Tile = SwizzledTile<DIM>;
-    const MatrixDescriptor<DIM> a(kept(ring)), b(memory.passing(ring, tile));
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const uint64_t rows = a.at(Tile::columns(step, Traits::kKeptSlab));
-      const uint64_t passing = b.at(Tile::columns(step, Traits::kPassingSlab));
-      if (step == 0) {
-        Wgmma<Element, PASSING>::template ss<true, false>(scores, rows, passing);
-      } else {
-        Wgmma<Element, PASSING>::template ss<false, false>(scores, rows, passing);
-      }
-    }
-    wgmma_commit();
+  __device__ __forceinline__ void issue_product(Scores& scores, int ring, uint32_t tile) const {
+    issue_scores<Element, DIM, PASSING>(scores, kept(ring), Traits::kKeptSlab,
+                                        memory.passing(ring, tile), Traits::kPassingSlab);
   }
-
   // Issues gradient += operand times a tile, or with ZERO gradient = that; to be committed.
   template <bool ZERO>
   __device__ __forceinline__ void issue_gradient(Gradient& gradient, const Operand& operand,
                                                  int ring, uint32_t tile) const {
-    const MatrixDescriptor<DIM> passing(memory.passing(ring, tile), Traits::kPassingSlab);
-#pragma unroll
-    for (int step = 0; step < PASSING / 16; step++) {
-      const uint64_t b = passing.at(step * 16 * kSlabRowBytes<DIM>);
-      if (ZERO && step == 0) {
-        Wgmma<Element, DIM>::template rs<true, true>(gradient, operand + 4 * step, b);
-      } else {
-        Wgmma<Element, DIM>::template rs<false, true>(gradient, operand + 4 * step, b);
-      }
-    }
+    issue_sums<ZERO, Element, DIM, PASSING>(gradient, operand, memory.passing(ring, tile),
+                                            Traits::kPassingSlab);
   }
 
   // gradient += dS times the last tile.
@@ -162,9 +143,9 @@ struct BwdConsumer {
     barriers.wait(kFirstRing, 0);
     prepare(0);
     wgmma_fence(gradient);
-    issue_scores(s, kFirstRing, 0);
+    issue_product(s, kFirstRing, 0);
     barriers.wait(kSecondRing, 0);
-    issue_scores(dp, kSecondRing, 0);
+    issue_product(dp, kSecondRing, 0);
     wgmma_wait<1>(s);
     mask_first(s);
     compute_ds(ds, s, dp, 0);
@@ -176,9 +157,9 @@ struct BwdConsumer {
       await_turn();
       wgmma_fence(gradient);
       issue_gradient<false>(gradient, ds, kFirstRing, tile - 1);
-      issue_scores(s, kFirstRing, tile);
+      issue_product(s, kFirstRing, tile);
       barriers.wait(kSecondRing, tile);
-      issue_scores(dp, kSecondRing, tile);
+      issue_product(dp, kSecondRing, tile);
       pass_turn();
       wgmma_wait<1>(s);
       keep(ds);

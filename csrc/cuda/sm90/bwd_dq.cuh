@@ -125,8 +125,8 @@ struct DqConsumer : BwdConsumer<Element, DIM, BwdDqTraits<DIM>::kKeys> {
       barriers.wait(kSecondRing, tile);
       if (count < kKeys && first + count < in.ref_tokens) clear_keys(tile, count);
       wgmma_fence(dq);
-      this->issue_scores(s, kFirstRing, tile);
-      this->issue_scores(dp, kSecondRing, tile);
+      this->issue_product(s, kFirstRing, tile);
+      this->issue_product(dp, kSecondRing, tile);
       wgmma_wait<1>(s);
       mask_columns(s, count);
       compute_ds(ds, s, dp, offset, rows.delta, scale_log2, tile);

@@ -159,9 +159,9 @@ struct SweepConsumer : DkdvConsumer<Element, BwdSweepTraits::kDim, false> {
     Operand ds;
     barriers.wait(kFirstRing, 0);
     wgmma_fence(dk);
-    this->issue_scores(s, kFirstRing, 0);
+    this->issue_product(s, kFirstRing, 0);
     barriers.wait(kSecondRing, 0);
-    this->issue_scores(dp, kSecondRing, 0);
+    this->issue_product(dp, kSecondRing, 0);
     wgmma_wait<1>(s);
     compute_ds(ds, s, dp, dv, scale_log2, 0);
 #pragma unroll 1
@@ -169,13 +169,13 @@ struct SweepConsumer : DkdvConsumer<Element, BwdSweepTraits::kDim, false> {
       DqHalf dq;
       barriers.wait(kFirstRing, tile);
       issue_dk_and_dq(dk, dq, ds, tile - 1);
-      this->issue_scores(s, kFirstRing, tile);
+      this->issue_product(s, kFirstRing, tile);
       wgmma_wait<1>(dq);
       keep(ds);
       barriers.release(kFirstRing, tile - 1);
       hand_over_dq(dq, tile - 1);
       barriers.wait(kSecondRing, tile);
-      this->issue_scores(dp, kSecondRing, tile);
+      this->issue_product(dp, kSecondRing, tile);
       wgmma_wait<1>(s);
       compute_ds(ds, s, dp, dv, scale_log2, tile);
     }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "pipeline.cuh"
+#include "products.cuh"
 #include "references.cuh"
 #include "softmax.cuh"
 
@@ -63,34 +64,13 @@ struct FwdConsumer {
 
   // Issues scores = Q K^T.
   __device__ __forceinline__ void issue_qk(Scores& scores, int block) const {
-    using Tile = SwizzledTile<DIM>;
-    const MatrixDescriptor<DIM> a(q), b(keys_at(block));
-#pragma unroll
-    for (int step = 0; step < DIM / 16; step++) {
-      const uint64_t rows = a.at(Tile::columns(step, Traits::kQuerySlab));
-      const uint64_t keys = b.at(Tile::columns(step, Traits::kKeySlab));
-      if (step == 0) {
-        Wgmma<Element, kKeys>::template ss<true, false>(scores, rows, keys);
-      } else {
-        Wgmma<Element, kKeys>::template ss<false, false>(scores, rows, keys);
-      }
-    }
-    wgmma_commit();
+    issue_scores<Element, DIM, kKeys>(scores, q, Traits::kQuerySlab, keys_at(block),
+                                      Traits::kKeySlab);
   }
-
   // Issues acc_o += P V, or with ZERO acc_o = P V.
   template <bool ZERO>
   __device__ __forceinline__ void issue_pv(Output& acc_o, const Probabilities& p, int block) const {
-    const MatrixDescriptor<DIM> v(values_at(block), Traits::kKeySlab);
-#pragma unroll
-    for (int step = 0; step < kKeys / 16; step++) {
-      const uint64_t b = v.at(step * 16 * kSlabRowBytes<DIM>);
-      if (ZERO && step == 0) {
-        Wgmma<Element, DIM>::template rs<true, true>(acc_o, p + 4 * step, b);
-      } else {
-        Wgmma<Element, DIM>::template rs<false, true>(acc_o, p + 4 * step, b);
-      }
-    }
+    issue_sums<ZERO, Element, DIM, kKeys>(acc_o, p, values_at(block), Traits::kKeySlab);
     wgmma_commit();
   }
 
