@@ -63,7 +63,7 @@ class Backward(Structure):
 class Scratch(Structure):
     """GenhoiScratch."""
 
-    _fields_ = [("dq_sums", c_int64), ("dq_counters", c_int64)]
+    _fields_ = [("dq_sums", c_int64), ("dq_counters", c_int64), ("is_faster", c_int32)]
 
 
 class GateBackward(Structure):

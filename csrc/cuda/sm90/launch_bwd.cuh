@@ -19,8 +19,8 @@ cudaError_t make_bwd_maps(BwdMaps& maps, const GenhoiBackward& call, int queries
   of.add(maps.dout, call.dout, in.rows, queries);
   of.add(maps.k, in.k, in.keys, keys);
   of.add(maps.v, in.v, in.keys, keys);
-  of.add(maps.k_ref, in.k_ref, in.ref_tokens, keys);
-  of.add(maps.v_ref, in.v_ref, in.ref_tokens, keys);
+  of.add(maps.k_ref, in.k_ref, in.ref_tokens, keys, call.ref_batch);
+  of.add(maps.v_ref, in.v_ref, in.ref_tokens, keys, call.ref_batch);
   return of.error;
 }
 
