@@ -301,10 +301,27 @@ def test_heads_that_share_keys() -> None:
     given = plain_arguments(case)
     shared = {name: given[name][:, :, :1] for name in ("k", "v")}
     views = {name: x.expand_as(given[name]) for name, x in shared.items()}
-    copies = {name: x.contiguous() for name, x in views.items()}
-    of_views = reference_attention(**(given | views), backend="cuda")
-    of_copies = reference_attention(**(given | copies), backend="cuda")
-    assert all(torch.equal(x, y) for x, y in zip(of_views, of_copies, strict=True))
+    assert_same_as_copies(given, views)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "k_ref", "v_ref"])
+def test_samples_that_share_one_tensor(name: str) -> None:
+    """The others are each sample's own."""
+    case = Case(dtype=torch.bfloat16, rows=70, keys=90, dim=64, batch=3, lengths=(20,), ref_batch=3)
+    given = plain_arguments(case)
+    assert_same_as_copies(given, {name: given[name][:1].expand_as(given[name])})
+
+
+def assert_same_as_copies(given: dict[str, Any], views: dict[str, torch.Tensor]) -> None:
+    """Views and copies give the same bits, and the same bits of gradients."""
+    found = []
+    for tensors in (views, {name: x.contiguous() for name, x in views.items()}):
+        args = given | tensors
+        leaves = {n: args[n].detach().requires_grad_() for n in "q k v".split()}
+        out, lse = reference_attention(**(args | leaves), backend="cuda")
+        grads = torch.autograd.grad(out.float().square().sum(), list(leaves.values()))
+        found.append((out, lse, *grads))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 def test_what_it_cannot_do_is_refused() -> None:

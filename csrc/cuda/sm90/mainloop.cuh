@@ -143,31 +143,11 @@ struct FwdConsumer {
     return blocks;
   }
 
-  // Bit r: whether the thread's row r sees reference `segment`.
-  __device__ __forceinline__ uint32_t rows_that_see(int b, int start, int segment) const {
-    if (in.bits == nullptr) return 3;
-    uint32_t seen = 0;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const int row = start + group * kGroupRows + row_in_group(r);
-      const int bits = row < in.rows ? in.bits[b * in.bits_batch + row] : 0;
-      seen |= (bits >> segment & 1) << r;
-    }
-    return seen;
-  }
-
   // Values from `keys` on become zeros, by all consumers. Another reference's may be there, and 0
   // times a NaN is not 0; what is behind the last token, TMA has made zeros.
   __device__ __forceinline__ void clear_values(int block, int keys) const {
     const int thread = group * kGroupThreads + threadIdx.x % kGroupThreads;
-    constexpr int kRowChunks = kSlabRowBytes<DIM> / 16;
-    for (int at = keys * kRowChunks + thread; at < kKeys * kRowChunks;
-         at += kConsumers * kGroupThreads) {
-#pragma unroll
-      for (int slab = 0; slab < SwizzledTile<DIM>::kSlabs; slab++) {
-        store_zeros(values_at(block) + slab * Traits::kKeySlab + at * 16);
-      }
-    }
+    clear_rows<DIM, kKeys>(values_at(block), keys, thread, kConsumers * kGroupThreads);
     async_proxy_fence();
     named_barrier_sync(kConsumersBarrier<kConsumers>, kConsumers * kGroupThreads);
   }
@@ -178,7 +158,8 @@ struct FwdConsumer {
   __device__ __forceinline__ int attend_to_references(Output& acc_o, RowState& rows, int block,
                                                       int b, int start) const {
     const auto attend = [&](int segment, int first, int count) {
-      const uint32_t seen = rows_that_see(b, start, segment);
+      const int first_row = start + group * kGroupRows;
+      const uint32_t seen = rows_of_group_that_see(in, b, first_row, segment);
       Scores scores;
       Probabilities p;
       Output sum;

@@ -14,8 +14,8 @@ struct FwdProducer {
   uint32_t memory;
   int head;
   Barriers barriers;
-  int blocks = 0;  // of so many the keys are on their way, of one less the values
-  const CUtensorMap* v = nullptr;
+  int blocks = 0;                  // of so many the keys are on their way, of one less the values
+  const CUtensorMap* v = nullptr;  // of the last block whose keys are on their way
   int v_token = 0, v_sample = 0;
 
   __device__ __forceinline__ FwdProducer(uint32_t memory, int head)
@@ -39,13 +39,14 @@ struct FwdProducer {
   __device__ __forceinline__ void load_last_values() const {
     if (blocks > 0) load(kSecondRing, blocks - 1, v, v_token, v_sample);
   }
-  __device__ __forceinline__ void next(const CUtensorMap* k, const CUtensorMap* values, int token,
-                                       int sample) {
-    load(kFirstRing, blocks, k, token, sample);
+  // Keys and values may have samples of their own: all samples may share one of them.
+  __device__ __forceinline__ void next(const CUtensorMap* k, int k_sample,
+                                       const CUtensorMap* next_v, int next_v_sample, int token) {
+    load(kFirstRing, blocks, k, token, k_sample);
     load_last_values();
-    v = values;
+    v = next_v;
     v_token = token;
-    v_sample = sample;
+    v_sample = next_v_sample;
     blocks++;
   }
 };
@@ -68,10 +69,10 @@ __device__ __forceinline__ void run_producer(const GenhoiAttention& in, const Fw
 #pragma unroll 1
   for (int j = 0; j < blocks; j++) {
     const int block = j == 0 ? blocks - 1 : j - 1;
-    producer.next(&maps.k, &maps.v, block * kKeys, sample_of(in.k, b));
+    producer.next(&maps.k, sample_of(in.k, b), &maps.v, sample_of(in.v, b), block * kKeys);
   }
   for_reference_blocks<kKeys, Traits::kConsumers>(in, b, start, [&](int, int first, int) {
-    producer.next(&maps.k_ref, &maps.v_ref, first, sample_of(in.k_ref, b));
+    producer.next(&maps.k_ref, sample_of(in.k_ref, b), &maps.v_ref, sample_of(in.v_ref, b), first);
   });
   producer.load_last_values();
   if (in.gate_mode != GENHOI_GATE_NONE) {
