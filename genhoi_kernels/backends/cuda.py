@@ -24,7 +24,7 @@ from genhoi_kernels.spec import (
     RopeCall,
 )
 
-DESCRIPTION = "CUDA kernels for sm_80 and later; bfloat16, float16"
+DESCRIPTION = "CUDA kernels for Hopper, and for sm_80 and later; bfloat16, float16"
 MAX_HEAD_DIM = 128
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -96,7 +96,7 @@ def _too_small(device: torch.device) -> str | None:
 
 
 def attention_forward(call: AttentionCall, tensors: AttentionTensors) -> AttentionResult:
-    """Run the kernel of csrc/cuda/sm80/fwd.cuh."""
+    """Run fwd.cuh of csrc/cuda/sm90 on Hopper, of csrc/cuda/sm80 elsewhere."""
     out, lse, sums, ungated = torch.ops.genhoi_kernels.cuda_attention_forward(
         **_arguments(call, tensors), keep_ungated=call.needs_grad
     )
@@ -110,7 +110,7 @@ def attention_backward(
     lse: Tensor,
     grads: AttentionGrads,
 ) -> InputGrads:
-    """Run flow_gate_bwd.cuh, bwd_dq.cuh and bwd_dkdv.cuh of csrc/cuda/sm80, where wanted."""
+    """Run what is wanted of flow_gate_bwd.cuh and bwd_*.cuh, of sm90 and sm80 likewise."""
     dO, delta, dgate = _through_gate(call, tensors, aligned(o), grads)
     dq, dk, dv, dk_ref, dv_ref, dbias, _ = _of_attention(call, tensors, dO, lse, delta)
     if dq is not None:
