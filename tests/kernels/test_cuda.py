@@ -136,17 +136,20 @@ def test_two_runs_are_the_same_bits() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+GATED = Case(
+    dtype=torch.bfloat16,
+    rows=70,
+    dim=64,
+    lengths=(20,),
+    mask="random",
+    mask_gate=True,
+    gate="token",
+)
+
+
 def test_launches_of_a_backward_pass(launches: Any) -> None:
     """Through the gate, then queries, video keys and reference keys."""
-    case = Case(
-        dtype=torch.bfloat16,
-        rows=70,
-        dim=64,
-        lengths=(20,),
-        mask="random",
-        mask_gate=True,
-        gate="token",
-    )
+    case = GATED
     inputs = make_case(case)
     args = arguments(case, inputs, case.dtype, device_of("cuda"))
     launches.clear()
@@ -172,16 +175,7 @@ FORWARD = ["attention_fwd", "flow_gate_bwd"]
 def test_a_kernel_of_no_use_is_not_launched(
     launches: Any, wanted: list[str], names: list[str]
 ) -> None:
-    case = Case(
-        dtype=torch.bfloat16,
-        rows=70,
-        dim=64,
-        lengths=(20,),
-        mask="random",
-        mask_gate=True,
-        gate="token",
-        bias=(0.5,),
-    )
+    case = dataclasses.replace(GATED, bias=(0.5,))
     args = arguments(case, make_case(case), case.dtype, device_of("cuda"))
     every = leaves(args)
     kept = {name: x for name, x in every.items() if name.split(".")[0] in wanted}

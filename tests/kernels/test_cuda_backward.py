@@ -6,12 +6,9 @@ runs this file with checks for races, for memory that nobody wrote and for what 
 
 import ctypes
 import math
-import shutil
-import subprocess
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_int32, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,16 +19,13 @@ from torch import Tensor
 
 from genhoi_kernels.backends import native
 
-FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 CODES = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = 6  # of GenhoiBackwardKernel
 REF_DKDV, SWEEP = 3, 5  # GENHOI_BWD_REF_DKDV, GENHOI_BWD_SWEEP
 
-pytestmark = [
-    pytest.mark.nvcc,
-    pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH or in /usr/local/cuda"),
-]
+pytestmark = pytest.mark.skipif(
+    native.cuda_library is None, reason=f"no CUDA library: {native.cuda_missing_reason}"
+)
 on_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, hardware or emulated"),
@@ -44,26 +38,9 @@ def has_hopper() -> bool:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The launchers, with PTX that any GPU from sm_80 on can run; on Hopper its own kernels too."""
-    folder = tmp_path_factory.mktemp("cuda")
-    options = ["-std=c++17", "-Xcompiler", "-fPIC"]
-    kernels = {"sm80": "80"}
-    if has_hopper():
-        kernels["sm90"] = "90a"
-        options.append("-DGENHOI_HAS_SM90")
-    sources = {FOLDER / "dispatch.cu": "80"}
-    for name, code in kernels.items():
-        sources |= dict.fromkeys(sorted(FOLDER.glob(f"{name}/**/*.cu")), code)
-    objects = []
-    for source, code in sources.items():
-        objects.append(str(folder / f"{len(objects)}.o"))
-        target = ["-gencode", f"arch=compute_{code},code=compute_{code}"]
-        command = [str(NVCC), *options, *target, "-c", str(source), "-o", objects[-1]]
-        subprocess.run(command, check=True)
-    path = folder / "backward.so"
-    subprocess.run([str(NVCC), "-shared", "-cudart", "shared", *objects, "-o", path], check=True)
-    loaded = ctypes.CDLL(str(path))
+def library() -> ctypes.CDLL:
+    """The launchers of the CUDA library, by their C interface."""
+    loaded = ctypes.CDLL(str(native.cuda_library))
     for name in ("backward_preprocess", "backward"):
         getattr(loaded, f"genhoi_attention_{name}").argtypes = [POINTER(Backward), c_void_p]
     loaded.genhoi_attention_backward_scratch.argtypes = [POINTER(Backward), POINTER(Scratch)]

@@ -106,6 +106,14 @@ __device__ __forceinline__ void load_all_statistics(const DkdvWork<DIM, REFERENC
   }
 }
 
+// The producer's side, by all of its warps.
+template <int DIM, bool REFERENCE>
+__device__ __forceinline__ void run_dkdv_producer(const DkdvWork<DIM, REFERENCE>& work,
+                                                  const BwdMaps& maps, int warp) {
+  if (warp == 0) load_queries(work, maps);
+  if (warp == 1) load_all_statistics(work);
+}
+
 template <class Element, int DIM, bool REFERENCE>
 struct DkdvConsumer : BwdConsumer<Element, DIM, kDkdvQueries<DIM, REFERENCE>> {
   static constexpr int kQueries = kDkdvQueries<DIM, REFERENCE>;
@@ -280,8 +288,7 @@ __global__ void __launch_bounds__(BwdDkdvTraits<DIM, REFERENCE>::kThreads, 1)
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), group = warp / 4;
   if (group == 0) {
     shrink_registers<Traits::kProducerRegisters>();
-    if (warp == 0) load_queries(work, maps);
-    if (warp == 1) load_all_statistics(work);
+    run_dkdv_producer(work, maps, warp);
   } else {
     grow_registers<Traits::kConsumerRegisters>();
     run_dkdv_consumer<Element>(work, group - 1, scale_log2, bytes);

@@ -208,11 +208,11 @@ __global__ void __launch_bounds__(BwdSweepTraits::kThreads, 1)
     }
   }
   work.memory.barriers().init(Traits::kConsumers, kDkdvFillers);
+  // By a shuffle, so that the compiler knows it to be the same in a warp.
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), group = warp / 4;
   if (group == 0) {
     shrink_registers<Traits::kProducerRegisters>();
-    if (warp == 0) load_queries(work, maps);
-    if (warp == 1) load_all_statistics(work);
+    run_dkdv_producer<Traits::kDim, false>(work, maps, warp);
     if (warp >= 2 && threadIdx.x % 32 == 0) add_dq(work, warp - 2);
   } else {
     grow_registers<Traits::kConsumerRegisters>();
@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(BwdSweepTraits::kThreads, 1)
     mbarrier_wait(consumer.barriers.loaded(), 0);
     consumer.sweep(dk, dv, scale_log2);
     // Anew: what it says would be kept in registers that are not there.
-    store_dkdv(static_cast<const DkdvWork<Traits::kDim, false>&>(find_work(call, bytes)), consumer,
-               dk, dv);
+    const DkdvWork<Traits::kDim, false> found = find_work(call, bytes);
+    store_dkdv(found, consumer, dk, dv);
   }
 }
 

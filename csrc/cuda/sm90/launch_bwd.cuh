@@ -26,7 +26,7 @@ cudaError_t make_bwd_maps(BwdMaps& maps, const GenhoiBackward& call, int queries
 
 // Sets the sweep's counters to 0: no block of keys has added anything.
 inline cudaError_t clear_dq_counters(const GenhoiBackward& call, cudaStream_t stream) {
-  const size_t bytes = sweep_scratch(call.in, 0).dq_counters * sizeof(int32_t);
+  const size_t bytes = sweep_counters(call.in) * sizeof(int32_t);
   return cudaMemsetAsync(call.dq_counters, 0, bytes, stream);
 }
 

@@ -14,16 +14,21 @@ GenhoiPlan plan_fwd(const GenhoiForward& call) {
   return make_plan<Traits>(divide_up(in.rows, Traits::kQueries), in.heads, in.batch);
 }
 
+// Tiles of queries in all heads, each of which has sums of dQ; and the sums' counters.
+inline int64_t sweep_tiles(const GenhoiAttention& in) {
+  return divide_up(in.rows, BwdSweepTraits::kQueries) * in.heads * in.batch;
+}
+inline int64_t sweep_counters(const GenhoiAttention& in) {
+  return 1 + sweep_tiles(in) * BwdSweepTraits::kConsumers;  // 1 of tickets
+}
+
 // What the sweep takes. It saves a seventh of the time of the two kernels of dQ and of dK and dV;
 // but its blocks have to start one after another, which takes as long as one to two waves of them.
 inline GenhoiScratch sweep_scratch(const GenhoiAttention& in, int multiprocessors) {
-  using Traits = BwdSweepTraits;
   constexpr int kLeastWaves = 12;  // measured on an H200: docs/gpu.md
-  if (in.rows == 0 || in.keys == 0) return {0, 0, 0};
-  const int64_t heads = static_cast<int64_t>(in.heads) * in.batch;
-  const int64_t tiles = divide_up(in.rows, Traits::kQueries) * heads;
-  const int64_t blocks = divide_up(in.keys, kDkdvKeys) * heads;
-  return {tiles * Traits::kQueries * Traits::kDim, 1 + tiles * Traits::kConsumers,
+  if (in.keys == 0 || sweep_tiles(in) == 0) return {0, 0, 0};
+  const int64_t blocks = divide_up(in.keys, kDkdvKeys) * in.heads * in.batch;
+  return {sweep_tiles(in) * BwdSweepTraits::kQueries * BwdSweepTraits::kDim, sweep_counters(in),
           blocks >= int64_t{kLeastWaves} * multiprocessors};
 }
 
