@@ -77,7 +77,8 @@ def test_a_stages_fault_is_its_own(run) -> None:
 
 @pytest.mark.parametrize("script", ["slow", "deaf"])
 def test_a_stage_is_stopped_at_its_limit(run, script: str) -> None:
-    out = run([(Stage("one", script, 1.5),), (Stage("two", "good", 30),)])
+    # Time enough for it to start where other tests keep the cores busy.
+    out = run([(Stage("one", script, 6),), (Stage("two", "good", 30),)])
     assert outcomes(out) == {"one": "stopped", "two": "right"}
     assert ("asked to end" if script == "slow" else "here") in (out / LOG).read_text()
 
