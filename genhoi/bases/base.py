@@ -15,10 +15,28 @@ from genhoi.conditioning.masks import MaskRule
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
 
-__all__ = ["TEXT_TOKENS", "Base", "EditDefaults", "Offload"]
+__all__ = ["TEXT_TOKENS", "Base", "CropMode", "EditDefaults", "Offload", "TrainedOn"]
 
 TEXT_TOKENS = 512
 Offload = Literal["none", "model", "group"]
+CropMode = Literal["auto", "none"]
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What clips a base has learnt from; far from them it paints worse. The values are Wan2.1's.
+
+    Args:
+        sizes: (height, width) of the frames, in pixels; lying or standing.
+        frames: of a clip.
+        mask_shares: least and largest share of a frame that was hidden.
+        outlines: whether masks followed hand and object closely, so that a rectangle is new to it.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ((480, 832), (720, 1280))
+    frames: int = 81
+    mask_shares: tuple[float, float] = (0.005, 0.5)
+    outlines: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,16 +48,27 @@ class EditDefaults:
         guidance: on the text.
         shift: of the noise levels.
         window: frames edited at once.
+        overlap: frames that windows have in common and are faded over.
+        match_colour: give every window the source's colours outside the masks.
         mask_rule: when a token counts as masked for the gate.
-        long_side: of the clip, in pixels; larger clips are scaled down to it.
+        size: (height, width) that the model works at, lying or standing.
+        crop: "auto": a box around the masks is edited where it is less than `crop_below` of the
+            frame; "none": always the whole frame.
+        crop_below: for that.
+        keep_background: put the source's own pixels back outside the masks.
     """
 
     steps: int = 50
     guidance: float = 5.0
     shift: float = 5.0
     window: int = 81
+    overlap: int = 1
+    match_colour: bool = False
     mask_rule: MaskRule = "release"
-    long_side: int = 832
+    size: tuple[int, int] = (480, 832)
+    crop: CropMode = "auto"
+    crop_below: float = 1 / 3
+    keep_background: bool = True
 
 
 class Base(ABC):
@@ -60,6 +89,8 @@ class Base(ABC):
             are merged into a base that is written out; else they stay apart, for
             `load_video_lora`.
         defaults: how it is best used.
+        trained_on: what it has learnt from.
+        caution: what everybody has to know before using it, in plain sentences; "" for nothing.
     """
 
     transformer: Any
@@ -71,6 +102,8 @@ class Base(ABC):
     can_offload: bool = True
     merges_video_lora: bool = False
     defaults: EditDefaults = EditDefaults()
+    trained_on: TrainedOn = TrainedOn()
+    caution: str = ""
 
     # ------------------------------------------------------- by name, before weights are loaded
 
@@ -107,6 +140,11 @@ class Base(ABC):
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
         """Return the folder of the adapter that comes with the base; None where none does."""
         return None
+
+    @classmethod
+    def is_untrained(cls, name: str | os.PathLike[str]) -> bool:
+        """Tell whether a name means random weights."""
+        return False
 
     # ---------------------------------------------------------------------------------- loaded
 

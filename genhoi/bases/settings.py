@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from genhoi.bases.base import EditDefaults
+from genhoi.bases.base import CropMode, EditDefaults
 from genhoi.conditioning.masks import MaskRule
 
 __all__ = ["EditSettings", "resolve"]
@@ -20,39 +20,40 @@ class EditSettings:
         guidance: on the text; 1 is none.
         shift: of the noise levels towards noise.
         window: frames edited at once, 1 + 4 n.
+        overlap: frames that windows have in common and are faded over, 1 + 4 n.
+        match_colour: give every window the source's colours outside the masks.
         mask_rule: when a token counts as masked for the gate.
+        crop: "auto" edits a box around the masks where that pays, "none" the whole frame.
+        keep_background: put the source's own pixels back outside the masks.
     """
 
     steps: int
     guidance: float
     shift: float
     window: int
+    overlap: int
+    match_colour: bool
     mask_rule: MaskRule
+    crop: CropMode
+    keep_background: bool
 
 
-def resolve(
-    defaults: EditDefaults,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    shift: float | None = None,
-    window: int | None = None,
-    mask_rule: MaskRule | None = None,
-) -> EditSettings:
+def resolve(defaults: EditDefaults, **given: Any) -> EditSettings:
     """Take each setting as given, or the base's default for None.
+
+    The one place where an edit's defaults come from, of the command line and in Python.
 
     Args:
         defaults: of the base.
-        steps, guidance, shift, window, mask_rule: see `EditSettings`.
+        given: fields of `EditSettings`; what is left out counts as None.
+
+    Raises:
+        TypeError: there is no such setting.
     """
-
-    def given_or(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
+    names = [field.name for field in fields(EditSettings)]
+    if unknown := sorted(set(given) - set(names)):
+        raise TypeError(f"settings: got {', '.join(unknown)}, wanted some of {', '.join(names)}")
+    chosen = {name: given.get(name) for name in names}
     return EditSettings(
-        steps=given_or(steps, defaults.steps),
-        guidance=given_or(guidance, defaults.guidance),
-        shift=given_or(shift, defaults.shift),
-        window=given_or(window, defaults.window),
-        mask_rule=given_or(mask_rule, defaults.mask_rule),
+        **{name: getattr(defaults, name) if x is None else x for name, x in chosen.items()}
     )

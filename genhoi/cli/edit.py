@@ -2,69 +2,70 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
+import warnings
 from dataclasses import asdict
 from typing import Any
 
-import click
-import torch
-from rich.console import Console
+import cloup
 
-from genhoi.bases.load import base_config, base_defaults
-from genhoi.bases.settings import resolve
-from genhoi.cli.common import DTYPES, parse_size, plain_errors, progress_bar
+from genhoi.cli.common import DTYPES, parse_size
+from genhoi.cli.device import chosen_device
 from genhoi.cli.edit_flags import edit_flags, edit_that_repeats
-from genhoi.cli.edit_screen import Watched, notes_on, say_where, show_dry_run
-from genhoi.editing.inputs import EditInputs, read_inputs
-from genhoi.editing.record import make_record, result_record
-from genhoi.editing.results import Targets, write_results
-from genhoi.media import Clip
+from genhoi.cli.output import Output, with_output
 
 __all__ = ["edit"]
 
-_SETTINGS = ("steps", "guidance", "shift", "window", "mask_rule")  # the base has defaults
-_CALL = (
-    "prompt",
-    "negative_prompt",
+_INTERRUPTED = 130  # the exit code that shells give after Ctrl-C
+_SETTINGS = (  # the base has defaults
     "steps",
     "guidance",
     "shift",
-    "seed",
     "window",
+    "overlap",
+    "match_colour",
     "mask_rule",
+    "crop",
+    "keep_background",
 )
+_CALL = ("prompt", "negative_prompt", "seed", *_SETTINGS)
 
 
-@click.command()
+@cloup.command()
 @edit_flags
-def edit(**options: Any) -> None:
+@with_output
+def edit(output: Output, **options: Any) -> None:
     """Put objects into a clip, where the masks are.
 
-    Writes edited.mp4, side_by_side.mp4, sheet.png (some frames of source, mask and result),
+    The result has the clip's size, length, rate and sound, and the clip's own pixels outside the
+    masks. Writes edited.mp4, side_by_side.mp4, sheet.png (some frames of source, mask and result),
     attention.png (where the clip looked at the objects) and edit.json, with everything needed to
-    repeat it. An edit that was interrupted goes on after its
-    last finished window when the command is repeated.
+    repeat it. An edit that was interrupted goes on after its last finished window when the command
+    is repeated.
     """
-    console = Console()
-    with plain_errors():
-        options["device"] = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        on_gpu = options["device"] != "cpu"
-        options["dtype"] = options["dtype"] or ("bfloat16" if on_gpu else "float32")
-        schedule = _schedule(options["schedule"])
-        targets = Targets(options["out"], overwrite=options["force"])
-        config = base_config(options["base"])
-        defaults = base_defaults(options["base"])
-        settings = resolve(defaults, **{name: options[name] for name in _SETTINGS})
-        options |= asdict(settings)
-        inputs = _read(options, defaults.long_side)
-        for note in inputs.notes:
-            click.echo(note)
-        if options["dry_run"]:
-            show_dry_run(console, options, inputs, config)
-            return
-        _run(console, options, inputs, targets, schedule)
+    from genhoi.bases.load import base_config, base_kind
+    from genhoi.bases.settings import resolve
+    from genhoi.cli.edit_screen import say_plan, show_dry_run
+    from genhoi.editing.plan import plan_edit
+    from genhoi.editing.results import Targets
+
+    device = chosen_device(options["device"])
+    options["device"] = str(device)
+    options["dtype"] = options["dtype"] or ("float32" if device.type == "cpu" else "bfloat16")
+    schedule = _schedule(options["schedule"])
+    size = None if options["size"] is None else parse_size(options["size"])
+    targets = Targets(options["out"], overwrite=options["force"])
+    config = base_config(options["base"])
+    kind = base_kind(options["base"])
+    settings = resolve(kind.defaults, **{name: options[name] for name in _SETTINGS})
+    options |= asdict(settings)
+    inputs = _read(output, options)
+    plan = plan_edit(kind, inputs.masks, settings=settings, size=size)
+    notes = say_plan(output, kind, inputs, plan)
+    if options["dry_run"]:
+        show_dry_run(output, options, inputs, plan, config, targets)
+        return
+    _run(output, options, inputs, plan, targets, schedule, notes)
 
 
 def _schedule(text: str | None) -> str | float | None:
@@ -78,84 +79,77 @@ def _schedule(text: str | None) -> str | float | None:
         ) from None
 
 
-def _read(options: dict[str, Any], long_side: int) -> EditInputs:
-    size = options["size"]
-    return read_inputs(
-        options["video"],
-        options["masks"],
-        options["objects"],
-        first_frame=options["first_frame"],
-        last_frame=options["last_frame"],
-        frames=options["frames"],
-        size=None if size is None else parse_size(size),
-        long_side=long_side,
-    )
+def _read(output: Output, options: dict[str, Any]) -> Any:
+    from genhoi.editing.inputs import read_inputs
+
+    with output.status("Reading the clip"):
+        return read_inputs(
+            options["video"],
+            options["masks"],
+            options["objects"],
+            first_frame=options["first_frame"],
+            last_frame=options["last_frame"],
+            frames=options["frames"],
+        )
 
 
 # ----------------------------------------------------------------------------------------- the edit
 
 
 def _run(
-    console: Console,
+    output: Output,
     options: dict[str, Any],
-    inputs: EditInputs,
-    targets: Targets,
+    inputs: Any,
+    plan: Any,
+    targets: Any,
     schedule: str | float | None,
+    notes: list[str],
 ) -> None:
-    pipeline = _load(console, options, schedule)
-    notes = notes_on(pipeline, inputs)
-    for note in notes:
-        click.echo(note)
+    from genhoi.cli.edit_screen import Watched, notes_on, say_where
+    from genhoi.editing.record import make_record, result_record
+
+    pipeline = _load(output, options, schedule)
+    for note in (more := notes_on(pipeline, inputs)):
+        output.say(note)
     settings = {name: options[name] for name in _CALL}
     settings["strengths"] = list(options["strengths"]) or None
     layer = pipeline.base.model.sizes.num_layers // 2
     watched = Watched()
     start = time.monotonic()
-    with progress_bar(console, "left") as bar:
-        task = bar.add_task("preparing", total=1.0, left="")
-        try:
-            edited = pipeline(
-                inputs.clip,
-                inputs.masks,
-                inputs.objects,
-                first_frame=inputs.first_frame,
-                last_frame=inputs.last_frame,
-                restore_background=options["keep_background"],
-                parts=targets.parts,
-                discard_parts=options["force"],
-                attention_layer=layer,
-                callback=watched.shown_by(lambda **state: bar.update(task, **state)),
-                **settings,
-            )
-        except KeyboardInterrupt:
-            bar.stop()
-            click.echo("Interrupted. The same command goes on after the last finished window.")
-            sys.exit(130)
-    notes = [*inputs.notes, *notes]
+    edited = _edit(output, options, inputs, plan, targets, pipeline, settings, watched, layer)
     record = make_record(
-        options, inputs, pipeline, settings, notes=notes, repeat=edit_that_repeats(options)
+        options,
+        inputs,
+        pipeline,
+        plan,
+        settings,
+        notes=[*notes, *more],
+        repeat=edit_that_repeats(options),
     )
     earlier = watched.first_window
     record |= result_record(
         edited,
+        inputs,
         seconds=time.monotonic() - start,
         # None was edited now if an earlier run ended between the last window and the results.
         earlier_windows=len(record["windows"]) if earlier is None else earlier,
         attention_layer=layer,
         attention=watched.attention,
     )
-    _draw_attention(targets, pipeline, edited, record, watched.attention)
-    _write(inputs, targets, edited, record)
-    say_where(targets, has_attention=bool(watched.attention))
+    with output.status("Writing the results"):
+        _write(inputs, plan, targets, pipeline, edited, record, watched.attention)
+    say_where(output, targets, has_attention=bool(watched.attention))
+    output.finish(record | {"files": targets.files(has_attention=bool(watched.attention))})
 
 
-def _load(console: Console, options: dict[str, Any], schedule: str | float | None) -> Any:
-    with console.status("Loading the base"):
+def _load(output: Output, options: dict[str, Any], schedule: str | float | None) -> Any:
+    with output.status("Loading the base"):
         from genhoi.editing.pipeline import GenHOIPipeline
 
         return GenHOIPipeline.from_pretrained(
             options["base"],
             adapter=options["adapter"],
+            untrained_adapter=options["untrained_adapter"],
             video_lora=options["video_lora"],
             device=options["device"],
             dtype=DTYPES[options["dtype"]],
@@ -165,33 +159,75 @@ def _load(console: Console, options: dict[str, Any], schedule: str | float | Non
         )
 
 
-def _draw_attention(
-    targets: Targets,
+def _edit(
+    output: Output,
+    options: dict[str, Any],
+    inputs: Any,
+    plan: Any,
+    targets: Any,
     pipeline: Any,
-    edited: Clip,
+    settings: dict[str, Any],
+    watched: Any,
+    layer: int,
+) -> Any:
+    from genhoi.editing.plan import EditWarning
+
+    with output.progress("left") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", EditWarning)  # said before
+        task = bar.add_task("preparing", total=1.0, left="")
+        try:
+            return pipeline(
+                inputs.clip,
+                inputs.masks,
+                inputs.objects,
+                first_frame=inputs.first_frame,
+                last_frame=inputs.last_frame,
+                size=plan.crop.size,
+                parts=targets.parts,
+                discard_parts=options["force"],
+                attention_layer=layer,
+                callback=watched.shown_by(lambda **state: bar.update(task, **state)),
+                **settings,
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            output.stop(
+                "Interrupted. The same command goes on after the last finished window.",
+                code=_INTERRUPTED,
+            )
+
+
+def _write(
+    inputs: Any,
+    plan: Any,
+    targets: Any,
+    pipeline: Any,
+    edited: Any,
     record: dict[str, Any],
-    attention: dict[int, torch.Tensor],
+    attention: dict[int, Any],
 ) -> None:
-    from genhoi.editing.figure import draw_attention
+    import torch
 
-    if not attention:
-        return
-    title = f"Block {record['attention']['layer']}'s attention to the objects in the last step"
-    if not (pipeline.base.trained and pipeline.adapter_trained):
-        title += " (UNTRAINED weights)"
-    shares = {record["windows"][window][0]: share for window, share in attention.items()}
-    draw_attention(targets.attention, edited, shares, title=title, overwrite=targets.overwrite)
-
-
-def _write(inputs: EditInputs, targets: Targets, edited: Clip, record: dict[str, Any]) -> None:
     from genhoi.editing.contact_sheet import EditedRow, draw_contact_sheet
+    from genhoi.editing.figure import draw_attention
+    from genhoi.editing.paste import cut_frames
+    from genhoi.editing.results import write_results
+    from genhoi.media import Clip
 
+    crop = plan.crop.until(edited.num_frames)
+    if attention:
+        title = f"Block {record['attention']['layer']}'s attention to the objects in the last step"
+        if not (pipeline.base.trained and pipeline.adapter_trained):
+            title += " (UNTRAINED weights)"
+        shares = {record["windows"][window][0]: share for window, share in attention.items()}
+        seen = Clip(cut_frames(edited.frames, crop), edited.fps)
+        draw_attention(targets.attention, seen, shares, title=title, overwrite=targets.overwrite)
     draw_contact_sheet(
         targets.sheet,
         inputs.clip,
         torch.stack(inputs.masks).any(0),
         [EditedRow(inputs.objects, edited, "edited")],
+        crop=crop,
         overwrite=targets.overwrite,
     )
-    write_results(targets, inputs.clip, edited, record)
-    shutil.rmtree(targets.parts)
+    write_results(targets, inputs.clip, edited, record, sound=inputs.video)

@@ -1,25 +1,59 @@
-"""What `genhoi edit` shows: the dry run, notes, progress, and where the results are."""
+"""What `genhoi edit` shows: the plan, the dry run, notes, progress, and where the results are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import click
 import torch
-from rich.console import Console
 
+from genhoi.bases.base import Base
 from genhoi.cli.common import DTYPES, bytes_text, time_text
+from genhoi.cli.output import Output
 from genhoi.editing.inputs import EditInputs
+from genhoi.editing.plan import EditPlan
 from genhoi.editing.results import Targets
 
-__all__ = ["Watched", "notes_on", "say_where", "show_dry_run"]
+__all__ = ["Watched", "notes_on", "say_plan", "say_where", "show_dry_run"]
+
+
+def say_plan(output: Output, kind: type[Base], inputs: EditInputs, plan: EditPlan) -> list[str]:
+    """Say what is edited and what is odd about it, before anything is loaded; return that."""
+    notes = [*([kind.caution] if kind.caution else []), *inputs.notes, _crop_text(plan)]
+    for note in notes:
+        output.say(note)
+    for note in plan.notes:
+        output.warn(f"Warning: {note}")
+    return [*notes, *plan.notes]
+
+
+def _crop_text(plan: EditPlan) -> str:
+    crop = plan.crop
+    height, width = crop.size
+    if crop.is_whole and crop.frame == crop.size:
+        return f"Size: the whole frame, at its own {width}x{height}."
+    if crop.is_whole:
+        return (
+            f"Size: the whole frame; the model works at {width}x{height}, and the result is "
+            f"scaled back to {crop.frame[1]}x{crop.frame[0]}."
+        )
+    return (
+        f"Crop: the model edits a box of {crop.box[1]}x{crop.box[0]} pixels around the mask, "
+        f"{100 * crop.share:.0f} % of the frame, at {width}x{height}"
+        + (", and follows it," if crop.moves else ",")
+        + " and the result is pasted back."
+    )
 
 
 def show_dry_run(
-    console: Console, options: dict[str, Any], inputs: EditInputs, config: dict[str, Any]
+    output: Output,
+    options: dict[str, Any],
+    inputs: EditInputs,
+    plan: EditPlan,
+    config: dict[str, Any],
+    targets: Targets,
 ) -> None:
-    """Show a table of what the edit would take.
+    """Show a table of what the edit would take, and draw what it would work on.
 
     Raises:
         ValueError: steps below 1, or a shift that is not positive.
@@ -27,25 +61,28 @@ def show_dry_run(
     from rich.table import Table
 
     from genhoi.editing.estimate import estimate_edit
+    from genhoi.editing.preview import draw_preview
     from genhoi.models.sampling import noise_levels
 
     noise_levels(options["steps"], options["shift"])  # raises
-    clip = inputs.clip
     estimate = estimate_edit(
         config,
-        frames=clip.num_frames,
-        size=(clip.height, clip.width),
+        frames=plan.frames,
+        size=plan.crop.size,
         objects=len(inputs.objects),
         steps=options["steps"],
         guidance=options["guidance"],
         window=options["window"],
+        overlap=options["overlap"],
         dtype=DTYPES[options["dtype"]],
         device=torch.device(options["device"]),
     )
+    clip = inputs.clip
     spans = ", ".join(f"{begin}-{end - 1}" for begin, end in estimate.windows)
     f, h, w = estimate.grid
     rows = {
         "clip": f"{clip.num_frames} frames of {clip.width}x{clip.height}, {float(clip.fps):g}/s",
+        "model's size": f"{plan.crop.size[1]}x{plan.crop.size[0]}",
         "windows": f"{len(estimate.windows)}: frames {spans}",
         "tokens": f"{f} x {h} x {w} = {f * h * w:,}, and {estimate.reference_tokens:,} of objects",
         "transformer": f"{estimate.parameters:,} parameters, {bytes_text(estimate.weight_bytes)}",
@@ -58,11 +95,26 @@ def show_dry_run(
     table = Table(show_header=False, title="Dry run: nothing is computed", title_justify="left")
     for row in rows.items():
         table.add_row(*row)
-    console.print(table)
+    output.show(table)
+    draw_preview(
+        targets.preview, clip, inputs.masks, inputs.objects, plan, overwrite=True
+    )
+    output.say(f"What it would work on: {targets.preview}")
+    output.finish(
+        {
+            "dry_run": rows,
+            "seconds": estimate.seconds,
+            "windows": estimate.windows,
+            "size": {"width": plan.crop.size[1], "height": plan.crop.size[0]},
+            "crop": plan.crop.as_record(),
+            "notes": list(plan.notes),
+            "preview": targets.preview,
+        }
+    )
 
 
 def notes_on(pipeline: Any, inputs: EditInputs) -> list[str]:
-    """Say what a user should know before looking at the result."""
+    """Say what a user should know of the loaded model before looking at the result."""
     notes = []
     if not pipeline.base.trained:
         notes.append(f"Base: {pipeline.base.about}.")
@@ -108,10 +160,9 @@ class Watched:
         return callback
 
 
-def say_where(targets: Targets, *, has_attention: bool) -> None:
+def say_where(output: Output, targets: Targets, *, has_attention: bool) -> None:
     """Name the files of the results."""
-    # Not wrapped to the terminal's width, so that paths can be copied.
-    click.echo(
+    output.say(
         f"Edited clip: {targets.edited}\nSide by side: {targets.side_by_side}\n"
         f"Some frames: {targets.sheet}\n"
         + (f"Attention to the objects: {targets.attention}\n" if has_attention else "")

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from genhoi.conditioning.condition import paint_grey
+from genhoi.editing.crop import Crop
+from genhoi.editing.paste import cut_boxes
 from genhoi.extras import needed_for
 from genhoi.media import (
     Clip,
@@ -36,6 +38,7 @@ __all__ = ["EditedRow", "draw_contact_sheet"]
 
 _FRAMES = 7
 _INCHES = 1.5  # of a frame's long side
+_LABEL = 0.55  # inches, for the rows' names
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,32 @@ class EditedRow:
     label: str
 
 
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    frames: Tensor
+    objects: Sequence[Tensor] = ()
+
+
 def draw_contact_sheet(
     path: Path,
     source: Clip,
     mask: Tensor,
     edits: Sequence[EditedRow],
     *,
+    crop: Crop | None = None,
     overwrite: bool = False,
 ) -> None:
     """Draw frames of a clip, of what was hidden in it, and of its edits, as a PNG.
+
+    Every row has its name, and the objects' pictures stand beside the edit that they went into.
 
     Args:
         path: the target.
         source: F frames.
         mask: bool [F, H, W], what was hidden.
         edits: at least one.
+        crop: where the model worked; if it is a part of the frame, rows of that part are added.
         overwrite: replace an existing file.
 
     Raises:
@@ -85,30 +99,19 @@ def draw_contact_sheet(
                 f"{tuple(source.frames.shape)} as the source"
             )
     picks = sorted({round(i) for i in np.linspace(0, source.num_frames - 1, _FRAMES)})
-    hidden = paint_grey(source.frames, mask)
-    rows: list[tuple[str, Tensor | None, Tensor]] = [
-        ("source", None, source.frames),
-        ("mask", None, hidden),
-    ]
-    rows += [(row.label, _side_by_side(row.objects, source), row.clip.frames) for row in edits]
-    scale = _INCHES / max(source.height, source.width)
-    cell = (scale * source.width, scale * source.height)
+    rows = _rows(source, mask, edits, crop)
+    cells = [_INCHES * row.frames.shape[1] / _longest(row.frames) for row in rows]
+    width = _INCHES * max(row.frames.shape[2] / _longest(row.frames) for row in rows)
     figure = Figure(
-        figsize=((len(picks) + 1) * cell[0] + 0.3, len(rows) * (cell[1] + 0.12) + 0.3),
+        figsize=((len(picks) + 1) * width + _LABEL, sum(cells) + 0.12 * len(rows) + 0.3),
         facecolor="white",
         layout="constrained",
     )
-    grid: Any = figure.subplots(len(rows), len(picks) + 1, squeeze=False)
-    for axes, (label, picture, frames) in zip(grid, rows, strict=True):
-        for ax in axes:
-            ax.axis("off")
-        if picture is not None:
-            axes[0].imshow(picture.numpy())
-            axes[0].set_title(label, fontsize=7)
-        else:
-            axes[0].text(0.5, 0.5, label, ha="center", va="center", fontsize=9)
-        for ax, i in zip(axes[1:], picks, strict=True):
-            ax.imshow(frames[i].numpy(), interpolation="nearest")
+    grid: Any = figure.subplots(
+        len(rows), len(picks) + 1, squeeze=False, height_ratios=cells
+    )
+    for axes, row in zip(grid, rows, strict=True):
+        _draw_row(axes, row, picks)
     for ax, i in zip(grid[0][1:], picks, strict=True):
         ax.set_title(f"frame {i}", fontsize=7)
     buffer = io.BytesIO()
@@ -117,9 +120,37 @@ def draw_contact_sheet(
         temporary.write_bytes(buffer.getvalue())
 
 
-def _side_by_side(objects: Sequence[Tensor], source: Clip) -> Tensor:
+def _rows(
+    source: Clip, mask: Tensor, edits: Sequence[EditedRow], crop: Crop | None
+) -> list[_Row]:
+    rows = [_Row("source", source.frames), _Row("hidden", paint_grey(source.frames, mask))]
+    rows += [_Row(row.label, row.clip.frames, row.objects) for row in edits]
+    if crop is None or crop.is_whole:
+        return rows
+    parts = [("source", source.frames), *((row.label, row.clip.frames) for row in edits)]
+    return rows + [_Row(f"{label},\nits box", cut_boxes(frames, crop)) for label, frames in parts]
+
+
+def _draw_row(axes: Any, row: _Row, picks: Sequence[int]) -> None:
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_frame_on(False)
+    axes[0].set_ylabel(row.label, fontsize=9)
+    if row.objects:
+        axes[0].imshow(_side_by_side(row.objects, row.frames).numpy())
+        axes[0].set_xlabel("object" if len(row.objects) == 1 else "objects", fontsize=7)
+    for ax, i in zip(axes[1:], picks, strict=True):
+        ax.imshow(row.frames[i].numpy(), interpolation="nearest")
+
+
+def _longest(frames: Tensor) -> int:
+    return max(frames.shape[1:3])
+
+
+def _side_by_side(objects: Sequence[Tensor], frames: Tensor) -> Tensor:
     """Put all pictures into one cell, as the model gets them: fitted on grey."""
-    size = (source.height, max(1, source.width // len(objects)))
+    size = (frames.shape[1], max(1, frames.shape[2] // len(objects)))
     return torch.cat([fit_image(x, size) for x in objects], dim=1)
 
 

@@ -52,6 +52,7 @@ def estimate_edit(
     steps: int,
     guidance: float,
     window: int,
+    overlap: int = 1,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Estimate:
@@ -60,7 +61,7 @@ def estimate_edit(
     Args:
         config: the transformer's.
         frames, size, objects: of the clip, size as (height, width); of the references.
-        steps, guidance, window: as for `GenHOIPipeline`.
+        steps, guidance, window, overlap: as for `GenHOIPipeline`.
         dtype, device: computed in and on; the device is timed for a moment.
     """
     with torch.device("meta"):
@@ -68,7 +69,7 @@ def estimate_edit(
     parameters = sum(p.numel() for p in model.transformer.parameters())
     sizes = model.sizes
     dim, layers = sizes.dim, sizes.num_layers
-    spans = windows(frames, window)
+    spans = windows(frames, window, overlap)
     grids = [sizes.strides.grid(end - begin, *size) for begin, end in spans]
     grid = grids[0]
     _, height, width = grid

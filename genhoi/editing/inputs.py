@@ -17,23 +17,27 @@ from genhoi.media import (
     read_image,
     read_mask,
     resize_clip,
+    resize_image,
     resize_mask,
 )
 
 __all__ = ["EditInputs", "default_size", "read_clip_and_masks", "read_inputs"]
 
+_ASPECT = 1.03  # two sizes whose sides differ by more are of another shape
+
 
 @dataclass(frozen=True)
 class EditInputs:
-    """What an edit works on, all of one size.
+    """What an edit works on, all of the clip's own length and size.
 
     Args:
-        clip: 1 + 4 n frames.
+        clip: at least 5 frames.
         masks: bool [F, H, W] for each object.
         objects: uint8 [h, w, 3] each.
         first_frame, last_frame: uint8 [H, W, 3] or None.
-        notes: sentences on what differs from the files: length, size.
+        notes: sentences on what differs from the files.
         files: name of the input -> path and SHA-256.
+        video: the clip's file, for its sound.
     """
 
     clip: Clip
@@ -43,6 +47,7 @@ class EditInputs:
     last_frame: Tensor | None
     notes: tuple[str, ...]
     files: dict[str, dict[str, str]]
+    video: Path
 
 
 def read_inputs(
@@ -53,23 +58,19 @@ def read_inputs(
     first_frame: Path | None = None,
     last_frame: Path | None = None,
     frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    long_side: int = 832,
 ) -> EditInputs:
-    """Read all inputs; clip, masks and finished frames are cut and resized alike.
+    """Read all inputs.
 
     Args:
         video: of at least 5 frames.
         masks: one for each object, as long as the video or a single frame.
         objects: pictures.
-        first_frame, last_frame: pictures of the video's size, or of `size`.
-        frames: so many from the start, 1 + 4 n. None: as many as there are, rounded down to that.
-        size: (height, width), multiples of 16. None: the video's, scaled down to `long_side`.
-        long_side: for that.
+        first_frame, last_frame: pictures of the video's size, or of the same shape.
+        frames: so many from the start. None: all.
 
     Raises:
         FileNotFoundError: an input is missing.
-        ValueError: something does not fit, or cannot be read.
+        ValueError: something does not fit, or cannot be read; a mask is black or white throughout.
     """
     if len(masks) != len(objects):
         raise ValueError(
@@ -77,29 +78,26 @@ def read_inputs(
             f"the same order"
         )
     length = _common_length(video, masks)
-    taken = _frames_to_take(video, length, frames)
+    if frames is not None and not STRIDES.pixel_frames(2) <= frames <= length:
+        raise ValueError(
+            f"--frames: got {frames}, want {STRIDES.pixel_frames(2)} to {length}, the length of "
+            f"{video}"
+        )
     images = [read_image(path) for path in objects]
-    clip = read_clip(video, max_frames=taken)
-    stored = (clip.height, clip.width)
-    size = default_size(stored, long_side) if size is None else size
+    clip = read_clip(video, max_frames=frames or length)
+    notes: list[str] = []
     finished = [
-        None if path is None else _finished(name, path, stored, size)
+        None if path is None else _finished(name, path, clip, notes)
         for name, path in (("--first-frame", first_frame), ("--last-frame", last_frame))
     ]
-    inside = [resize_mask(read_mask(path, like=clip, max_frames=taken), size) for path in masks]
-    notes = []
-    if taken != length:
-        notes.append(f"Frames: the first {taken} of {length}.")
-    if size != stored:
-        notes.append(
-            f"Size: {size[1]}x{size[0]}, scaled from {stored[1]}x{stored[0]}; what is left over at "
-            f"the sides is cut off."
-        )
+    inside = [_drawn(path, read_mask(path, like=clip, max_frames=frames)) for path in masks]
+    if clip.num_frames != length:
+        notes.append(f"Frames: the first {clip.num_frames} of {length}.")
     named = {"video": video, "first_frame": first_frame, "last_frame": last_frame}
     named |= {f"mask {i + 1}": path for i, path in enumerate(masks)}
     named |= {f"object {i + 1}": path for i, path in enumerate(objects)}
     return EditInputs(
-        clip=resize_clip(clip, size),
+        clip=clip,
         masks=inside,
         objects=images,
         first_frame=finished[0],
@@ -110,6 +108,7 @@ def read_inputs(
             for name, path in named.items()
             if path is not None
         },
+        video=video,
     )
 
 
@@ -153,8 +152,10 @@ def default_size(stored: tuple[int, int], long_side: int) -> tuple[int, int]:
 
 
 def _common_length(video: Path, masks: Sequence[Path]) -> int:
-    """Count the clip's frames; raise ValueError for a mask of another length."""
+    """Count the clip's frames; raise ValueError for too few, or a mask of another length."""
     length = count_frames(video)
+    if length < (least := STRIDES.pixel_frames(2)):
+        raise ValueError(f"--video: {video} has {length} frames, want at least {least}")
     for path in masks:
         if (mask_length := count_frames(path)) not in (1, length):
             raise ValueError(
@@ -167,8 +168,6 @@ def _common_length(video: Path, masks: Sequence[Path]) -> int:
 def _frames_to_take(
     video: Path, length: int, frames: int | None, most_frames: int | None = None
 ) -> int:
-    if length < (least := STRIDES.pixel_frames(2)):
-        raise ValueError(f"--video: {video} has {length} frames, want at least {least}")
     if frames is None:
         return STRIDES.longest(min(length, most_frames or length))
     if not STRIDES.is_clip(frames):
@@ -178,14 +177,27 @@ def _frames_to_take(
     return frames
 
 
-def _finished(name: str, path: Path, stored: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _drawn(path: Path, mask: Tensor) -> Tensor:
+    """Raise ValueError for a mask that is black or white in every pixel of every frame."""
+    if mask.all() or not mask.any():
+        raise ValueError(
+            f"--mask: {path} is {'white' if mask.all() else 'black'} throughout; want white where "
+            f"to generate, hand and object, and black where the clip stays as it is"
+        )
+    return mask
+
+
+def _finished(name: str, path: Path, clip: Clip, notes: list[str]) -> Tensor:
+    """Read a finished frame; resize one of the clip's shape, and say so."""
     image = read_image(path)
-    came = (image.shape[0], image.shape[1])
-    if came == stored:
-        return resize_clip(Clip(image[None]), size).frames[0]
-    if came == size:
+    height, width = image.shape[:2]
+    if (height, width) == (clip.height, clip.width):
         return image
-    raise ValueError(
-        f"{name}: {path} is {came[1]}x{came[0]}, want {stored[1]}x{stored[0]} like the clip's "
-        f"frames" + (f", or {size[1]}x{size[0]} like the result's" if size != stored else "")
-    )
+    stretch = (width / height) / (clip.width / clip.height)
+    if max(stretch, 1 / stretch) > _ASPECT:
+        raise ValueError(
+            f"{name}: {path} is {width}x{height}, want {clip.width}x{clip.height} like the clip's "
+            f"frames, or the same shape"
+        )
+    notes.append(f"{name}: resized from {width}x{height} to {clip.width}x{clip.height}.")
+    return resize_image(image, (clip.height, clip.width))

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base, Offload
+from genhoi.bases.base import Base, CropMode, Offload
 from genhoi.bases.load import base_kind, load_base
-from genhoi.bases.settings import resolve
+from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
-from genhoi.editing.background import keep_background
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
+from genhoi.editing.paste import cut_frames, paste
+from genhoi.editing.plan import EditPlan, EditWarning, plan_edit, repeat_last
 from genhoi.editing.run import EditArguments, EditRun, Progress
 from genhoi.editing.windows import windows
 from genhoi.media import Clip
@@ -31,7 +33,7 @@ from genhoi.models.attach import attach
 from genhoi.models.options import UNSET, Preset, Unset
 from genhoi.models.sampling import noise_levels
 
-__all__ = ["GenHOIPipeline", "Progress"]
+__all__ = ["EditWarning", "GenHOIPipeline", "Progress"]
 
 
 class GenHOIPipeline:
@@ -40,10 +42,11 @@ class GenHOIPipeline:
     Args:
         base: see `from_pretrained` for a name instead.
         adapter: copied, in the base's place and type; None for a fresh one, which is not trained.
+        untrained_adapter: take a fresh adapter on a trained base, though its weights add nothing.
         preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`.
 
     Raises:
-        TypeError, ValueError: as `genhoi.attach`.
+        TypeError, ValueError: as `genhoi.attach`; a fresh adapter on a trained base.
     """
 
     def __init__(
@@ -51,13 +54,16 @@ class GenHOIPipeline:
         base: Base,
         adapter: GenHOIAdapter | None = None,
         *,
+        untrained_adapter: bool = False,
         preset: Preset | None = None,
         mask_gate: bool | Unset = UNSET,
         flow_gate: FlowGateReduction | Unset | None = UNSET,
         schedule: Schedule | Unset = UNSET,
     ) -> None:
+        if base.trained and not untrained_adapter:
+            _refuse_fresh(adapter, "adapter", base.about)
         self.base = base
-        self.adapter_trained = adapter is not None
+        self.adapter_trained = adapter is not None and not adapter.is_fresh
         weight = next(base.transformer.parameters())
         if adapter is None:
             with torch.random.fork_rng(devices=[]):
@@ -82,6 +88,7 @@ class GenHOIPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: Offload = "none",
+        untrained_adapter: bool = False,
         **options: Any,
     ) -> GenHOIPipeline:
         """Load a base, and an adapter on it.
@@ -92,7 +99,8 @@ class GenHOIPipeline:
                 the Hugging Face Hub that has been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
                 None for the one that comes with the base "tiny", else for a fresh one, which is
-                not trained.
+                refused unless `untrained_adapter` is True or the base is not trained either.
+            untrained_adapter: see the class.
             video_lora: folder of low-rank weights for the video's own attention, as `genhoi train
                 --video-rank` writes them for bases in diffusers' format.
             device: where to compute.
@@ -118,9 +126,14 @@ class GenHOIPipeline:
         if adapter is None:
             adapter = kind.shipped_adapter(base)
         if isinstance(adapter, (str, os.PathLike)):
-            adapter = GenHOIAdapter.from_pretrained(adapter)
+            name, adapter = os.fspath(adapter), GenHOIAdapter.from_pretrained(adapter)
+        else:
+            name = "adapter"
+        kind.read_config(base)  # raises for a base that is not there
+        if not (untrained_adapter or kind.is_untrained(base)):
+            _refuse_fresh(adapter, name, os.fspath(base))  # before the base is loaded
         loaded = load_base(base, device=device, dtype=dtype)
-        pipeline = cls(loaded, adapter, **options)
+        pipeline = cls(loaded, adapter, untrained_adapter=untrained_adapter, **options)
         if video_lora is not None:
             loaded.load_video_lora(video_lora)
         loaded.place(offload)
@@ -142,8 +155,12 @@ class GenHOIPipeline:
         shift: float | None = None,
         seed: int = 0,
         window: int | None = None,
+        overlap: int | None = None,
+        match_colour: bool | None = None,
         mask_rule: MaskRule | None = None,
-        restore_background: bool = False,
+        crop: CropMode | None = None,
+        size: tuple[int, int] | None = None,
+        keep_background: bool | None = None,
         parts: str | os.PathLike[str] | None = None,
         discard_parts: bool = False,
         attention_layer: int | None = None,
@@ -152,7 +169,8 @@ class GenHOIPipeline:
         """Put objects into a clip.
 
         Args:
-            clip: 1 + 4 n frames, n at least 1; height and width multiples of 16.
+            clip: at least 5 frames, of any size. Where they are not 1 + 4 n, the last is repeated for
+                the model.
             masks: bool [F, H, W] for each object: where to generate, and what sees that object.
             objects: pictures, uint8 [h, w, 3]; fitted into the frame on grey.
             first_frame: uint8 [H, W, 3], frame 0 finished. None: frame 0 is generated too, which
@@ -166,10 +184,18 @@ class GenHOIPipeline:
             shift: of the noise levels towards noise; 5 for Wan.
             seed: of the noise; the same seed gives the same clip.
             window: frames a window, 1 + 4 n; 81 for Wan.
+            overlap: frames that each window has in common with the one before, 1 + 4 n; they fade
+                from one to the other. 1 for Wan.
+            match_colour: give every window the source's colours outside the masks, against drift.
             mask_rule: when a token counts as masked for the gate, see `token_mask`; "release" for
                 Wan.
-            restore_background: put the source's own pixels back outside the masks, with a soft
-                edge; see `keep_background`.
+            crop: "auto" edits a box around the masks, at about the base's own size, and pastes it
+                back: on the tiny base always, on Wan where the box is less than a third of the
+                frame. "none": the whole frame, scaled down to the base's size.
+            size: (height, width) that the model works at, multiples of 16. None: the base's own,
+                or near it, as the box or the frame wants it.
+            keep_background: put the source's own pixels back outside the masks, with a soft edge;
+                the default. Else everything that the model made is pasted.
             parts: folder for finished windows. An edit that was interrupted goes on after the last
                 finished one, with the same result. Removed by you, when the result is safe.
             discard_parts: throw another edit's windows away instead of refusing.
@@ -183,93 +209,127 @@ class GenHOIPipeline:
         Raises:
             TypeError, ValueError: an argument does not fit, before any long work.
             FileExistsError: `parts` holds something else.
+
+        Warns:
+            EditWarning: size, frames or masks are far from what the base was trained on, or a mask
+                looks like a mistake.
         """
-        masks = [masks] if isinstance(masks, Tensor) else list(masks)
-        objects = [objects] if isinstance(objects, Tensor) else list(objects)
+        masks, objects = _listed(masks), _listed(objects)
         sizes = self.base.model.sizes
         strides = sizes.strides
         check_inputs(clip, masks, objects, first_frame, last_frame, strengths, strides)
         settings = self._settings(
+            crop=crop,
             guidance=guidance,
+            keep_background=keep_background,
             mask_rule=mask_rule,
+            match_colour=match_colour,
+            overlap=overlap,
+            shift=shift,
+            steps=steps,
+            window=window,
+        )
+        plan = plan_edit(self.base, masks, settings=settings, size=size, strides=strides)
+        arguments = EditArguments(
+            **vars(settings),
             negative_prompt=negative_prompt,
             prompt=prompt,
             seed=seed,
-            shift=shift,
-            steps=steps,
             strengths=strengths,
-            window=window,
         )
-        spans = windows(clip.num_frames, settings.window)
+        spans = windows(plan.frames, settings.window, settings.overlap)
         last_layer = sizes.num_layers - 1
         if attention_layer is not None and not 0 <= attention_layer <= last_layer:
             raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {last_layer}")
         if self.attachment.options.mask_gate:
-            check_seen(clip, masks, settings.mask_rule, first_frame is not None, strides)
+            check_seen(plan.masks, settings.mask_rule, first_frame is not None, strides)
         finished = None
         if parts is not None:
             tensors = {"clip": clip.frames, "first": first_frame, "last": last_frame}
             tensors |= {f"mask {i}": x for i, x in enumerate(masks)}
             tensors |= {f"object {i}": x for i, x in enumerate(objects)}
-            job = self._fingerprint(settings, clip, tensors)
+            job = self._fingerprint(arguments, plan, clip, tensors)
             finished = Parts(parts, job, discard=discard_parts)
-
+        for note in plan.notes:
+            warnings.warn(note, EditWarning, stacklevel=2)
         edit = EditRun(
             self.base,
             self.attachment,
-            clip,
-            masks,
+            Clip(cut_frames(repeat_last(clip.frames, plan.frames), plan.crop), clip.fps),
+            plan.masks,
             objects,
-            settings,
+            arguments,
             spans,
             parts=finished,
             attention_layer=attention_layer,
             callback=callback,
         )
+        ends = [
+            None if x is None else cut_frames(x[None], plan.crop.at(i))[0]
+            for i, x in ((0, first_frame), (-1, last_frame))
+        ]
         with torch.inference_mode():
-            frames = edit.run(first_frame, last_frame)
-        if restore_background:
-            frames = keep_background(frames, clip.frames, torch.stack(masks).any(0))
+            edited = edit.run(*ends)
+        under = clip.frames
+        if first_frame is not None or last_frame is not None:
+            under = under.clone()
+            for i, x in ((0, first_frame), (-1, last_frame)):
+                if x is not None:
+                    under[i] = x
+        union = torch.stack(masks).any(0)
+        frames = paste(
+            under,
+            edited[: clip.num_frames],
+            union,
+            plan.crop.until(clip.num_frames),
+            keep_background=settings.keep_background,
+        )
         return Clip(frames, clip.fps)
 
-    def _settings(
-        self,
-        *,
-        steps: int | None,
-        guidance: float | None,
-        shift: float | None,
-        window: int | None,
-        mask_rule: MaskRule | None,
-        **given: Any,
-    ) -> EditArguments:
+    def _settings(self, **given: Any) -> EditSettings:
         """Take the base's own values for None.
 
         Raises:
             ValueError: guidance that the base cannot have.
         """
-        resolved = resolve(
-            self.base.defaults,
-            steps=steps,
-            guidance=guidance,
-            shift=shift,
-            window=window,
-            mask_rule=mask_rule,
-        )
+        resolved = resolve(self.base.defaults, **given)
         noise_levels(resolved.steps, resolved.shift)  # raises
         guidance = resolved.guidance
         if not math.isfinite(guidance):
             raise ValueError(f"guidance: got {guidance}, wanted a finite number")
         if guidance != 1 and not self.base.takes_text:
             raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
-        return EditArguments(**vars(resolved), **given)
+        return resolved
 
     def _fingerprint(
-        self, settings: EditArguments, clip: Clip, tensors: dict[str, Tensor | None]
+        self,
+        settings: EditArguments,
+        plan: EditPlan,
+        clip: Clip,
+        tensors: dict[str, Tensor | None],
     ) -> str:
         """Tell an edit from all others, for the windows that it left unfinished."""
         values = vars(settings) | {
             "base": self.base.about,
             "options": self.attachment.options,
             "fps": clip.fps,
+            "size": plan.crop.size,
         }
         return fingerprint(values, tensors, self.base.transformer)
+
+
+def _refuse_fresh(adapter: GenHOIAdapter | None, name: str, base: str) -> None:
+    """Raise ValueError for an adapter that was not trained: it would cost hours and add nothing."""
+    if adapter is not None and not adapter.is_fresh:
+        return
+    came = "none" if adapter is None else f"{name}, whose weights add nothing yet"
+    raise ValueError(
+        f"adapter: got {came}, wanted one that was trained on {base}; `genhoi train` makes one. "
+        f"untrained_adapter (--untrained-adapter) takes a fresh one all the same"
+    )
+
+
+def _listed(given: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Take one tensor, or several; `check_inputs` refuses what is neither."""
+    many = isinstance(given, Sequence) and not isinstance(given, str)
+    return list(given) if many else [given]  # type: ignore[list-item]

@@ -15,8 +15,10 @@ from torch import Tensor
 import genhoi_kernels
 from genhoi.editing.figure import frame_means
 from genhoi.editing.inputs import EditInputs
+from genhoi.editing.plan import EditPlan
 from genhoi.editing.windows import windows
-from genhoi.media import Clip
+from genhoi.evaluation.drift import drift
+from genhoi.media import Clip, has_sound
 
 __all__ = ["make_record", "result_record"]
 
@@ -25,6 +27,7 @@ def make_record(
     options: dict[str, Any],
     inputs: EditInputs,
     pipeline: Any,
+    plan: EditPlan,
     settings: dict[str, Any],
     *,
     notes: list[str],
@@ -36,6 +39,7 @@ def make_record(
         options: of the command line.
         inputs: as read.
         pipeline: as used.
+        plan: of the edit.
         settings: what the pipeline was called with.
         notes: what the user was told.
         repeat: the command line that does it again.
@@ -54,7 +58,9 @@ def make_record(
         "settings": settings,
         "first_frame_given": inputs.first_frame is not None,
         "last_frame_given": inputs.last_frame is not None,
-        "keep_background": options["keep_background"],
+        "sound": has_sound(inputs.video),
+        "size": {"width": plan.crop.size[1], "height": plan.crop.size[0]},
+        "crop": plan.crop.as_record(),
         "base": {
             "name": options["base"],
             "about": pipeline.base.about,
@@ -65,7 +71,7 @@ def make_record(
         "attachment": asdict(pipeline.attachment.options),
         "dtype": options["dtype"],
         "device": options["device"],
-        "windows": windows(clip.num_frames, options["window"]),
+        "windows": windows(plan.frames, options["window"], options["overlap"]),
         "reference_passes": pipeline.attachment.reference_passes,
         "notes": notes,
         "environment": {
@@ -80,6 +86,7 @@ def make_record(
 
 def result_record(
     edited: Clip,
+    inputs: EditInputs,
     *,
     seconds: float,
     earlier_windows: int,
@@ -90,6 +97,7 @@ def result_record(
 
     Args:
         edited: the result.
+        inputs: as read.
         seconds: that it took.
         earlier_windows: windows that an earlier, interrupted run had finished.
         attention_layer: block whose attention to the objects was measured.
@@ -101,6 +109,10 @@ def result_record(
         "edited_frames_sha256": hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest(),
         "seconds": round(seconds, 3),
         "windows_of_an_earlier_run": earlier_windows,
+        "drift": {
+            name: drift(frames, torch.stack(inputs.masks).any(0)).as_record()
+            for name, frames in (("edited", edited.frames), ("source", inputs.clip.frames))
+        },
         "attention": {
             "layer": attention_layer,
             "share_by_window_and_latent_frame": {

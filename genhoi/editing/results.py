@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genhoi.media import Clip, atomic_path, check_target, write_clip
+from genhoi.media import Clip, atomic_path, check_target, has_sound, write_clip
 from genhoi_kernels.files import remove_unfinished
 
 __all__ = ["Targets", "write_results"]
@@ -34,6 +35,7 @@ class Targets:
         self.sheet = folder / "sheet.png"
         self.attention = folder / "attention.png"
         self.record = folder / "edit.json"
+        self.preview = folder / "preview.png"
         self.parts = folder / ".unfinished"
         # The record comes last: without it, results beside unfinished windows are of a program that
         # was killed while writing them. Parts are compared with this job's before anything is done.
@@ -48,11 +50,34 @@ class Targets:
             if killed:
                 remove_unfinished(folder, target=path)
 
+    def files(self, *, has_attention: bool) -> dict[str, str]:
+        """Name the files that were written."""
+        names = ["edited", "side_by_side", "sheet", "record"]
+        return {name: str(getattr(self, name)) for name in names + ["attention"] * has_attention}
 
-def write_results(targets: Targets, source: Clip, edited: Clip, record: Mapping[str, Any]) -> None:
-    """Write the edited clip, source and result side by side, and the record, in this order."""
-    write_clip(targets.edited, edited, overwrite=targets.overwrite)
-    both = torch.cat([source.frames, edited.frames], dim=2)
-    write_clip(targets.side_by_side, Clip(both, source.fps), overwrite=targets.overwrite)
+
+def write_results(
+    targets: Targets,
+    source: Clip,
+    edited: Clip,
+    record: Mapping[str, Any],
+    *,
+    sound: Path | None = None,
+) -> None:
+    """Write the edited clip, source and result side by side, and the record, in this order.
+
+    Finished windows are removed then: the result is safe.
+
+    Args:
+        targets: the files.
+        source, edited: of one size and length.
+        record: for edit.json.
+        sound: the file whose sound the clips get; one without sound gives none.
+    """
+    sound = sound if sound is not None and has_sound(sound) else None
+    write_clip(targets.edited, edited, sound=sound, overwrite=targets.overwrite)
+    both = Clip(torch.cat([source.frames, edited.frames], dim=2), source.fps)
+    write_clip(targets.side_by_side, both, sound=sound, overwrite=targets.overwrite)
     with atomic_path(targets.record, overwrite=targets.overwrite) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(targets.parts)

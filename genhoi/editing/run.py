@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base
+from genhoi.bases.base import Base, CropMode
 from genhoi.conditioning.condition import Condition, reference_tokens
 from genhoi.conditioning.masks import MaskRule
+from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
 from genhoi.media import Clip, fit_image
 from genhoi.models.attachment import Attachment
@@ -57,7 +58,11 @@ class EditArguments:
     shift: float
     seed: int
     window: int
+    overlap: int
+    match_colour: bool
     mask_rule: MaskRule
+    crop: CropMode
+    keep_background: bool
 
 
 class EditRun:
@@ -65,7 +70,8 @@ class EditRun:
 
     Args:
         base, attachment: of the pipeline.
-        clip, masks, objects: as given.
+        clip, masks: as the model gets them.
+        objects: as given.
         settings: all of them.
         spans: first and one-past-last frame of each window.
         parts: windows that an earlier run finished, and where to keep more.
@@ -77,7 +83,7 @@ class EditRun:
         base: Base,
         attachment: Attachment,
         clip: Clip,
-        masks: list[Tensor],
+        masks: Sequence[Tensor],
         objects: list[Tensor],
         settings: EditArguments,
         spans: list[tuple[int, int]],
@@ -97,8 +103,10 @@ class EditRun:
     def run(self, first: Tensor | None, last: Tensor | None) -> Tensor:
         """Edit all windows; return the frames, uint8 [F, H, W, 3]."""
         texts: tuple[Tensor, Tensor | None] | None = None
-        out: list[Tensor] = []
-        for i, (_, end) in enumerate(self.spans):
+        out = torch.empty_like(self.clip.frames)
+        for i, (begin, end) in enumerate(self.spans):
+            if i > 0:
+                first = out[begin]
             frames = None if self.parts is None else self.parts.load(i)
             if frames is None:
                 if texts is None:  # not where an earlier run has finished everything
@@ -107,9 +115,8 @@ class EditRun:
                 frames = self._window(i, first, ends, *texts)
                 if self.parts is not None:
                     self.parts.save(i, frames)
-            out.append(frames if i == 0 else frames[1:])
-            first = frames[-1]
-        return torch.cat(out)
+            join_window(out, frames, begin, self.settings.overlap if i > 0 else 0)
+        return out
 
     def _start(self) -> tuple[Tensor, Tensor | None]:
         """Encode the texts, which may be refused, and set the references."""
@@ -174,7 +181,11 @@ class EditRun:
             sigmas=self.sigmas,
             after_step=self._after_step(window),
         )
-        return self.base.decode(latents[:, :, extra:])
+        frames = self.base.decode(latents[:, :, extra:])
+        if self.settings.match_colour:
+            begin, end = self.spans[window]
+            frames = match_colour(frames, self.clip.frames[begin:end], condition.mask)
+        return frames
 
     def _after_step(self, window: int) -> Callable[[int, Tensor], None]:
         """Make what is called after each step: it reports, and measures attention in the last."""

@@ -5,10 +5,12 @@ An image is a uint8 tensor [H, W, 3].
 """
 
 from genhoi.media.clip import Clip
-from genhoi.media.clip_files import count_frames, read_clip, read_mask, write_clip, write_mask
+from genhoi.media.clip_files import count_frames, read_clip, write_clip
 from genhoi.media.files import atomic_path, check_target, digest
 from genhoi.media.image import read_image, write_image
-from genhoi.media.resize import ResizeMode, fit_image, resize_clip, resize_mask
+from genhoi.media.mask_files import read_mask, write_mask
+from genhoi.media.resize import ResizeMode, fit_image, resize_clip, resize_image, resize_mask
+from genhoi.media.sound import has_sound
 
 __all__ = [
     "Clip",
@@ -18,10 +20,12 @@ __all__ = [
     "count_frames",
     "digest",
     "fit_image",
+    "has_sound",
     "read_clip",
     "read_image",
     "read_mask",
     "resize_clip",
+    "resize_image",
     "resize_mask",
     "write_clip",
     "write_image",

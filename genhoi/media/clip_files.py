@@ -1,7 +1,4 @@
-"""Clips and masks in and out of files: a video, a GIF, a folder of images or a single image.
-
-A mask is a bool tensor [F, H, W].
-"""
+"""Clips in and out of files: a video, a GIF, a folder of images or a single image."""
 
 from __future__ import annotations
 
@@ -26,9 +23,7 @@ from genhoi.media.video import (
     write_video,
 )
 
-__all__ = ["count_frames", "read_clip", "read_mask", "write_clip", "write_mask"]
-
-_MASK_THRESHOLD = 127
+__all__ = ["count_frames", "is_video", "read_clip", "same_sizes", "write_clip"]
 
 
 def read_clip(
@@ -52,38 +47,11 @@ def read_clip(
     path = existing(path, "clip")
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames: got {max_frames}, want at least 1")
-    if _is_video(path):
+    if is_video(path):
         stored, frames = _read_video(path, max_frames)
     else:
         stored, frames = DEFAULT_FPS, _read_images(path, max_frames)
     return Clip(torch.from_numpy(frames), fps if fps is not None else stored)
-
-
-def read_mask(path: PathLike, *, like: Clip | None = None, max_frames: int | None = None) -> Tensor:
-    """Read a mask as bool [F, H, W]: True where the mean of red, green and blue is above 127.
-
-    The threshold keeps out the faint noise that video compression leaves in black areas.
-    Transparent pixels of an image are outside.
-
-    Args:
-        path: a video, GIF, folder of images or single image.
-        like: the clip that the mask belongs to. A single frame is repeated for all its frames, and
-            another frame size is resized to the clip's (nearest neighbour).
-        max_frames: read no more than so many frames from the start.
-
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it is not readable, or has neither one frame nor as many as `like`.
-    """
-    path = existing(path, "mask")
-    if _is_video(path):
-        # Frame by frame: 80 seconds of RGB would need three times the memory of the mask.
-        planes = [_bright(frame) for frame in decode(path, max_frames)]
-    else:
-        planes = [_bright(load_rgb(p, background=0)) for p in image_paths(path)[slice(max_frames)]]
-    _same_sizes(path, [p.shape for p in planes])
-    mask = torch.from_numpy(np.stack(planes))
-    return mask if like is None else _match(mask, like, path)
 
 
 def count_frames(path: PathLike) -> int:
@@ -94,12 +62,14 @@ def count_frames(path: PathLike) -> int:
         ValueError: it is not readable.
     """
     path = existing(path, "clip")
-    if not _is_video(path):
+    if not is_video(path):
         return len(image_paths(path))
     return count_packets(path)
 
 
-def write_clip(path: PathLike, clip: Clip, *, overwrite: bool = False) -> Path:
+def write_clip(
+    path: PathLike, clip: Clip, *, sound: PathLike | None = None, overwrite: bool = False
+) -> Path:
     """Write a clip as a video, a GIF or a folder of images.
 
     The name chooses: .mp4 (H.264), .webm (VP9), .gif, or no suffix for a folder of PNG files.
@@ -110,6 +80,8 @@ def write_clip(path: PathLike, clip: Clip, *, overwrite: bool = False) -> Path:
     Args:
         path: the target; its suffix chooses the format.
         clip: what to write.
+        sound: a video whose sound goes with it, in place and without loss where the format takes
+            it; one without sound gives none.
         overwrite: replace an existing target. A folder is replaced only if it holds nothing but
             images.
 
@@ -118,51 +90,40 @@ def write_clip(path: PathLike, clip: Clip, *, overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: the target exists and `overwrite` is False.
-        ValueError: the suffix is unknown, or the rate does not fit the format.
+        ValueError: the suffix is unknown, the rate does not fit the format, or the format has no
+            sound.
     """
     path = Path(path)
-    writer = {
-        ".mp4": write_video,
-        ".webm": write_video,
-        ".gif": write_gif,
-        "": _write_folder,
-    }.get(path.suffix.lower())
-    if writer is None:
+    suffix = path.suffix.lower()
+    if suffix not in (".mp4", ".webm", ".gif", ""):
         raise ValueError(
             f"path: got {path}, want a name ending in .mp4, .webm or .gif, or none for a folder"
         )
-    if path.suffix.lower() == ".gif" and Fraction(clip.fps) > MAX_GIF_FPS:
+    if sound is not None:
+        sound = existing(sound, "sound")
+        if suffix in (".gif", ""):
+            raise ValueError(f"sound: got {sound} for {path}, which holds none; want none, or .mp4")
+    if suffix == ".gif" and Fraction(clip.fps) > MAX_GIF_FPS:
         raise ValueError(f"clip.fps: got {float(clip.fps):g}, want at most {MAX_GIF_FPS} for a GIF")
     with atomic_path(path, overwrite=overwrite) as temporary:
-        writer(temporary, clip)
+        if suffix == "":
+            _write_folder(temporary, clip)
+        elif suffix == ".gif":
+            write_gif(temporary, clip)
+        else:
+            write_video(temporary, clip, sound=sound)
     return path
 
 
-def write_mask(
-    path: PathLike, mask: Tensor, *, fps: Fraction | float = DEFAULT_FPS, overwrite: bool = False
-) -> Path:
-    """Write a bool mask [F, H, W] as a black-and-white clip; formats and errors as in `write_clip`.
-
-    Raises:
-        TypeError: `mask` is not bool.
-        ValueError: `mask` is not [F, H, W].
-    """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: got {mask.dtype}, want torch.bool")
-    if mask.ndim != 3:
-        raise ValueError(f"mask: got shape {tuple(mask.shape)}, want [F, H, W]")
-    frames = (mask.to(torch.uint8) * 255)[..., None].expand(*mask.shape, 3).contiguous()
-    return write_clip(path, Clip(frames, fps), overwrite=overwrite)
-
-
-def _is_video(path: Path) -> bool:
+def is_video(path: Path) -> bool:
+    """Tell whether a path is a video or GIF, and no image or folder of images."""
     return path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
 
 
 def _read_video(path: Path, max_frames: int | None) -> tuple[Fraction, np.ndarray]:
     rate = frame_rate(path)
     frames = list(decode(path, max_frames))
-    _same_sizes(path, [frame.shape for frame in frames])
+    same_sizes(path, [frame.shape for frame in frames])
     return rate, np.stack(frames)
 
 
@@ -177,22 +138,8 @@ def _read_images(path: Path, max_frames: int | None) -> np.ndarray:
     return np.stack(frames)
 
 
-def _bright(frame: np.ndarray) -> np.ndarray:
-    return frame.astype(np.uint16).sum(axis=2) > 3 * _MASK_THRESHOLD
-
-
-def _match(mask: Tensor, like: Clip, path: Path) -> Tensor:
-    """Bring a mask to a clip's length and frame size."""
-    if mask.shape[0] not in (1, like.num_frames):
-        raise ValueError(
-            f"mask {path}: has {mask.shape[0]} frames, but the clip has {like.num_frames}; "
-            f"want {like.num_frames}, or a single frame for all"
-        )
-    mask = nearest(mask, (like.height, like.width))
-    return mask.expand(like.num_frames, -1, -1).contiguous()
-
-
-def _same_sizes(path: Path, shapes: list[tuple[int, ...]]) -> None:
+def same_sizes(path: Path, shapes: list[tuple[int, ...]]) -> None:
+    """Raise ValueError unless all frames of a file have one size."""
     for i, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genhoi.media.files import IMAGE_SUFFIXES, PathLike, atomic_path, existing
 
-__all__ = ["BACKGROUND", "image_paths", "load_rgb", "read_image", "write_image"]
+__all__ = ["BACKGROUND", "image_paths", "load_rgb", "load_rgba", "read_image", "write_image"]
 
 BACKGROUND = 128
 
@@ -68,6 +68,25 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     Raises:
         ValueError: it is not an image.
     """
+    image = _load(path)
+    if _has_alpha(image):
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(below, image)
+    return np.array(image.convert("RGB"))
+
+
+def load_rgba(path: Path) -> np.ndarray | None:
+    """Read one image as uint8 [H, W, 4], upright; None where it cannot be transparent.
+
+    Raises:
+        ValueError: it is not an image.
+    """
+    image = _load(path)
+    return np.array(image.convert("RGBA")) if _has_alpha(image) else None
+
+
+def _load(path: Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
@@ -77,11 +96,11 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values instead of scaling them.
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, (background, background, background, 255))
-        image = Image.alpha_composite(below, image)
-    return np.array(image.convert("RGB"))
+    return image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

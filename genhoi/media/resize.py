@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from genhoi.media.clip import Clip
 from genhoi.media.image import BACKGROUND
 
-__all__ = ["ResizeMode", "fit_image", "nearest", "resize_clip", "resize_mask"]
+__all__ = ["ResizeMode", "fit_image", "nearest", "resize_clip", "resize_image", "resize_mask"]
 
 ResizeMode = Literal["crop", "exact"]
 
@@ -35,7 +35,7 @@ def resize_clip(clip: Clip, size: tuple[int, int], *, mode: ResizeMode = "crop")
     if (clip.height, clip.width) == tuple(size):
         return clip
     scaled = _scaled_size((clip.height, clip.width), size, mode)
-    frames = torch.stack([_resample(frame, scaled) for frame in clip.frames])
+    frames = torch.stack([resize_image(frame, scaled) for frame in clip.frames])
     return Clip(_center_crop(frames, size).contiguous(), clip.fps)
 
 
@@ -84,7 +84,7 @@ def fit_image(image: Tensor, size: tuple[int, int], *, background: int = BACKGRO
     )
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     out = torch.full((height, width, 3), background, dtype=torch.uint8)
-    out[top : top + inner[0], left : left + inner[1]] = _resample(image, inner)
+    out[top : top + inner[0], left : left + inner[1]] = resize_image(image, inner)
     return out
 
 
@@ -120,7 +120,10 @@ def _center_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return frames[:, top : top + size[0], left : left + size[1]]
 
 
-def _resample(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stretch an image, uint8 [H, W, 3], to (height, width)."""
+    if tuple(image.shape[:2]) == tuple(size):
+        return image
     resized = Image.fromarray(image.cpu().numpy()).resize(
         (size[1], size[0]), Image.Resampling.LANCZOS
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from genhoi.extras import needed_for
 from genhoi.media.clip import DEFAULT_FPS, Clip
+from genhoi.media.containers import open_video, pyav
+from genhoi.media.sound import copied_sound
 
 __all__ = ["MAX_GIF_FPS", "count_packets", "decode", "frame_rate", "write_gif", "write_video"]
 
@@ -22,7 +22,7 @@ _BT709 = 1
 
 def frame_rate(path: Path) -> Fraction:
     """Read frames a second: a video's average rate, or 24 where it does not tell."""
-    with _open_video(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
         if container.format.name == "gif" and stream.duration:
@@ -37,10 +37,10 @@ def count_packets(path: Path) -> int:
     Raises:
         ValueError: it is not readable.
     """
-    with _open_video(path) as container:
+    with open_video(path) as container:
         try:
             return sum(packet.size > 0 for packet in container.demux(video=0))
-        except _pyav().FFmpegError as error:
+        except pyav().FFmpegError as error:
             raise ValueError(f"{path}: cannot read this video to its end: {error}") from error
 
 
@@ -55,7 +55,7 @@ def decode(path: Path, max_frames: int | None) -> Iterator[np.ndarray]:
         ValueError: it is not readable, or holds no frame.
     """
     count = 0
-    with _open_video(path) as container:
+    with open_video(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         try:
             for frame in container.decode(video=0):
@@ -64,21 +64,21 @@ def decode(path: Path, max_frames: int | None) -> Iterator[np.ndarray]:
                 turns = round(frame.rotation / 90)
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                 count += 1
-        except _pyav().FFmpegError as error:
+        except pyav().FFmpegError as error:
             raise ValueError(f"{path}: broken after {count} frames ({error})") from error
     if count == 0:
         raise ValueError(f"{path}: holds no frame")
 
 
-def write_video(path: Path, clip: Clip) -> None:
-    """Write an .mp4 (H.264) or .webm (VP9); the suffix chooses."""
+def write_video(path: Path, clip: Clip, *, sound: Path | None = None) -> None:
+    """Write an .mp4 (H.264) or .webm (VP9), with the sound of another file; the suffix chooses."""
     webm = path.suffix.lower() == ".webm"
     codec, options = (
         ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"})
         if webm
         else ("libx264", {"crf": "15", "preset": "medium"})
     )
-    container = _pyav().open(str(path), mode="w", format="webm" if webm else "mp4")
+    container = pyav().open(str(path), mode="w", format="webm" if webm else "mp4")
     with container:
         stream: Any = container.add_stream(codec, rate=Fraction(clip.fps), options=options)
         stream.width, stream.height = clip.width, clip.height
@@ -87,15 +87,18 @@ def write_video(path: Path, clip: Clip) -> None:
         # Untagged colours are guessed by players, differently by size; tagged ones are not.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        for frame in _video_frames(clip):
-            frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=_BT709)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        with copied_sound(sound, container, clip.num_frames / Fraction(clip.fps)) as copy_until:
+            for frame in _video_frames(clip):
+                frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=_BT709)
+                container.mux(stream.encode(frame))
+                copy_until(frame.pts * frame.time_base)
+            container.mux(stream.encode(None))
+            copy_until(None)
 
 
 def write_gif(path: Path, clip: Clip) -> None:
     """Write a GIF with one palette made from all frames, so that still areas do not flicker."""
-    av = _pyav()
+    av = pyav()
     graph: Any = av.filter.Graph()
     time_base = 1 / Fraction(clip.fps)
     source = graph.add_buffer(
@@ -120,27 +123,8 @@ def write_gif(path: Path, clip: Clip) -> None:
         container.mux(stream.encode(None))
 
 
-def _pyav() -> ModuleType:
-    """Import PyAV where a video is: models and still images do without it."""
-    with needed_for("reading and writing videos"):
-        import av
-    return av
-
-
-def _open_video(path: Path) -> Any:
-    av = _pyav()
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{path}: not a video that can be read ({error})") from error
-    if not container.streams.video:
-        container.close()
-        raise ValueError(f"{path}: holds no video stream")
-    return container
-
-
 def _video_frames(clip: Clip) -> Iterator[Any]:
-    new_frame = _pyav().VideoFrame.from_ndarray
+    new_frame = pyav().VideoFrame.from_ndarray
     for i, pixels in enumerate(clip.frames):
         frame = new_frame(np.ascontiguousarray(pixels.cpu().numpy()), format="rgb24")
         frame.pts, frame.time_base = i, 1 / Fraction(clip.fps)

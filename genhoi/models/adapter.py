@@ -112,6 +112,12 @@ class GenHOIAdapter(nn.Module):
         self.layers[-1].lora_q.requires_grad_(False)
         return self
 
+    @property
+    def is_fresh(self) -> bool:
+        """Tell whether no weight has been trained, so that references add nothing of their own."""
+        ups = (up for name, up in self.named_parameters() if name.endswith((".up", "fc2.weight")))
+        return not any(bool(up.any()) for up in ups)
+
     def check_fits(self, transformer: nn.Module) -> None:
         """Raise ValueError, naming what differs, unless the adapter fits this base."""
         for name, wanted in base_sizes(transformer).items():

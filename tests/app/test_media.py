@@ -131,15 +131,81 @@ def test_a_mask_reads_back_without_noise(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize(("level", "inside"), [(0, False), (1, False), (127, False), (128, True)])
 def test_a_mask_is_binarised_above_127(tmp_path: Path, level: int, inside: bool) -> None:
-    Image.new("L", (8, 6), level).save(tmp_path / "mask.png")
-    assert bool(media.read_mask(tmp_path / "mask.png").all()) is inside
-    assert bool(media.read_mask(tmp_path / "mask.png").any()) is inside
+    values = np.zeros((10, 12), dtype=np.uint8)
+    values[:5], values[5, 0] = 255, level  # one pixel of a soft edge
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    mask = media.read_mask(tmp_path / "mask.png")[0]
+    assert mask[:5].all() and not mask[6:].any() and mask[5].tolist() == [inside] + 11 * [False]
 
 
 def test_sixteen_bit_masks_are_scaled(tmp_path: Path) -> None:
-    values = np.array([[0, 300, 32767, 33000, 65535]], dtype=np.uint16)
+    values = np.array([[0, 300, 32767, 33000, 65535] + 90 * [65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "mask.png")
-    assert media.read_mask(tmp_path / "mask.png").tolist() == [[[False, False, False, True, True]]]
+    assert media.read_mask(tmp_path / "mask.png")[0, 0].tolist() == 3 * [False] + 92 * [True]
+
+
+def painted(colour: tuple[int, ...], ground: np.ndarray) -> Image.Image:
+    picture = ground.copy()
+    picture[10:20, 12:30] = colour
+    return Image.fromarray(picture)
+
+
+PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+BLACK = np.zeros((40, 60, 3), dtype=np.uint8)
+NOTHING = np.zeros((40, 60, 4), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (painted((255, 0, 0), PHOTOGRAPH), ["neither black nor white", "genhoi mask"]),
+        (painted((255, 255, 255), PHOTOGRAPH), ["neither black nor white"]),
+        (painted((255, 0, 0), BLACK), ["neither black nor white in 8 % of frame 0"]),
+        (painted((100, 100, 100), BLACK), ["neither black nor white"]),
+        (painted((1, 1, 1), BLACK), ["nothing brighter than 1 of 255", "by 255"]),
+        (painted((40, 40, 40), BLACK), ["nothing brighter than 40 of 255"]),
+    ],
+    ids=["red-on-photo", "white-on-photo", "red-on-black", "grey-100", "0-and-1", "dark"],
+)
+def test_pictures_that_are_no_masks_are_refused(
+    tmp_path: Path, image: Image.Image, words: list[str]
+) -> None:
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="want white where to generate") as refusal:
+        media.read_mask(tmp_path / "mask.png")
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0, 255), (255, 0, 0, 128), (0, 0, 0, 200), (9, 9, 9, 1)])
+def test_a_transparent_layer_is_a_mask_whatever_its_colour(
+    tmp_path: Path, colour: tuple[int, ...]
+) -> None:
+    painted(colour, NOTHING).save(tmp_path / "mask.png")
+    mask = media.read_mask(tmp_path / "mask.png")[0]
+    assert mask[10:20, 12:30].all() and mask.sum() == 180
+
+
+def test_black_and_white_with_transparency_is_read_by_both(tmp_path: Path) -> None:
+    layer = NOTHING.copy()
+    layer[:, 10:, 3] = 255
+    layer[:, 30:, :3] = 255
+    layer[:, :5, :3] = 255  # transparent white
+    Image.fromarray(layer).save(tmp_path / "mask.png")
+    mask = media.read_mask(tmp_path / "mask.png")[0]
+    assert mask[:, 30:].all() and not mask[:, :30].any()
+
+
+@pytest.mark.parametrize("size", [(80, 45), (45, 80), (64, 64)])
+def test_a_mask_of_another_shape_than_the_clip_is_refused(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """4:3 clip; 16:9, standing and square masks belong to other frames."""
+    image = Image.new("L", size, 255)
+    image.save(tmp_path / "mask.png")
+    clip = media.Clip(torch.zeros(5, 48, 64, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="another shape than the clip's 64x48"):
+        media.read_mask(tmp_path / "mask.png", like=clip)
 
 
 def test_a_single_mask_image_serves_every_frame_at_the_clips_size(tmp_path: Path) -> None:
