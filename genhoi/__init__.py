@@ -80,4 +80,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """List what there is to use, for tab completion."""
+    return [name for name in __all__ if not name.startswith("_")]

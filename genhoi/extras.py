@@ -12,6 +12,7 @@ _EXTRAS = {
     "accelerate": ("accelerate", "wan"),
     "av": ("av", "video"),
     "click": ("click", "video"),
+    "cloup": ("cloup", "video"),
     "diffusers": ("diffusers", "wan"),
     "filelock": ("filelock", "train"),
     "huggingface_hub": ("huggingface_hub", "wan"),

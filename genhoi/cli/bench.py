@@ -10,7 +10,10 @@ import click
 
 __all__ = ["bench"]
 
-_SUITE = "import sys; from benchmarks.cli import bench; bench(prog_name=sys.argv.pop(1))"
+_SUITE = (
+    "import sys; from benchmarks.cli import bench; "
+    "bench(prog_name=sys.argv.pop(1), help_option_names=['-h', '--help'])"
+)
 
 
 @click.command(
@@ -20,7 +23,10 @@ _SUITE = "import sys; from benchmarks.cli import bench; bench(prog_name=sys.argv
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Time the op beside its peers, and say how far both are from what the machine allows."""
+    """Time the op beside its peers.
+
+    Also says how far both are from what the machine allows.
+    """
     checkout = _checkout()
     if checkout is None:
         raise click.ClickException(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import shlex
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from genhoi.cli.progress import progress_bar
+from genhoi.cli.texts import bytes_text, repeat_command, time_text
 from genhoi.conditioning.grid import STRIDES
 from genhoi.extras import needed_for
-from genhoi.media import check_target
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "DTYPES",
     "PATH",
+    "by_flags",
     "bytes_text",
     "free_targets",
     "parse_size",
@@ -30,32 +31,60 @@ __all__ = [
     "time_text",
 ]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PATH = click.Path(path_type=Path)
+
+
+class _Dtypes(Mapping[str, "torch.dtype"]):
+    """The dtypes to compute in, by name; torch is imported for the dtype, not for the names."""
+
+    _NAMES = ("float32", "bfloat16", "float16")
+
+    def __getitem__(self, name: str) -> torch.dtype:
+        if name not in self._NAMES:
+            raise KeyError(name)
+        import torch
+
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._NAMES)
+
+    def __len__(self) -> int:
+        return len(self._NAMES)
+
+
+DTYPES = _Dtypes()
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what bad input raises into one sentence and exit code 1."""
+    """Turn what bad input raises into one sentence, which names flags, and exit code 1."""
     try:
         with needed_for("this command"):
             yield
     except (ValueError, TypeError, OSError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
+        context = click.get_current_context(silent=True)
+        text = str(error)
+        raise click.ClickException(by_flags(text, context.command) if context else text) from error
 
 
-def progress_bar(console: Console, *fields: str, disable: bool = False) -> Progress:
-    """Make a bar with its share, the time so far, the description, and more fields of the task."""
-    return Progress(
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
-        console=console,
-        transient=True,
-        disable=disable,
-    )
+def by_flags(text: str, command: click.Command) -> str:
+    """Name a command's flags where a message begins with the names of its parameters.
+
+    Args:
+        text: a message, such as "learning_rate: got -1, wanted a positive number".
+        command: whose parameters may be named.
+
+    Returns:
+        "--learning-rate: got -1, wanted a positive number". Other messages are left as they are.
+    """
+    flags = {option.name: max(option.opts, key=len) for option in command.params}
+    named = re.match(r"(\w+(?:, \w+)*)(?=(?:\[\d+\])?: )", text)
+    names = named[1].split(", ") if named else []
+    if named is None or not set(names) <= set(flags):
+        return text
+    return ", ".join(flags[name] for name in names) + text[named.end() :]
 
 
 def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
@@ -65,6 +94,8 @@ def free_targets(folder: Path, *names: str, force: bool) -> tuple[Path, ...]:
         IsADirectoryError: a folder has the name of a result.
         FileExistsError: there is a result, and `force` is False.
     """
+    from genhoi.media import check_target
+
     targets = tuple(folder / name for name in names)
     for target in targets:
         if target.is_dir():
@@ -88,43 +119,3 @@ def parse_size(size: str) -> tuple[int, int]:
     if 0 in sides or not STRIDES.fits(*sides):
         raise ValueError(f"--size: got {size}, want both sides multiples of {STRIDES.token}")
     return sides
-
-
-def repeat_command(
-    command: str,
-    options: Mapping[str, Any],
-    *,
-    left_out: Collection[str],
-    flags: Mapping[str, str] | None = None,
-) -> str:
-    """Write a command line that does it again, with every default written out.
-
-    Args:
-        command: its name.
-        options: of the command, by the names of their parameters.
-        left_out: options that do not belong in it.
-        flags: name of a parameter -> that of its option, where they differ.
-    """
-    arguments: list[str] = []
-    for name, value in options.items():
-        if name in left_out or value is None or value is False:
-            continue
-        flag = "--" + (flags or {}).get(name, name).replace("_", "-")
-        for item in value if isinstance(value, tuple) else (value,):
-            arguments += [flag] if item is True else [flag, str(item)]
-    return shlex.join(["genhoi", command, *arguments])
-
-
-def bytes_text(count: float) -> str:
-    """Write a number of bytes with three digits and a unit."""
-    power = min(4, int(math.log(max(count, 1), 1000)))
-    return f"{count / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
-
-
-def time_text(seconds: float) -> str:
-    """Write a duration in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -6,27 +6,38 @@ import json
 from pathlib import Path
 
 import click
+import cloup
 
 from genhoi.cli.common import PATH, plain_errors
 
 __all__ = ["convert"]
 
 
-@click.command()
-@click.option(
-    "--weights",
-    required=True,
-    multiple=True,
-    type=PATH,
-    help="The release's: .safetensors or .pth, an index.json, or a folder; may be repeated.",
+@cloup.command()
+@cloup.option_group(
+    "Inputs",
+    cloup.option(
+        "--weights",
+        required=True,
+        multiple=True,
+        type=PATH,
+        help="The release's weights: .safetensors or .pth, an index.json, or a folder; may be "
+        "repeated.",
+    ),
+    cloup.option(
+        "--config", type=PATH, help="The release's settings, JSON.  [default: told by the weights]"
+    ),
 )
-@click.option("--config", type=PATH, help="The release's, JSON.  [default: told by the weights]")
-@click.option("--out", required=True, type=PATH, help="Folder for transformer/ and adapter/.")
-@click.option("--force", is_flag=True, help="Overwrite existing results.")
+@cloup.option_group(
+    "Results",
+    cloup.option("--out", required=True, type=PATH, help="Folder for transformer/ and adapter/."),
+    cloup.option("--force", is_flag=True, help="Overwrite existing results."),
+)
 def convert(weights: tuple[Path, ...], config: Path | None, out: Path, force: bool) -> None:
-    """Convert the authors' weights into a diffusers Wan transformer and a GenHOI adapter.
+    """Convert the authors' weights.
 
-    Nothing is cast. Weights are mapped into memory, not loaded.
+    They become a diffusers Wan transformer and a GenHOI adapter. Nothing is cast. Weights are
+    mapped into memory, not loaded.
     """
     with plain_errors():
         from genhoi.convert import from_official, load_weights

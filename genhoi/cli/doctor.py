@@ -6,41 +6,58 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 
-import click
-import torch
-from rich.console import Console
+import cloup
 from rich.table import Table
 
-import genhoi_kernels
+from genhoi.cli.output import Output, with_output
 
 __all__ = ["doctor"]
 
 
-@click.command()
-def doctor() -> None:
-    """Say which versions are installed and which backends run here, or why not."""
-    console = Console()
+@cloup.command()
+@with_output
+def doctor(output: Output) -> None:
+    """Say what is installed, and what runs here.
+
+    Lists versions, the GPU and the CPU that torch sees, and every backend of the kernels with the
+    reason where it is not usable.
+    """
+    from genhoi_kernels import backends
+
+    versions = dict(_versions())
     table = Table(show_header=False, title="Installation", title_justify="left")
-    for name, value in _versions():
+    for name, value in versions.items():
         table.add_row(name, value)
-    console.print(table)
+    output.show(table)
     table = Table(title="Backends, in the order in which they are tried", title_justify="left")
     for column in ("name", "usable", "about"):
         table.add_column(column)
-    for status in genhoi_kernels.backends():
+    found = list(backends())
+    for status in found:
         table.add_row(status.name, "yes" if status.usable else "no", status.reason)
-    console.print(table)
+    output.show(table)
+    output.finish(
+        {
+            "installation": versions,
+            "backends": [
+                {"name": s.name, "usable": bool(s.usable), "about": s.reason} for s in found
+            ],
+        }
+    )
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    import torch
+
+    import genhoi_kernels
+
     yield "genhoi", genhoi_kernels.__version__
     yield "python", platform.python_version()
     yield "torch", torch.__version__
     for package in ("triton", "flash-attn", "diffusers"):
         yield package, _installed(package)
     yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
-    yield "GPU", gpu
+    yield "GPU", _gpu()
     info = genhoi_kernels.build_info()
     yield "CPU", info["cpu"]
     yield "compiled kernels", "yes" if info["native"] else info["reason"]
@@ -54,6 +71,17 @@ def _versions() -> Iterator[tuple[str, str]]:
     for key, label in labels.items():
         if key in info:
             yield label, _text(info[key])
+
+
+def _gpu() -> str:
+    """Name the GPU, or say why torch has none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "none: this torch is built for CPUs alone"
+    return "none: torch finds no GPU, or no driver that fits it"
 
 
 def _installed(package: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import cloup
 from rich.console import Console
 
 from genhoi.cli.common import (
@@ -15,13 +17,12 @@ from genhoi.cli.common import (
     plain_errors,
     progress_bar,
 )
-from genhoi.conditioning.masks import MaskRule
-from genhoi.editing.inputs import read_clip_and_masks
+from genhoi.cli.device import chosen_device
 from genhoi.extras import need
-from genhoi.inspection.figure import draw_inspection
-from genhoi.inspection.inspect import Inspection, inspect_clip
-from genhoi.inspection.summary import summary_table, write_summary
-from genhoi.media import read_image
+
+if TYPE_CHECKING:
+    from genhoi.conditioning.masks import MaskRule
+    from genhoi.inspection.inspect import Inspection
 
 __all__ = ["inspect"]
 
@@ -29,50 +30,78 @@ _MOST_FRAMES = 81
 _LONG_SIDE = 480
 
 
-@click.command()
-@click.option("--video", required=True, type=PATH, help="Clip: video, GIF, or folder of images.")
-@click.option(
-    "--mask",
-    required=True,
-    type=PATH,
-    help="White where hand and object are: video, folder or image.",
+@cloup.command()
+@cloup.option_group(
+    "Inputs",
+    cloup.option("--video", required=True, type=PATH, help="Clip: video, GIF, or image folder."),
+    cloup.option(
+        "--mask",
+        required=True,
+        type=PATH,
+        help="White where hand and object are: video, folder or image.",
+    ),
+    cloup.option("--object", "object_", required=True, type=PATH, help="Picture of the object."),
 )
-@click.option("--object", "object_", required=True, type=PATH, help="Picture of the object.")
-@click.option(
-    "--out", default="genhoi-inspect", show_default=True, type=PATH, help="Folder for the results."
+@cloup.option_group(
+    "Settings",
+    cloup.option(
+        "--frames",
+        type=click.IntRange(5),
+        help="Frames from the start, 1 + 4 n.  [default: all, at most 81]",
+    ),
+    cloup.option(
+        "--size",
+        help="WIDTHxHEIGHT, multiples of 16.  [default: the clip's, at most 480 on the long side]",
+    ),
+    cloup.option(
+        "--mask-rule",
+        default="release",
+        show_default=True,
+        type=click.Choice(["release", "any"]),
+        help="When a token counts as masked: mostly inside, or touched at all.",
+    ),
+    cloup.option(
+        "--heads",
+        default=12,
+        show_default=True,
+        type=click.IntRange(1),
+        help="How many attention heads.",
+    ),
+    cloup.option(
+        "--head-dim",
+        default=64,
+        show_default=True,
+        type=click.IntRange(2),
+        help="How many values a head has, even.",
+    ),
 )
-@click.option(
-    "--heads", default=12, show_default=True, type=click.IntRange(1), help="Attention heads."
+@cloup.option_group(
+    "Computing",
+    cloup.option(
+        "--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1."
+    ),
+    cloup.option(
+        "--dtype",
+        default="float32",
+        show_default=True,
+        type=click.Choice(list(DTYPES)),
+        help="What is computed in.",
+    ),
+    cloup.option(
+        "--backend", help="One that `genhoi doctor` lists.  [default: the first that fits]"
+    ),
 )
-@click.option(
-    "--head-dim", default=64, show_default=True, type=click.IntRange(2), help="Values a head, even."
+@cloup.option_group(
+    "Results",
+    cloup.option(
+        "--out",
+        default="genhoi-inspect",
+        show_default=True,
+        type=PATH,
+        help="Folder for the results.",
+    ),
+    cloup.option("--force", is_flag=True, help="Overwrite existing results."),
 )
-@click.option(
-    "--frames",
-    type=click.IntRange(5),
-    help="Frames from the start, 1 + 4 n.  [default: all, at most 81]",
-)
-@click.option(
-    "--size",
-    help="WIDTHxHEIGHT, multiples of 16.  [default: the clip's, at most 480 on the long side]",
-)
-@click.option(
-    "--mask-rule",
-    default="release",
-    show_default=True,
-    type=click.Choice(["release", "any"]),
-    help="When a token counts as masked: mostly inside, or touched at all.",
-)
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(list(DTYPES)),
-    help="Computed in.",
-)
-@click.option("--backend", help="One that `genhoi doctor` lists.  [default: the first that fits]")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda.")
-@click.option("--force", is_flag=True, help="Overwrite existing results.")
 def inspect(
     video: Path,
     mask: Path,
@@ -88,14 +117,22 @@ def inspect(
     device: str,
     force: bool,
 ) -> None:
-    """Show where a clip looks at the object's picture, frame by frame, and what the op costs.
+    """Show where a clip looks at an object.
 
+    Draws, frame by frame, which of its tokens look at the object's picture, and times the op.
     Writes inspect.png and inspect.json. No model is loaded: the clip's own colours stand for its
     features.
     """
     console = Console()
     with plain_errors():
+        from genhoi.editing.inputs import read_clip_and_masks
+        from genhoi.inspection.figure import draw_inspection
+        from genhoi.inspection.inspect import inspect_clip
+        from genhoi.inspection.summary import write_summary
+        from genhoi.media import read_image
+
         need("matplotlib", "drawing")
+        where = chosen_device(device)
         picture, numbers = free_targets(out, "inspect.png", "inspect.json", force=force)
         with console.status("Reading the clip"):
             clip, (inside,) = read_clip_and_masks(
@@ -122,7 +159,7 @@ def inspect(
                 dtype=DTYPES[dtype],
                 backend=backend,
                 mask_rule=mask_rule,
-                device=device,
+                device=str(where),
                 progress=show,
             )
             bar.update(task, description="drawing")
@@ -134,6 +171,8 @@ def inspect(
 
 
 def _report(console: Console, inspection: Inspection) -> None:
+    from genhoi.inspection.summary import summary_table
+
     console.print(summary_table(inspection))
     timing, about = inspection.timing, inspection.environment
     if timing is not None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import torch
+import cloup
 from rich.console import Console
 
 from genhoi.cli.common import PATH, bytes_text, plain_errors
+from genhoi.cli.device import chosen_device
 from genhoi.cli.train_flags import setting_flags, setting_text
 from genhoi.cli.train_screen import Screen, StepsShown
 from genhoi.extras import how_to_install, is_installed, need
@@ -31,22 +32,29 @@ _OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples")
 _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule")
 
 
-@click.command()
-@click.option("--config", type=PATH, help="YAML file of these settings; flags win over it.")
+@cloup.command()
+@cloup.option_group(
+    "The run",
+    cloup.option("--config", type=PATH, help="YAML file of these settings; flags win over it."),
+    cloup.option(
+        "--out", default="genhoi-train", show_default=True, type=PATH, help="Folder of the run."
+    ),
+    cloup.option(
+        "--latents", type=PATH, help="Folder of the encoded clips.  [default: OUT/latents]"
+    ),
+    cloup.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Where to train.  [default: cuda if there is one, else cpu]",
+    ),
+    cloup.option(
+        "--fresh",
+        is_flag=True,
+        help="Start anew: remove checkpoints, metrics and samples of the run in OUT.",
+    ),
+    cloup.option("--dry-run", is_flag=True, help="Only say what it would take."),
+)
 @setting_flags
-@click.option(
-    "--out", default="genhoi-train", show_default=True, type=PATH, help="Folder of the run."
-)
-@click.option("--latents", type=PATH, help="Folder of the encoded clips.  [default: OUT/latents]")
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), help="[default: cuda if there is one, else cpu]"
-)
-@click.option(
-    "--fresh",
-    is_flag=True,
-    help="Start anew: remove checkpoints, metrics and samples of the run in OUT.",
-)
-@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
 def train(
     config: Path | None,
     out: Path,
@@ -56,12 +64,13 @@ def train(
     dry_run: bool,
     **flags: Any,
 ) -> None:
-    """Train an adapter on a base, by rebuilding clips whose hand and object are hidden.
+    """Train an adapter on your clips, or on made ones.
 
-    Clips are encoded once. A run that was interrupted goes on when the command is repeated, or with
-    `genhoi train --out OUT` alone. Writes OUT/adapter (or OUT/base with --stage base), and while it
-    runs checkpoints/, metrics.csv, tensorboard/ and samples/. On several GPUs: `accelerate launch
-    -m genhoi.cli train ...`, or torchrun in its place.
+    It learns to rebuild clips whose hand and object are hidden, on a frozen base. Clips are encoded
+    once. A run that was interrupted goes on when the command is repeated, or with `genhoi train
+    --out OUT` alone. Writes OUT/adapter (or OUT/base with --stage base), and while it runs
+    checkpoints/, metrics.csv, tensorboard/ and samples/. On several GPUs: `accelerate launch -m
+    genhoi.cli train ...`, or torchrun in its place.
     """
     with plain_errors():
         changes = {name: value for name, value in flags.items() if value is not None}
@@ -120,8 +129,7 @@ def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | Non
     names = [known.name for known in backends()]
     if config.backend is not None and config.backend not in names:
         raise ValueError(f"backend: got {config.backend!r}, wanted one of {', '.join(names)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: got cuda, wanted cpu, for torch finds no GPU that it can use")
+    chosen_device(device)
     if config.data != "synthetic" and config.clips != TrainConfig().clips:
         raise ValueError(
             f"clips: got {config.clips} with data {config.data}, wanted it for synthetic clips only"
@@ -168,6 +176,8 @@ def _dry_run(config: TrainConfig) -> None:
 def _run(
     config: TrainConfig, accelerator: Accelerator, out: Path, latents: Path, fresh: bool
 ) -> None:
+    import torch
+
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
     from genhoi.training.clips import open_clips

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, get_args, get_origin, get_type_hints
 
-import click
+import cloup
 
 __all__ = ["setting_flags", "setting_text"]
+
+
+# Every field of TrainConfig, under the headings of the help.
+_GROUPS = {
+    "Base": "stage base",
+    "Clips": "data clips frames height width mask data_seed object_from_mask",
+    "Optimiser": "steps batch learning_rate warmup decay weight_decay clip_norm ema seed",
+    "Task": "given reference_dropout mask_weight mask_rule shift",
+    "Adapter": (
+        "adapter rank queries_keys gate_init mask_gate flow_gate schedule video_rank train_base"
+    ),
+    "Memory and speed": ("micro_batch checkpointing base_dtype precision parallel workers backend"),
+    "While it runs": "log_every checkpoint_every keep sample_every samples",
+}
 
 
 def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,21 +30,26 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     from genhoi.training.config import TrainConfig
 
     hints, helps = get_type_hints(TrainConfig), _field_help(TrainConfig.__doc__ or "")
-    for item in reversed(dataclasses.fields(TrainConfig)):
-        flag = item.name.replace("_", "-")
-        default = TrainConfig().to_dict()[item.name]
-        shown = setting_text(default)
-        if hints[item.name] is bool:
-            shown = ("" if default else "no-") + flag
-            flag = f"{flag}/--no-{flag}"
-        command = click.option(
-            f"--{flag}",
-            item.name,
-            default=None,
-            metavar=_metavar(hints[item.name]),
-            help=f"{helps.get(item.name, '')}  [default: {shown}]",
-        )(command)
+    defaults = TrainConfig().to_dict()
+    for title, names in reversed(_GROUPS.items()):
+        flags = [_flag(name, hints[name], defaults[name], helps[name]) for name in names.split()]
+        command = cloup.option_group(title, *flags)(command)
     return command
+
+
+def _flag(name: str, hint: Any, default: Any, about: str) -> Callable[[Any], Any]:
+    flag = name.replace("_", "-")
+    shown = setting_text(default)
+    if hint is bool:
+        shown = ("" if default else "no-") + flag
+        flag = f"{flag}/--no-{flag}"
+    return cloup.option(
+        f"--{flag}",
+        name,
+        default=None,
+        metavar=_metavar(hint),
+        help=f"{about}  [default: {shown}]",
+    )
 
 
 def _field_help(docstring: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from genhoi.cli.common import progress_bar
+from genhoi.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -5,24 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import cloup
 
 from genhoi.cli.common import plain_errors
-from genhoi_kernels.tune import command
 
 __all__ = ["tune"]
 
 
-@click.command(help=command.HELP)
-@click.option("--shapes", multiple=True, help=command.OPTIONS["shapes"])
-@click.option("--dtype", "dtypes", multiple=True, help=command.OPTIONS["dtype"])
-@click.option("--device", help=command.OPTIONS["device"])
-@click.option(
-    "--case-seconds",
-    default=command.CASE_SECONDS,
-    type=float,
-    help=command.OPTIONS["case-seconds"],
+# The texts and the default are those of genhoi_kernels.tune.command, which imports torch;
+# tests/app/test_cli.py compares them.
+@cloup.command()
+@cloup.option_group(
+    "What to time",
+    cloup.option(
+        "--shapes",
+        multiple=True,
+        help="Named shape, or video tokens as FxHxW; may be repeated.  [default: the named ones]",
+    ),
+    cloup.option(
+        "--dtype",
+        "dtypes",
+        multiple=True,
+        help="bfloat16, float16 or float32; may be repeated.  [default: bfloat16]",
+    ),
+    cloup.option("--device", help="Which GPU, such as cuda:1.  [default: cuda]"),
+    cloup.option(
+        "--case-seconds",
+        default=600.0,
+        help="Of a shape and use, after which no further backend is begun.  [default: 600]",
+    ),
 )
 def tune(**options: Any) -> None:
-    """Time this GPU's backends, and remember which is the fastest."""
+    """Time this GPU's backends, and remember the fastest.
+
+    Writes choices.json in the cache folder ($GENHOI_CACHE, or the platform's), by which later calls
+    without a backend's name choose.
+    """
     with plain_errors():
+        from genhoi_kernels.tune import command
+
         command.tune(**options, say=click.echo)

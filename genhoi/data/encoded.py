@@ -260,7 +260,7 @@ def conditions_for(base: Base, given: Collection[str]) -> tuple[Given, ...]:
 
     Args:
         base: whose codec is used.
-        given: names of `genhoi.training.objective.GivenFrames`.
+        given: names of `genhoi.training.config.GivenFrames`.
     """
     names: tuple[Given, ...] = get_args(Given)
     if not base.frames_apart:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genhoi.evaluation.checks import check_frames, check_picture, check_region
+from genhoi.evaluation.colour import lab
 
 __all__ = ["colour_similarity", "object_pixels", "texture_similarity"]
 
@@ -73,9 +74,9 @@ def colour_similarity(
         TypeError, ValueError: something has another type or shape.
     """
     shown = _check_object(frames, region, picture, picture_region)
-    wanted = _soft_histogram(_lab(picture[shown]), _LAB)
+    wanted = _soft_histogram(lab(picture[shown]), _LAB)
     values = [
-        _intersection(_soft_histogram(_lab(frame[inside]), _LAB), wanted)
+        _intersection(_soft_histogram(lab(frame[inside]), _LAB), wanted)
         for frame, inside in zip(frames, region, strict=True)
     ]
     return torch.stack(values)
@@ -150,25 +151,6 @@ def _soft_histogram(points: Tensor, axes: Sequence[_Axis]) -> Tensor:
         weight = (weight[:, None] * shares).flatten(0, 1)
         total *= nodes
     return torch.bincount(index.flatten(), weights=weight.flatten(), minlength=total) / len(points)
-
-
-def _lab(pixels: Tensor) -> Tensor:
-    """Convert sRGB uint8 [P, 3] into CIELAB, white D65, float64 [P, 3]."""
-    coded = pixels.double() / 255
-    linear = torch.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
-    to_xyz = linear.new_tensor(
-        [
-            [0.4124564, 0.3575761, 0.1804375],
-            [0.2126729, 0.7151522, 0.0721750],
-            [0.0193339, 0.1191920, 0.9503041],
-        ]
-    )
-    xyz = linear @ (to_xyz / to_xyz.sum(dim=1, keepdim=True)).T
-    bent = torch.where(
-        xyz > (6 / 29) ** 3, xyz.clamp(min=1e-9) ** (1 / 3), xyz * 841 / 108 + 4 / 29
-    )
-    x, y, z = bent.unbind(dim=1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
 
 def _luma(image: Tensor) -> Tensor:

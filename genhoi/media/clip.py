@@ -14,7 +14,7 @@ __all__ = ["DEFAULT_FPS", "Clip"]
 DEFAULT_FPS = Fraction(24)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clip:
     """Frames of a video and their rate.
 
@@ -25,6 +25,11 @@ class Clip:
     Raises:
         TypeError: `frames` is not a uint8 tensor.
         ValueError: `frames` has another shape or is empty, or `fps` is not positive.
+
+    Example:
+        >>> import torch
+        >>> Clip(torch.zeros(9, 32, 48, 3, dtype=torch.uint8), fps=24)
+        Clip(9 frames, 48x32, 24 fps)
     """
 
     frames: Tensor
@@ -39,6 +44,11 @@ class Clip:
         if len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ValueError(f"frames: got shape {shape}, want [F, H, W, 3] with no size zero")
         object.__setattr__(self, "fps", _rate(self.fps))
+
+    def __repr__(self) -> str:
+        """Say how long and large it is, not its pixels."""
+        count = f"{self.num_frames} frame{'s' if self.num_frames > 1 else ''}"
+        return f"Clip({count}, {self.width}x{self.height}, {float(self.fps):.6g} fps)"
 
     @property
     def num_frames(self) -> int:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genhoi.training.objective import (
         Batch,
-        GivenFrames,
         SampleChoices,
         given_condition,
         make_batch,
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
-    "GivenFrames",
     "SampleChoices",
     "given_condition",
     "make_batch",

@@ -12,14 +12,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from genhoi.conditioning.grid import STRIDES
-from genhoi.conditioning.masks import MaskRule
 from genhoi.models.adapter_config import FlowGateReduction, GateInit, Schedule
-from genhoi.training.objective import GivenFrames
 
-__all__ = ["TrainConfig", "changed_settings", "parse_setting", "read_config"]
+__all__ = ["GivenFrames", "TrainConfig", "changed_settings", "parse_setting", "read_config"]
 
 Stage = Literal["adapter", "base"]
 Mask = Literal["tight", "box", "mixed"]
+# "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
+# are for bases that encode every latent frame by itself.
+GivenFrames = Literal["none", "first", "first_last", "near", "mixed"]
+# As genhoi.conditioning.masks has it, whose torch is not waited for where only settings are read.
+MaskRule = Literal["release", "any"]
 
 _NOT_NEGATIVE = (
     "warmup",
@@ -42,39 +45,41 @@ class TrainConfig:
             itself, without any reference (for tiny ones).
         base: "tiny", "tiny-untrained", the folder of a tiny base, or a diffusers Wan pipeline.
         data: "synthetic", or a folder or CSV of clips (see `genhoi.data.folders`).
-        clips: number of synthetic clips.
-        frames: of every clip, 1 + 4 n; longer ones are cut into several.
-        height, width: of every clip, multiples of 16; others are resized, and cut at the sides.
-        mask: of synthetic clips: close to hand and object, or a box around both.
-        data_seed: another one gives other synthetic clips.
+        clips: how many synthetic clips are made.
+        frames: length of every clip, 1 + 4 n; longer ones are cut into several.
+        height, width: size of every clip, multiples of 16; others are resized, and cut at the
+            sides.
+        mask: how synthetic clips are masked: close to hand and object, or a box around both.
+        data_seed: another number makes other synthetic clips.
         object_from_mask: where your own clips lack a picture of the object, cut it out of the clip.
         steps: steps of the optimiser, in all.
         batch: samples a step, over all processes.
         micro_batch: samples a process takes at once; gradients are accumulated over the rest.
             None: all at once.
-        learning_rate: after the warm-up.
+        learning_rate: learning rate after the warm-up.
         warmup: steps over which the learning rate rises.
         decay: share of the steps, at the end, over which the learning rate falls to a tenth.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         clip_norm: the gradient's norm is cut to it.
         ema: decay of the weights' moving average, which is sampled from and saved; 0 for none.
-        shift: of the noise levels, towards noise. None: the base's own.
+        shift: how far noise levels are shifted towards noise. None: as the base wants it.
         mask_weight: weight of the loss where something is to be generated; 1 elsewhere.
         given: which frames are given, finished, and how often: none, first, first_last, and for a
             tiny base near (one beside every hidden one) and mixed (none to half of them).
         reference_dropout: how often a sample sees no reference.
-        mask_rule: when a token counts as masked for the gate. None: the base's own.
+        mask_rule: when a token counts as masked for the gate. None: as the base wants it.
         adapter: folder or Hub name of an adapter to go on from; None for a fresh one.
-        rank: of a fresh adapter's low-rank weights.
+        rank: rank of a fresh adapter's low-rank weights.
         queries_keys: whether the low-rank weights of q and k are trained, or those of v alone.
-        gate_init: of a fresh adapter: gates start open, or at one half.
-        mask_gate: of a fresh adapter: whether only tokens inside the mask see the reference.
-        flow_gate: of a fresh adapter: a gate for every token or sequence, or none.
-        schedule: of a fresh adapter: paper, release, or the frame of all heads' references.
-        video_rank: of low-rank weights on the video's own q, k, v (through peft); 0 for none.
+        gate_init: whether a fresh adapter's gates start open, or at one half.
+        mask_gate: whether a fresh adapter lets only tokens inside the mask see the reference.
+        flow_gate: whether a fresh adapter has a gate for every token or sequence, or none.
+        schedule: where a fresh adapter puts references in time: paper, release, or the frame of
+            all heads.
+        video_rank: rank of low-rank weights on the video's own q, k, v (through peft); 0 for none.
         train_base: train the whole base along with the adapter (for tiny ones).
-        backend: of the fused op, see `genhoi doctor`; None for the first that fits.
-        base_dtype: "bfloat16" halves the memory of a frozen base.
+        backend: backend of the fused op, see `genhoi doctor`; None for the first that fits.
+        base_dtype: what a frozen base is kept in: bfloat16 halves its memory.
         precision: "bf16" computes in it under autocast; "no" in float32.
         parallel: how several processes share the work: "ddp" or "fsdp" (FSDP2).
         checkpointing: compute activations again in the backward pass, to save memory.
@@ -82,9 +87,9 @@ class TrainConfig:
         log_every: steps between two rows of metrics.
         checkpoint_every: steps between two checkpoints; 0 for the last one alone.
         sample_every: steps between two sheets of samples; 0 for none.
-        keep: number of checkpoints that are kept, the latest ones.
+        keep: how many checkpoints are kept, the latest ones.
         samples: clips that a sample sheet shows.
-        seed: of weights, order and noise.
+        seed: seed of weights, order and noise.
 
     Raises:
         ValueError: an option is unknown or out of range.

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.data.encoded import EncodedClips, Given
 from genhoi.models.protocol import VideoModel
 from genhoi.models.sampling import TIMESTEPS, shifted
+from genhoi.training.config import GivenFrames
 
 __all__ = [
     "Batch",
-    "GivenFrames",
     "SampleChoices",
     "given_condition",
     "make_batch",
@@ -35,10 +35,6 @@ __all__ = [
     "sample_of",
     "seeing_tokens",
 ]
-
-# "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
-# are for bases that encode every latent frame by itself.
-GivenFrames = Literal[Given, "near", "mixed"]
 
 _NEAR_PERIOD = 4
 

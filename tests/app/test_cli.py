@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.console import Console
 from support.command_lines import command_line
 
+import genhoi
 import genhoi_kernels
 from genhoi import media
-from genhoi.cli import inspect as inspect_command
 from genhoi.cli import main
+from genhoi.cli.common import by_flags
+from genhoi.cli.device import chosen_device
+from genhoi.cli.group import SECTIONS
+from genhoi.cli.output import Output, with_output
+from genhoi.cli.progress import progress_bar
+from genhoi.cli.tune import tune
 from genhoi.editing.inputs import default_size
 from genhoi.media import Clip
+from genhoi_kernels.tune import command
 
 
 @pytest.fixture
@@ -107,8 +120,8 @@ def test_results_are_not_overwritten_and_this_is_said_at_once(
         raise AssertionError("the check must come first")
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspect_command, "read_clip_and_masks", no_long_work)
-        patch.setattr(inspect_command, "inspect_clip", no_long_work)
+        patch.setattr("genhoi.editing.inputs.read_clip_and_masks", no_long_work)
+        patch.setattr("genhoi.inspection.inspect.inspect_clip", no_long_work)
         refused(run(*inputs), "inspect.json exists already; --force overwrites it")
     assert (tmp_path / "out" / "inspect.json").read_text() == "mine"
     assert run(*inputs, "--force").exit_code == 0
@@ -137,7 +150,7 @@ def test_an_interruption_leaves_nothing_behind(
         (["--frames", "21"], ["--frames: got 21", "has only 11"]),
         (["--size", "big"], ["--size: got 'big'"]),
         (["--size", "50x48"], ["--size: got 50x48", "multiples of 16"]),
-        (["--head-dim", "15"], ["head_dim: got 15"]),
+        (["--head-dim", "15"], ["--head-dim: got 15"]),
         (["--backend", "abacus"], ["abacus"]),
         (["--dtype", "int8"], ["int8"]),
     ],
@@ -175,3 +188,209 @@ def test_doctor_lists_every_backend_and_version() -> None:
 
 def test_version() -> None:
     assert run("--version").output.strip() == f"genhoi, version {genhoi_kernels.__version__}"
+
+
+# -------------------------------------------------------------------------- help, and what it costs
+
+
+def commands() -> list[tuple[str, str]]:
+    return [(name, about) for found in SECTIONS.values() for name, (_, about) in found.items()]
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Name the modules that a command imports, in a process of its own."""
+    code = (
+        "import sys\nfrom genhoi.cli.__main__ import run\n"
+        f"sys.argv = {['genhoi', *arguments]!r}\n"
+        "try: run()\nexcept SystemExit: pass\n"
+        "print('\\n'.join(['MODULES', *sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.partition("MODULES")[2].split())
+
+
+def test_the_list_of_commands_waits_for_no_torch() -> None:
+    assert not {"torch", "diffusers", "numpy"} & imported_by("--help")
+    # Another one's help: of each command that computes nothing before it imports.
+    for name in ("inspect", "train", "eval", "doctor", "convert", "tune"):
+        assert not {"torch", "diffusers"} & imported_by(name, "-h"), name
+
+
+def test_the_list_says_what_the_commands_say() -> None:
+    for name, about in commands():
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert (command.help or "").partition(".")[0] + "." == about.partition(".")[0] + ".", name
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_help_has_whole_sentences(name: str) -> None:
+    if name == "bench":  # its help is that of another program
+        return
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    for option in command.params:
+        assert isinstance(option, click.Option)
+        text = (option.help or "").partition("  [default")[0]
+        assert text.endswith((".", "]")), f"{name} {option.name}: {text}"
+    shown = run(name, "-h").output
+    assert shown == run(name, "--help").output
+    assert "..." not in shown.replace("train ...", "")
+
+
+def test_the_commands_are_listed_in_order() -> None:
+    shown = run("-h").output
+    places = [shown.index(f"\n  {name} ") for name, _ in commands()]
+    assert places == sorted(places)
+    assert shown.index("Start here:") < shown.index("Tools:")
+    for _, about in commands():
+        assert about in shown
+
+
+def test_what_tune_says_is_what_the_kernels_say() -> None:
+    flags = {
+        option.opts[0][2:]: option for option in tune.params if isinstance(option, click.Option)
+    }
+    assert {name: flag.help for name, flag in flags.items()} == command.OPTIONS
+    assert flags["case-seconds"].default == command.CASE_SECONDS
+
+
+# ----------------------------------------------------------------------------------- what is shared
+
+
+def test_messages_name_flags() -> None:
+    for name, _ in commands():
+        found = main.get_command(click.Context(main), name)
+        assert found is not None
+        for option in found.params:
+            if isinstance(option, click.Option):
+                flag = max(option.opts, key=len)
+                assert by_flags(f"{option.name}: got 1, want 2", found) == f"{flag}: got 1, want 2"
+    found = main.get_command(click.Context(main), "train")
+    assert found is not None
+    assert by_flags("height, width: got 1 and 2", found) == "--height, --width: got 1 and 2"
+    for text in ("video.mp4: no such file", "no such file: steps", "height, depth: got 1", "steps"):
+        assert by_flags(text, found) == text
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta", ""])
+def test_a_device_that_does_not_exist_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=r"^--device: got .*, want cpu, cuda, or one GPU such as"):
+        chosen_device(device)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chosen_device(None) == chosen_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"^--device: got cuda, but torch sees no CUDA GPU here"):
+        chosen_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert chosen_device(None) == torch.device("cuda")
+    assert chosen_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"^--device: got cuda:1, but torch sees 1 CUDA GPU"):
+        chosen_device("cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_commands_refuse_the_gpu_before_they_read_anything(inputs: list[str]) -> None:
+    refused(run(*inputs, "--device", "cuda"), "--device: got cuda, but torch sees no CUDA GPU here")
+    refused(run("tune"), "--device: got 'cuda', wanted a GPU")
+    refused(run("train", "--device", "cuda"), "--device: got cuda, but torch sees no CUDA GPU here")
+
+
+def test_json_on_standard_output_and_text_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "doctor.log"
+    for _ in range(2):
+        result = run("doctor", "--json", "--log-file", str(log))
+        assert result.exit_code == 0
+        record = json.loads(result.stdout)
+        assert record["installation"]["torch"] == torch.__version__
+        assert [one["name"] for one in record["backends"]] == [
+            status.name for status in genhoi_kernels.backends()
+        ]
+        assert torch.__version__ in result.stderr
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
+    assert sum("doctor: started" in line for line in lines) == 2  # appended
+    assert sum("Installation" in line for line in lines) == 2
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    result = run("doctor", "--json", "--colour")
+    assert (result.exit_code, json.loads(result.stdout)) == (
+        1,
+        {"error": "No such option '--colour'."},
+    )
+    (tmp_path / "file").write_text("")
+    result = run("doctor", "--json", "--log-file", str(tmp_path / "file" / "log"))
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"].startswith("--log-file: ")
+
+
+def test_an_output_stops_and_fails_in_json(tmp_path: Path) -> None:
+    @click.command()
+    @with_output
+    @click.option("--how")
+    def work(output: Output, how: str) -> None:
+        output.say("working")
+        if how == "stop":
+            output.stop("Interrupted.", code=130)
+        if how == "ctrl-c":
+            raise KeyboardInterrupt
+        if how == "fail":
+            raise ValueError("how: got fail, want better")
+        output.finish({"loss": float("nan"), "path": tmp_path, "sizes": (1, 2)})
+
+    group = type(main)("all", commands={"work": work})
+
+    def done(*arguments: str) -> Result:
+        return CliRunner().invoke(group, ["work", *arguments])
+
+    log = tmp_path / "log"
+    ended = done("--json", "--log-file", str(log))
+    assert json.loads(ended.stdout) == {"loss": None, "path": str(tmp_path), "sizes": [1, 2]}
+    assert done().stdout == "working\n"
+    for how, code, error in (
+        ("stop", 130, "Interrupted."),
+        ("ctrl-c", 130, "interrupted"),
+        ("fail", 1, "--how: got fail, want better"),
+    ):
+        ended = done("--how", how, "--json", "--log-file", str(log))
+        assert (ended.exit_code, json.loads(ended.stdout)) == (code, {"error": error})
+        assert error.lower() in log.read_text().lower()
+    ended = done("--how", "stop")
+    assert (ended.exit_code, ended.stderr) == (130, "Interrupted.\n")
+
+
+def test_progress_is_lines_where_no_bar_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(file=io.StringIO())
+    with progress_bar(console, seconds=0) as bar:
+        task = bar.add_task("reading", total=4)
+        bar.update(task, completed=1, description="frame 1 of 4")
+        bar.update(task, completed=4)
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"25%, 0 s, 0 s left: frame 1 of 4", first)
+    assert last.startswith("100%, ")
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    with progress_bar(console, seconds=0, disable=True) as bar:
+        bar.update(bar.add_task("", total=1), completed=1)
+    with progress_bar(console, seconds=1000) as bar:
+        bar.update(bar.add_task("", total=1), completed=1)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_package_shows_what_there_is_to_use() -> None:
+    shown = dir(genhoi)
+    assert {"Clip", "GenHOIPipeline", "Trainer", "evaluate", "read_clip"} <= set(shown)
+    assert shown == sorted(shown)
+    assert not [name for name in shown if name.startswith("_")]
+    assert not {"import_module", "Any", "TYPE_CHECKING", "needed_for"} & set(shown)
+    for name in shown:
+        assert getattr(genhoi, name).__module__.startswith("genhoi"), name
+
+
+def test_a_clip_in_one_line() -> None:
+    frames = torch.zeros(81, 16, 32, 3, dtype=torch.uint8)
+    assert repr(Clip(frames, 24)) == "Clip(81 frames, 32x16, 24 fps)"
+    assert repr(Clip(frames[:1], 30000 / 1001)) == "Clip(1 frame, 32x16, 29.97 fps)"

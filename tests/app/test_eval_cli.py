@@ -455,12 +455,26 @@ def test_results_are_not_overwritten(
     (files / "out").mkdir()
     (files / "out" / name).write_text("kept")
     with monkeypatch.context() as patched:
-        patched.setattr("genhoi.cli.eval.evaluate", lambda *_, **__: pytest.fail("long work"))
+        patched.setattr("genhoi.cli.eval_run.evaluate", lambda *_, **__: pytest.fail("long work"))
         refused(run(*arguments(files)), f"{name} exists already", "--force")
     assert (files / "out" / name).read_text() == "kept"
     assert sorted(p.name for p in (files / "out").iterdir()) == [name]
     assert run(*arguments(files, "--force")).exit_code == 0
     assert (files / "out" / name).read_bytes() != b"kept"
+
+
+def test_one_json_object_on_standard_output(files: Path) -> None:
+    result = run(*arguments(files, "--json", "--log-file", str(files / "log")))
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    written = record_of(files)
+    assert {name: said[name] for name in written} == written
+    assert said["files"] == [str(files / "out" / f"eval.{kind}") for kind in ("csv", "png", "json")]
+    assert "--json" not in written["repeat"]
+    assert "PSNR" in (files / "log").read_text() and "PSNR" in result.stderr
+    result = run(*arguments(files, "--json"))
+    assert result.exit_code == 1
+    assert "exists already" in json.loads(result.stdout)["error"]
 
 
 def test_missing_inputs(files: Path) -> None:

@@ -164,11 +164,11 @@ def test_colours_fall_gradually_as_they_move_apart() -> None:
 
 def test_colours_agree_with_scikit_image() -> None:
     color = pytest.importorskip("skimage.color")
-    from genhoi.evaluation.object_metrics import _lab
+    from genhoi.evaluation.colour import lab
 
     pixels = noise(200)
     want = torch.from_numpy(color.rgb2lab(pixels.numpy()))
-    torch.testing.assert_close(_lab(pixels), want, atol=0.01, rtol=0)
+    torch.testing.assert_close(lab(pixels), want, atol=0.01, rtol=0)
 
 
 def test_texture_knows_orientation_and_smoothness() -> None:
