@@ -86,10 +86,10 @@ class TinyBase(Base):
     # Masks: percentiles 1 and 99 of 60 clips of its training, widened by a third.
     trained_on = TrainedOn(sizes=((96, 96),), frames=49, mask_shares=(0.1, 0.42), outlines=True)
     caution = (
-        "The tiny base shows how an edit works; it is no tool for real clips. It paints a square of "
-        "96 x 96 pixels in cells of 4 x 4, so an object keeps its colours and loses its shape and "
-        "its letters. For more than that, name a Wan2.1 image-to-video pipeline (--base) and an "
-        "adapter that was trained on it (--adapter)."
+        "The tiny base shows how an edit works; it is no tool for real clips. It paints a square "
+        "of 96 x 96 pixels in cells of 4 x 4, so an object keeps its colours and loses its shape "
+        "and its letters. For more, name a Wan2.1 image-to-video pipeline (--base) and an adapter "
+        "that was trained on it (--adapter)."
     )
 
     def __init__(

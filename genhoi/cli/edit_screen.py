@@ -96,9 +96,7 @@ def show_dry_run(
     for row in rows.items():
         table.add_row(*row)
     output.show(table)
-    draw_preview(
-        targets.preview, clip, inputs.masks, inputs.objects, plan, overwrite=True
-    )
+    draw_preview(targets.preview, clip, inputs.masks, inputs.objects, plan, overwrite=True)
     output.say(f"What it would work on: {targets.preview}")
     output.finish(
         {

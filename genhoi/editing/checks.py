@@ -45,7 +45,9 @@ def check_inputs(
         if tuple(mask.shape) != shape:
             raise ValueError(f"masks: got shape {tuple(mask.shape)}, wanted {shape} as the clip")
         if not mask.any():
-            raise ValueError("masks: got one that is False throughout, wanted True at hand and object")
+            raise ValueError(
+                "masks: got one that is False throughout, wanted True at hand and object"
+            )
     for image in objects:
         fit_image(image, (strides.token, strides.token))  # raises
     for name, image_ in (("first_frame", first_frame), ("last_frame", last_frame)):

@@ -107,11 +107,9 @@ def draw_contact_sheet(
         facecolor="white",
         layout="constrained",
     )
-    grid: Any = figure.subplots(
-        len(rows), len(picks) + 1, squeeze=False, height_ratios=cells
-    )
-    for axes, row in zip(grid, rows, strict=True):
-        _draw_row(axes, row, picks)
+    grid: Any = figure.subplots(len(rows), len(picks) + 1, squeeze=False, height_ratios=cells)
+    for axes, drawn in zip(grid, rows, strict=True):
+        _draw_row(axes, drawn, picks)
     for ax, i in zip(grid[0][1:], picks, strict=True):
         ax.set_title(f"frame {i}", fontsize=7)
     buffer = io.BytesIO()
@@ -120,9 +118,7 @@ def draw_contact_sheet(
         temporary.write_bytes(buffer.getvalue())
 
 
-def _rows(
-    source: Clip, mask: Tensor, edits: Sequence[EditedRow], crop: Crop | None
-) -> list[_Row]:
+def _rows(source: Clip, mask: Tensor, edits: Sequence[EditedRow], crop: Crop | None) -> list[_Row]:
     rows = [_Row("source", source.frames), _Row("hidden", paint_grey(source.frames, mask))]
     rows += [_Row(row.label, row.clip.frames, row.objects) for row in edits]
     if crop is None or crop.is_whole:

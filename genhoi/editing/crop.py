@@ -1,8 +1,8 @@
 """Which part of the frames the model edits, and at what size.
 
-A model paints best at the size that it was trained at, and an edit concerns a hand and an object, not
-the whole frame. So one box is laid around the masks: of one size over the clip, standing still, or on
-a smooth path where hand and object cross the frame.
+A model paints best at the size that it was trained at, and an edit concerns a hand and an object,
+not the whole frame. So one box is laid around the masks: of one size over the clip, standing still,
+or on a smooth path where hand and object cross the frame.
 """
 
 from __future__ import annotations
@@ -155,8 +155,7 @@ def _sizes(frame: Size, native: Size, strides: Strides) -> list[Size]:
         (height, width)
         for height in sides
         for width in sides
-        if _LEAST_AREA * area <= height * width <= area
-        and 1 / _WIDEST <= width / height <= _WIDEST
+        if _LEAST_AREA * area <= height * width <= area and 1 / _WIDEST <= width / height <= _WIDEST
     ]
     return sorted({*found, lying}, key=lambda x: (abs(math.log(x[1] / x[0] / aspect)), -x[0]))
 

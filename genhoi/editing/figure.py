@@ -50,7 +50,8 @@ def draw_attention(
     with needed_for("drawing"):
         from matplotlib.figure import Figure
     maps = _by_frame(shares)
-    known = [frame for frame in maps if not maps[frame].isnan().all()]
+    # The model makes up to three frames more than the clip has.
+    known = [i for i in maps if i < clip.num_frames and not maps[i].isnan().all()]
     picks = (
         sorted({known[round(i)] for i in np.linspace(0, len(known) - 1, _SHOWN)}) if known else []
     )

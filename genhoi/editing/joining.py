@@ -1,4 +1,4 @@
-"""Joins the windows of a long clip: cross-fades what they have in common, and matches colours."""
+"""Joins the windows of a long clip: fades over what they have in common, and matches colours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from torch import Tensor
 
 __all__ = ["join_window", "match_colour"]
 
-_MOST_GAIN = 1.25
 _LEAST_PIXELS = 64
 
 
@@ -28,10 +27,10 @@ def join_window(out: Tensor, window: Tensor, begin: int, overlap: int) -> None:
 
 
 def match_colour(edited: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """Give edited frames the source's mean and contrast outside the mask, in each colour channel.
+    """Give edited frames the source's mean colour outside the mask.
 
-    There the edit should be the source, so what differs is the model's drift; the same correction
-    is applied inside. Contrast changes by a quarter at most.
+    There the edit should be the source, so what differs is the model's drift; inside the mask the
+    same is added.
 
     Args:
         edited, source: uint8 [F, H, W, 3].
@@ -43,9 +42,5 @@ def match_colour(edited: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     outside = ~mask
     if int(outside.sum()) < _LEAST_PIXELS:
         return edited
-    is_, wanted = edited[outside].float(), source[outside].float()
-    gain = (wanted.std(0) / is_.std(0).clamp_min(1e-3)).clamp(1 / _MOST_GAIN, _MOST_GAIN)
-    offset = wanted.mean(0) - gain * is_.mean(0)
-    return torch.stack(
-        [(frame.float() * gain + offset).round().clamp(0, 255).byte() for frame in edited]
-    )
+    offset = source[outside].float().mean(0) - edited[outside].float().mean(0)
+    return torch.stack([(frame + offset).round().clamp(0, 255).byte() for frame in edited])

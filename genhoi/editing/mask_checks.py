@@ -18,8 +18,8 @@ _NAMED = 6  # frames that a sentence lists
 def notes_on_masks(masks: Sequence[Tensor]) -> list[str]:
     """Say what is odd about masks, bool [F, H, W] each, in whole sentences.
 
-    Looked at: more than half of the frame (an inverted mask), frames without any, and leaps from one
-    frame to the next.
+    Looked at: more than half of the frame (an inverted mask), frames without any, and leaps from
+    one frame to the next.
     """
     return [note for i, mask in enumerate(masks) for note in _notes(f"Mask {i + 1}", mask)]
 

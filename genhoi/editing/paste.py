@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.editing.crop import Crop, Size
+from genhoi.editing.crop import Crop
 from genhoi.media import resize_image, resize_mask
 
 __all__ = ["cut_boxes", "cut_frames", "cut_masks", "paste", "soft_mask"]

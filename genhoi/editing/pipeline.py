@@ -169,8 +169,8 @@ class GenHOIPipeline:
         """Put objects into a clip.
 
         Args:
-            clip: at least 5 frames, of any size. Where they are not 1 + 4 n, the last is repeated for
-                the model.
+            clip: at least 5 frames, of any size. Where they are not 1 + 4 n, the last is repeated
+                for the model.
             masks: bool [F, H, W] for each object: where to generate, and what sees that object.
             objects: pictures, uint8 [h, w, 3]; fitted into the frame on grey.
             first_frame: uint8 [H, W, 3], frame 0 finished. None: frame 0 is generated too, which

@@ -1,4 +1,4 @@
-"""What an edit will do to a clip, decided before any weights are loaded: where, at what size, how long.
+"""What an edit will do to a clip, decided before weights are loaded: where, at what size, how long.
 
 It also says what is far from the clips that a base has learnt from.
 """
@@ -34,7 +34,8 @@ class EditPlan:
 
     Args:
         crop: the box that is edited in each of `frames`, and the size at which the model sees it.
-        frames: that the model makes, 1 + 4 n: the clip's, and its last frame up to three times more.
+        frames: that the model makes, 1 + 4 n: the clip's, and its last frame up to three times
+            more.
         masks: bool [F, *crop.size] for each object, `frames` of them: as the model gets them.
         notes: whole sentences on what is far from what the base has learnt, and on odd masks.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from genhoi.conditioning.condition import paint_grey
-from genhoi.editing.plan import EditPlan, repeat_last
 from genhoi.editing.paste import cut_frames
+from genhoi.editing.plan import EditPlan, repeat_last
 from genhoi.extras import needed_for
 from genhoi.media import Clip, atomic_path, fit_image
 
@@ -36,9 +36,9 @@ def draw_preview(
 ) -> None:
     """Draw what an edit will work on, as a PNG.
 
-    The upper row has frames of the clip with the outline of each mask and the box that is edited; the
-    lower one has the same frames and the objects' pictures as the model sees them, grey where it
-    generates.
+    The upper row has frames of the clip with the outline of each mask and the box that is edited;
+    the lower one has the same frames and the objects' pictures as the model sees them, grey where
+    it generates.
 
     Args:
         path: the target.

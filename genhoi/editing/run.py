@@ -181,11 +181,11 @@ class EditRun:
             sigmas=self.sigmas,
             after_step=self._after_step(window),
         )
-        frames = self.base.decode(latents[:, :, extra:])
+        made = self.base.decode(latents[:, :, extra:])
         if self.settings.match_colour:
             begin, end = self.spans[window]
-            frames = match_colour(frames, self.clip.frames[begin:end], condition.mask)
-        return frames
+            made = match_colour(made, self.clip.frames[begin:end], condition.mask)
+        return made
 
     def _after_step(self, window: int) -> Callable[[int, Tensor], None]:
         """Make what is called after each step: it reports, and measures attention in the last."""

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from genhoi.media.clip import DEFAULT_FPS, Clip
 from genhoi.media.files import IMAGE_SUFFIXES, PathLike, atomic_path, existing
 from genhoi.media.image import BACKGROUND, image_paths, load_rgb
-from genhoi.media.resize import nearest
 from genhoi.media.video import (
     MAX_GIF_FPS,
     count_packets,

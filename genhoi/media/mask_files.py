@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genhoi.media.clip import DEFAULT_FPS, Clip
@@ -122,8 +121,8 @@ def _check_two_valued(path: Path, index: int, frame: np.ndarray, bright: np.ndar
     if share > max(_MOST_GREY, _GREY_A_WHITE * float(white.mean())):
         raise ValueError(
             f"mask: {path} is neither black nor white in {100 * share:.0f} % of frame {index}; "
-            f"{_WANTED}. For paint on a picture of the clip, paint on a transparent layer of its own"
-            f"; genhoi mask makes masks from boxes, points and drawings"
+            f"{_WANTED}. Paint on a picture of the clip belongs on a transparent layer of its own; "
+            f"genhoi mask makes masks from boxes, points and drawings"
         )
 
 
@@ -150,5 +149,3 @@ def _match(mask: Tensor, like: Clip, path: Path) -> Tensor:
         )
     mask = nearest(mask, (like.height, like.width))
     return mask.expand(like.num_frames, -1, -1).contiguous()
-
-

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from support.command_lines import command_line, options_of
+from support.sound import add_sound, sound_packets
 from support.tiny_base import save_tiny_base
 
 from genhoi import media
@@ -85,21 +86,27 @@ def refused(result: Result, *words: str) -> None:
 
 
 def test_files_in_files_out(files: Path) -> None:
+    """All 11 frames, though the model makes 13 of them."""
     result = run(*arguments(files))
     assert result.exit_code == 0, result.output
-    for phrase in ("UNTRAINED", "frame 0 is generated too", "the first 9 of 11", "edited.mp4"):
+    for phrase in ("UNTRAINED", "frame 0 is generated too", "no tool for real clips", "edited.mp4"):
         assert phrase in result.output
     out = files / "out"
     assert sorted(p.name for p in out.iterdir()) == RESULTS
     edited = media.read_clip(out / "edited.mp4")
-    assert edited.frames.shape == (9, H, W, 3) and edited.fps == 12
+    assert edited.frames.shape == (F, H, W, 3) and edited.fps == 12
     both = media.read_clip(out / "side_by_side.mp4")
-    assert both.frames.shape == (9, H, 2 * W, 3) and both.fps == 12
-    source = media.read_clip(files / "video.mp4").frames[:9]
+    assert both.frames.shape == (F, H, 2 * W, 3) and both.fps == 12
+    source = media.read_clip(files / "video.mp4").frames
     assert (both.frames[:, :, :W].float() - source.float()).abs().mean() < 10
+    assert (edited.frames[:, 24:].float() - source[:, 24:].float()).abs().mean() < 10, "kept"
     record = json.loads((out / "edit.json").read_text())
-    assert record["windows"] == [[0, 5], [4, 9]] and record["reference_passes"] == 1
-    assert record["settings"]["guidance"] == 1 and record["keep_background"] is False
+    assert record["windows"] == [[0, 5], [4, 9], [8, 13]] and record["reference_passes"] == 1
+    settings = record["settings"]
+    assert settings["guidance"] == 1 and settings["overlap"] == 1
+    assert settings["keep_background"] is True and settings["crop"] == "auto"
+    assert record["crop"] is None and record["size"] == {"width": W, "height": H}
+    assert record["sound"] is False and record["drift"]["source"]["colour_delta_e"] < 1
     assert record["base"]["trained"] is False and record["adapter"]["trained"] is False
     assert record["attachment"] == {"mask_gate": True, "flow_gate": "token", "schedule": "paper"}
     shares = record["attention"]["share_by_window_and_latent_frame"]
@@ -122,14 +129,18 @@ def test_the_record_repeats_the_edit(files: Path) -> None:
         schedule=-1,
         preset="release",
         mask_rule="any",
+        frames=9,
+        overlap=1,
         base=save_tiny_base(files / "base"),
     )
-    more = [*options, "--strength", "2", "--strength", "0.5", "--keep-background"]
+    more = [*options, "--strength", "2", "--strength", "0.5", "--no-keep-background"]
+    more += ["--untrained-adapter", "--match-colour", "--crop", "none"]
     result = run(*arguments(files, *more))
     assert result.exit_code == 0, result.output
     assert "frame 0 is generated" not in result.output and "Mask gate: off" in result.output
     record = json.loads((files / "out" / "edit.json").read_text())
-    assert record["keep_background"] is True and record["first_frame_given"] is True
+    assert record["settings"]["keep_background"] is False and record["first_frame_given"] is True
+    assert record["settings"]["match_colour"] is True and record["settings"]["crop"] == "none"
     assert record["settings"]["strengths"] == [2.0, 0.5]
     assert record["attachment"]["schedule"] == -1.0
     command = shlex.split(record["repeat"])
@@ -147,31 +158,115 @@ def test_a_seed_is_a_clip(files: Path) -> None:
 
 
 def test_size_and_frames(files: Path) -> None:
+    """`--size` is the model's; the result keeps the clip's."""
     result = run(
         *arguments(
-            files, "--size", "32x16", "--frames", "5", "--mask-rule", "any", "--dtype", "bfloat16"
+            files,
+            *("--size", "32x16", "--crop", "none", "--frames", "6"),
+            *("--mask-rule", "any", "--dtype", "bfloat16"),
         )
     )
     assert result.exit_code == 0, result.output
-    assert "Size: 32x16, scaled from 48x32" in result.output
-    assert frames_of(files).shape == (5, 16, 32, 3)
+    assert "the first 6 of 11" in result.output
+    assert "the model works at 32x16, and the result is scaled back to 48x32" in result.output
+    assert frames_of(files).shape == (6, H, W, 3)
 
 
 def test_a_base_in_diffusers_format(files: Path) -> None:
-    base = save_tiny_base(files / "base")
-    result = run(*arguments(files, "--base", str(base), "--frames", "5", "--prompt", "a hand"))
+    base = ["--base", str(save_tiny_base(files / "base"))]
+    more = [*base, "--frames", "5", "--prompt", "a hand"]
+    refused(run(*arguments(files, *more)), "--adapter: got none", "--untrained-adapter")
+    result = run(*arguments(files, *more, "--untrained-adapter"))
     assert result.exit_code == 0, result.output
     assert "Base:" not in result.output and "UNTRAINED" in result.output
     assert frames_of(files).shape == (5, H, W, 3)
 
 
-def test_dry_run_computes_and_writes_nothing(files: Path) -> None:
+def test_dry_run_computes_nothing_and_draws_a_preview(files: Path) -> None:
     for base in ("tiny", "tiny-untrained", str(save_tiny_base(files / "base"))):
-        result = run(*arguments(files, "--base", base, "--dry-run"))
+        result = run(*arguments(files, "--base", base, "--dry-run", "--frames", "9"))
         assert result.exit_code == 0, result.output
         for phrase in ("2: frames 0-4, 4-8", "2 x 2 x 3 = 12", "parameters", "about", "48x32"):
             assert phrase in result.output
-        assert not (files / "out").exists()
+        assert [p.name for p in (files / "out").iterdir()] == ["preview.png"]
+    with Image.open(files / "out" / "preview.png") as image:
+        colours = {c for n, c in image.convert("RGB").getcolors(1 << 24) or [] if n > 50}
+    assert (255, 45, 149) in colours and (128, 128, 128) in colours, "outline, and what is hidden"
+
+
+def large(files: Path, *, sound: str | None = "aac") -> Path:
+    """A clip of 240 x 128 pixels and 9 frames with a mask of 40 x 40, and a sound."""
+    frames = torch.randint(60, 200, (9, 128, 240, 3), dtype=torch.uint8)
+    media.write_clip(files / "large.mp4", Clip(frames, 12))
+    if sound is not None:
+        add_sound(files / "large.mp4", files / "loud.mp4", codec=sound)
+    mask = torch.zeros(9, 128, 240, dtype=torch.bool)
+    mask[:, 40:80, 150:190] = True
+    media.write_mask(files / "large-mask.mp4", mask, fps=12)
+    return files / ("large.mp4" if sound is None else "loud.mp4")
+
+
+def test_a_large_clip_is_edited_in_a_box_and_keeps_its_size_rate_and_sound(files: Path) -> None:
+    clip = large(files)
+    options = options_of(video=clip, mask=files / "large-mask.mp4", steps=1, window=9)
+    command = ["edit", *options, "--object", f"{files}/object.png", "--out", f"{files}/out"]
+    result = run(*command, "--base", "tiny")
+    assert result.exit_code == 0, result.output
+    assert "a box of 96x96 pixels around the mask, 30 % of the frame, at 96x96" in result.output
+    edited, source = frames_of(files), media.read_clip(clip)
+    assert edited.shape == source.frames.shape
+    apart = (edited.float() - source.frames.float()).abs().mean((0, 3))
+    assert apart[:, :140].mean() < 6 < 20 < apart[45:75, 155:185].mean()
+    record = json.loads((files / "out" / "edit.json").read_text())
+    assert record["crop"] == {"x": 122, "y": 12, "width": 96, "height": 96}
+    assert record["sound"] is True
+    for name in ("edited.mp4", "side_by_side.mp4"):
+        assert sound_packets(files / "out" / name) == sound_packets(clip)
+
+
+def test_json_and_a_log_file(files: Path) -> None:
+    result = CliRunner().invoke(main, [*arguments(files), "--json", "--log-file", f"{files}/log"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert Path(record["files"]["edited"]).is_file() and record["repeat"].startswith("genhoi edit")
+    assert "Edited clip:" in result.stderr and "Edited clip:" in (files / "log").read_text()
+
+
+@pytest.mark.parametrize("name", ["white", "black", "painted", "standing"])
+def test_masks_that_are_none_are_refused(files: Path, name: str) -> None:
+    drawn = Image.new("RGB", (W, H) if name != "standing" else (H, W), "white")
+    if name == "black":
+        drawn = Image.new("RGB", (W, H))
+    if name == "painted":
+        drawn = Image.fromarray(media.read_clip(files / "video.mp4").frames[0].numpy())
+        drawn.paste((255, 0, 0), (4, 4, 20, 20))
+    drawn.save(files / "drawn.png")
+    words = {
+        "white": "white throughout",
+        "black": "black throughout",
+        "painted": "neither black nor white",
+        "standing": "another shape than the clip's",
+    }
+    command = [x if "mask.mp4" not in x else f"{files}/drawn.png" for x in arguments(files)]
+    refused(run(*command), "want", words[name])
+
+
+def test_masks_that_are_odd_are_warned_of(files: Path) -> None:
+    mask = torch.ones(F, H, W, dtype=torch.bool)
+    mask[:, 8:24, 8:24] = False
+    mask[5:7] = False
+    mask[9] = False
+    mask[9, :2, :2] = True
+    media.write_mask(files / "mask.mp4", mask, fps=12, overwrite=True)
+    result = run(*arguments(files, "--dry-run"))
+    assert result.exit_code == 0, result.output
+    for phrase in (
+        "white in 61 % of the frame",
+        "looks inverted",
+        "nothing in frames 5 to 6",
+        "leaps at frames 9 to 10",
+    ):
+        assert phrase in result.output
 
 
 # ---------------------------------------------------------------------------------------- resume
@@ -238,8 +333,10 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
         (["--video", "none.mp4"], ["clip: there is no file or folder none.mp4"]),
         (["--mask", "none.mp4"], ["--mask: got 2, want 1, one for each --object"]),
         (["--object", "object2.png"], ["--mask: got 1, want 2"]),
-        (["--frames", "8"], ["--frames: got 8, want 1 + 4 n"]),
-        (["--frames", "13"], ["--frames: got 13, but the clip", "has only 11"]),
+        (["--frames", "4"], ["--frames: got 4, want 5 to 11"]),
+        (["--frames", "13"], ["--frames: got 13, want 5 to 11"]),
+        (["--overlap", "5"], ["overlap: got 5, wanted 1 + 4 n, at most half of the window of 5"]),
+        (["--device", "cuda"], ["--device: got cuda, but torch sees no CUDA GPU"]),
         (["--size", "48"], ["--size: got '48', want WIDTHxHEIGHT"]),
         (["--size", "40x32"], ["--size: got 40x32, want both sides multiples of 16"]),
         (["--first-frame", "small.png"], ["--first-frame", "is 48x20, want 48x32"]),
@@ -271,11 +368,6 @@ def test_refusals(
 def test_a_mask_of_another_length_is_refused(files: Path) -> None:
     media.write_mask(files / "mask.mp4", torch.ones(7, H, W, dtype=torch.bool), overwrite=True)
     refused(run(*arguments(files)), "has 7 frames, but the clip", "want 11")
-
-
-def test_an_empty_mask_is_refused(files: Path) -> None:
-    media.write_mask(files / "mask.mp4", torch.zeros(F, H, W, dtype=torch.bool), overwrite=True)
-    refused(run(*arguments(files)), "no token lies inside mask 1 of 1")
 
 
 def test_a_missing_adapter_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

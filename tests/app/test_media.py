@@ -177,7 +177,9 @@ def test_pictures_that_are_no_masks_are_refused(
         assert word in str(refusal.value)
 
 
-@pytest.mark.parametrize("colour", [(255, 0, 0, 255), (255, 0, 0, 128), (0, 0, 0, 200), (9, 9, 9, 1)])
+@pytest.mark.parametrize(
+    "colour", [(255, 0, 0, 255), (255, 0, 0, 128), (0, 0, 0, 200), (9, 9, 9, 1)]
+)
 def test_a_transparent_layer_is_a_mask_whatever_its_colour(
     tmp_path: Path, colour: tuple[int, ...]
 ) -> None:

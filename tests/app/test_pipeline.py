@@ -147,9 +147,7 @@ def test_two_objects_with_their_own_masks_and_strengths(tiny: GenHOIPipeline) ->
 
 
 def test_bfloat16(folder: Path) -> None:
-    pipeline = GenHOIPipeline.from_pretrained(
-        folder, dtype=torch.bfloat16, untrained_adapter=True
-    )
+    pipeline = GenHOIPipeline.from_pretrained(folder, dtype=torch.bfloat16, untrained_adapter=True)
     assert pipeline.attachment.adapter.layers[0].lora_k.down.dtype == torch.bfloat16
     assert pipeline(clip(5), box(frames=5), picture(), **FAST).num_frames == 5
 
@@ -487,7 +485,11 @@ def test_the_background_is_kept_unless_it_is_not_wanted(tiny: GenHOIPipeline) ->
         ({"masks": box().float()}, TypeError, "masks: got torch.float32, wanted torch.bool"),
         ({"masks": box(frames=5)}, ValueError, r"masks: got shape \(5, 32, 48\), wanted \(9"),
         ({"masks": torch.zeros_like(box())}, ValueError, "masks: got one that is False throughout"),
-        ({"masks": speck(), "mask_rule": "release"}, ValueError, "mask 1 of 1 is too small for the model.* grow the mask"),
+        (
+            {"masks": speck(), "mask_rule": "release"},
+            ValueError,
+            "mask 1 of 1 is too small for the model.* grow the mask",
+        ),
         ({"objects": picture().float()}, TypeError, "image: got torch.float32"),
         ({"clip": clip(4), "masks": box(frames=4)}, ValueError, "clip: got 4 frames, wanted at"),
         ({"clip": "clip.mp4"}, TypeError, "clip: got 'clip.mp4', wanted a Clip; .*read_clip"),
