@@ -86,7 +86,7 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 	@for i in $(DEMO_OBJECTS); do \
 		$(RUN) -m genhoi.data.synthetic --split test --index $$i --out $(DEMO)/object-$$i --force && \
 		$(VENV)/bin/genhoi edit $(DEMO_CLIP) --object $(DEMO)/object-$$i/object.png \
-			--out $(DEMO)/edit-$$i --force --keep-background || exit 1; \
+			--out $(DEMO)/edit-$$i --force || exit 1; \
 	done
 	@$(RUN) -m genhoi.editing.contact_sheet --source $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4 \
 		$(foreach i,$(DEMO_OBJECTS),--edited $(DEMO)/object-$(i)/object.png $(DEMO)/edit-$(i)/edited.mp4) \

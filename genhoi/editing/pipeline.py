@@ -22,8 +22,7 @@ from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
-from genhoi.editing.paste import cut_frames, paste
-from genhoi.editing.plan import EditPlan, EditWarning, plan_edit, repeat_last
+from genhoi.editing.plan import EditPlan, EditWarning, plan_edit
 from genhoi.editing.run import EditArguments, EditRun, Progress
 from genhoi.editing.windows import windows
 from genhoi.media import Clip
@@ -255,7 +254,7 @@ class GenHOIPipeline:
         edit = EditRun(
             self.base,
             self.attachment,
-            Clip(cut_frames(repeat_last(clip.frames, plan.frames), plan.crop), clip.fps),
+            Clip(plan.cut(clip.frames), clip.fps),
             plan.masks,
             objects,
             arguments,
@@ -264,26 +263,10 @@ class GenHOIPipeline:
             attention_layer=attention_layer,
             callback=callback,
         )
-        ends = [
-            None if x is None else cut_frames(x[None], plan.crop.at(i))[0]
-            for i, x in ((0, first_frame), (-1, last_frame))
-        ]
         with torch.inference_mode():
-            edited = edit.run(*ends)
-        under = clip.frames
-        if first_frame is not None or last_frame is not None:
-            under = under.clone()
-            for i, x in ((0, first_frame), (-1, last_frame)):
-                if x is not None:
-                    under[i] = x
-        union = torch.stack(masks).any(0)
-        frames = paste(
-            under,
-            edited[: clip.num_frames],
-            union,
-            plan.crop.until(clip.num_frames),
-            keep_background=settings.keep_background,
-        )
+            made = edit.run(plan.cut_at(0, first_frame), plan.cut_at(-1, last_frame))
+        source = _with_ends(clip.frames, first_frame, last_frame)
+        frames = plan.paste(source, made, masks, keep_background=settings.keep_background)
         return Clip(frames, clip.fps)
 
     def _settings(self, **given: Any) -> EditSettings:
@@ -316,6 +299,17 @@ class GenHOIPipeline:
             "size": plan.crop.size,
         }
         return fingerprint(values, tensors, self.base.transformer)
+
+
+def _with_ends(frames: Tensor, first: Tensor | None, last: Tensor | None) -> Tensor:
+    """Put finished frames in the place of the clip's own; copy only if there are any."""
+    if first is None and last is None:
+        return frames
+    frames = frames.clone()
+    for i, finished in ((0, first), (-1, last)):
+        if finished is not None:
+            frames[i] = finished
+    return frames
 
 
 def _refuse_fresh(adapter: GenHOIAdapter | None, name: str, base: str) -> None:

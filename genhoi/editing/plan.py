@@ -16,7 +16,7 @@ from genhoi.bases.settings import EditSettings
 from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.editing.crop import Crop, choose_crop
 from genhoi.editing.mask_checks import notes_on_masks
-from genhoi.editing.paste import cut_masks
+from genhoi.editing.paste import cut_frames, cut_masks, paste
 
 __all__ = ["EditPlan", "EditWarning", "plan_edit", "repeat_last"]
 
@@ -44,6 +44,27 @@ class EditPlan:
     frames: int
     masks: tuple[Tensor, ...]
     notes: tuple[str, ...]
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """Make what the model works on, uint8 [frames, *crop.size, 3], of the clip's frames."""
+        return cut_frames(repeat_last(frames, self.frames), self.crop)
+
+    def cut_at(self, index: int, image: Tensor | None) -> Tensor | None:
+        """Cut one frame, uint8 [H, W, 3], as `cut` would in its place; None of None."""
+        return None if image is None else cut_frames(image[None], self.crop.at(index))[0]
+
+    def paste(
+        self, source: Tensor, made: Tensor, masks: Sequence[Tensor], *, keep_background: bool
+    ) -> Tensor:
+        """Put what the model made back into the clip; see `genhoi.editing.paste.paste`."""
+        length = len(source)
+        return paste(
+            source,
+            made[:length],
+            torch.stack(list(masks)).any(0),
+            self.crop.until(length),
+            keep_background=keep_background,
+        )
 
 
 def plan_edit(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genhoi.conditioning.condition import paint_grey
 from genhoi.editing.paste import cut_frames
-from genhoi.editing.plan import EditPlan, repeat_last
+from genhoi.editing.plan import EditPlan
 from genhoi.extras import needed_for
 from genhoi.media import Clip, atomic_path, fit_image
 
@@ -59,7 +59,12 @@ def draw_preview(
     heights = [_INCHES * frame[0] / max(frame), _INCHES * size[0] / max(size)]
     width = _INCHES * max(frame[1] / max(frame), size[1] / max(size))
     figure = Figure(
-        figsize=(columns * width, sum(heights) + 0.7), facecolor="white", layout="constrained"
+        figsize=(columns * width, sum(heights) + 0.9), facecolor="white", layout="constrained"
+    )
+    figure.suptitle(
+        "coloured line: the mask, where the model generates"
+        + ("" if plan.crop.is_whole else ";  white box: what it edits and sees"),
+        fontsize=8,
     )
     grid: Any = figure.subplots(2, columns, squeeze=False, height_ratios=heights)
     for ax in grid.flat:
@@ -105,6 +110,5 @@ def _draw_frame(ax: Any, clip: Clip, masks: Sequence[Tensor], plan: EditPlan, in
 def _as_seen(clip: Clip, plan: EditPlan, picks: list[int]) -> Tensor:
     """Cut out some frames, grey where any mask is: uint8 [picks, *plan.crop.size, 3]."""
     hidden = torch.stack(plan.masks).any(0)
-    frames = repeat_last(clip.frames, plan.frames)
-    cut = torch.cat([cut_frames(frames[[i]], plan.crop.at(i)) for i in picks])
+    cut = torch.cat([cut_frames(clip.frames[[i]], plan.crop.at(i)) for i in picks])
     return paint_grey(cut, hidden[picks])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from genhoi import media
 from genhoi.editing import contact_sheet
 from genhoi.editing.contact_sheet import EditedRow, draw_contact_sheet
+from genhoi.editing.crop import choose_crop
 from genhoi.media import Clip
 
 
@@ -44,6 +46,43 @@ def test_source_mask_and_edits_are_in_it(tmp_path: Path) -> None:
                 tmp_path / "other.png", clip(40), mask, [EditedRow([picture], other, "a")]
             )
     assert not (tmp_path / "other.png").exists()
+
+
+def test_the_box_has_rows_of_its_own(tmp_path: Path) -> None:
+    """And the words stand where they belong: "object" under the picture, the edit's name beside."""
+    mask = torch.zeros(5, 64, 96, dtype=torch.bool)
+    mask[:, 20:40, 30:50] = True
+    picture = torch.full((20, 30, 3), 77, dtype=torch.uint8)
+    edits = [EditedRow([picture], clip(200, size=(64, 96)), "edited")]
+    source = clip(40, size=(64, 96))
+    crop = choose_crop(mask, native=(32, 32))
+    assert not crop.is_whole
+    heights = []
+    for chosen in (None, crop):
+        path = tmp_path / "sheet.png"
+        draw_contact_sheet(path, source, mask, edits, crop=chosen, overwrite=True)
+        with Image.open(path) as image:
+            heights.append(image.height)
+    assert heights[1] > 1.6 * heights[0]
+    axes = [SimpleAxes() for _ in range(3)]
+    row = contact_sheet._Row("edited", edits[0].clip.frames, [picture])
+    contact_sheet._draw_row(axes, row, [0, 4])
+    assert axes[0].said == ["edited", "object"] and axes[1].said == []
+
+
+class SimpleAxes:
+    """Keeps the words that are written beside an axis."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def set_ylabel(self, text: str, **_: object) -> None:
+        self.said.append(text)
+
+    set_xlabel = set_ylabel
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
 
 
 def test_the_command_fits_the_source_to_the_edits(tmp_path: Path) -> None:

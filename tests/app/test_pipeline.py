@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -20,9 +21,11 @@ from genhoi import Clip, attach
 from genhoi.bases.load import load_base
 from genhoi.bases.wan import WanBase, locate_base
 from genhoi.editing.crop import choose_crop
+from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
 from genhoi.editing.paste import paste
 from genhoi.editing.pipeline import GenHOIPipeline, Progress
+from genhoi.editing.windows import windows
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.sampling import denoise, noise_levels
 from genhoi.models.wan.model import WanModel
@@ -126,11 +129,97 @@ def test_windows_join_at_the_last_frame(tiny: GenHOIPipeline) -> None:
     assert seen[0].latents.shape == (1, 16, 2, H // 8, W // 8)
 
 
-def test_a_shorter_last_window(tiny: GenHOIPipeline) -> None:
-    before = tiny.attachment.reference_passes
-    edited = tiny(clip(13), box(frames=13), picture(), **FAST | {"window": 9})
+@pytest.mark.parametrize(
+    "frames, window, overlap, spans",
+    [
+        (9, 5, 1, [(0, 5), (4, 9)]),
+        (53, 49, 1, [(0, 29), (28, 53)]),
+        (81, 81, 1, [(0, 81)]),
+        (145, 49, 9, [(0, 45), (36, 81), (72, 113), (104, 145)]),
+        (9, 49, 9, [(0, 9)]),
+    ],
+)
+def test_windows_are_of_one_length(
+    frames: int, window: int, overlap: int, spans: list[tuple[int, int]]
+) -> None:
+    """A base has never seen a last window of a few frames."""
+    assert windows(frames, window, overlap) == spans
+
+
+def test_any_window_fits() -> None:
+    for frames in range(5, 140, 4):
+        for window in range(5, 90, 4):
+            for overlap in range(1, window // 2 + 1, 4):
+                spans = windows(frames, window, overlap)
+                assert spans[0][0] == 0 and spans[-1][1] == frames
+                lengths = [end - begin for begin, end in spans]
+                assert max(lengths) - min(lengths) in (0, 4) and max(lengths) <= window
+                assert all(length % 4 == 1 and length > 1 for length in lengths)
+                joins = itertools.pairwise(spans)
+                assert all(a[1] - b[0] == overlap for a, b in joins)
+
+
+def test_windows_of_another_length(tiny: GenHOIPipeline) -> None:
+    calls: list[Progress] = []
+    edited = tiny(
+        clip(13), box(frames=13), picture(), **FAST | {"window": 9}, callback=calls.append
+    )
     assert edited.num_frames == 13
-    assert tiny.attachment.reference_passes == before + 2, "another grid, other rotations"
+    assert [p.latents.shape[2] for p in calls] == [3, 3, 2, 2]
+
+
+def test_frames_that_are_not_1_plus_4_n(tiny: GenHOIPipeline) -> None:
+    """The model makes up to three more, copies of the last at its input, which are left out."""
+    edited = tiny(clip(7), box(frames=7), picture(), **FAST)
+    assert edited.num_frames == 7
+    longer = Clip(torch.cat([clip(7).frames, clip(7).frames[-1:].repeat(2, 1, 1, 1)]), 12)
+    assert torch.equal(tiny(longer, box(), picture(), **FAST).frames[:7], edited.frames)
+
+
+def test_windows_fade_over_what_they_have_in_common() -> None:
+    out = torch.zeros(12, 1, 1, 3, dtype=torch.uint8)
+    join_window(out, torch.full((9, 1, 1, 3), 100, dtype=torch.uint8), 0, 0)
+    join_window(out, torch.full((8, 1, 1, 3), 200, dtype=torch.uint8), 4, 5)
+    values = out[:, 0, 0, 0].tolist()
+    assert values == [100] * 5 + [120, 140, 160, 180] + [200] * 3
+
+
+def test_an_overlap_changes_what_comes_after_the_first_window(tiny: GenHOIPipeline) -> None:
+    more = FAST | {"window": 9}
+    plain = tiny(clip(17), box(frames=17), picture(), **more).frames
+    faded = tiny(clip(17), box(frames=17), picture(), **more, overlap=5).frames
+    assert plain.shape == faded.shape and not torch.equal(plain[9:], faded[9:])
+
+
+def test_colours_are_matched_outside_the_mask() -> None:
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randint(60, 180, (5, 16, 16, 3), dtype=torch.uint8, generator=draw)
+    mask = torch.zeros(5, 16, 16, dtype=torch.bool)
+    mask[:, :8] = True
+    drifted = source + torch.tensor([10, 0, 20], dtype=torch.uint8)
+    drifted[mask] += 5  # what the edit changed is not drift
+    matched = match_colour(drifted, source, mask)
+    assert torch.equal(matched[~mask], source[~mask])
+    assert torch.equal(matched[mask], source[mask] + 5)
+    assert torch.equal(match_colour(drifted, source, torch.ones_like(mask)), drifted)
+
+
+def test_a_fresh_adapter_is_refused_on_a_trained_base(folder: Path, tmp_path: Path) -> None:
+    """Before any weights are loaded: 14B would run for hours, and add nothing."""
+    with pytest.raises(ValueError, match=r"adapter: got none, wanted one .*--untrained-adapter"):
+        GenHOIPipeline.from_pretrained(folder)
+    base = load_base(folder)
+    with pytest.raises(ValueError, match="adapter: got none"):
+        GenHOIPipeline(base)
+    fresh = GenHOIAdapter.for_transformer(base.transformer)
+    assert fresh.is_fresh
+    fresh.save_pretrained(tmp_path / "fresh")
+    with pytest.raises(ValueError, match="fresh, whose weights add nothing yet"):
+        GenHOIPipeline.from_pretrained(folder, adapter=tmp_path / "fresh")
+    assert not GenHOIPipeline(base, fresh, untrained_adapter=True).adapter_trained
+    with torch.no_grad():
+        fresh.layers[0].lora_v.up[0, 0] = 1
+    assert not fresh.is_fresh and GenHOIPipeline(load_base(folder), fresh).adapter_trained
 
 
 def test_two_objects_with_their_own_masks_and_strengths(tiny: GenHOIPipeline) -> None:
