@@ -22,6 +22,7 @@ _EXTRAS = {
     "safetensors": ("safetensors", "wan"),
     "skimage": ("scikit-image", "train"),
     "tensorboard": ("tensorboard", "train"),
+    "tqdm": ("tqdm", "wan"),
     "transformers": ("transformers", "wan"),
     "yaml": ("pyyaml", "train"),
 }

@@ -187,6 +187,7 @@ def _edit(
                 discard_parts=options["force"],
                 attention_layer=layer,
                 callback=watched.shown_by(lambda **state: bar.update(task, **state)),
+                progress_bar=False,
                 **settings,
             )
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from genhoi.bases.base import Base, CropMode, Offload
 from genhoi.bases.load import base_kind, load_base
 from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
+from genhoi.editing.bar import shown
 from genhoi.editing.checks import check_inputs, check_seen
 from genhoi.editing.parts import Parts, fingerprint
 from genhoi.editing.plan import EditPlan, EditWarning, plan_edit
@@ -164,6 +165,7 @@ class GenHOIPipeline:
         discard_parts: bool = False,
         attention_layer: int | None = None,
         callback: Callable[[Progress], object] | None = None,
+        progress_bar: bool = True,
     ) -> Clip:
         """Put objects into a clip.
 
@@ -201,6 +203,7 @@ class GenHOIPipeline:
             attention_layer: block whose attention to the objects is measured in each window's last
                 step, at the cost of two more attention calls; goes to the callback.
             callback: called after every step; what it raises ends the edit.
+            progress_bar: show one on standard error.
 
         Returns:
             The edited clip, of the same length, size and rate.
@@ -251,20 +254,22 @@ class GenHOIPipeline:
             finished = Parts(parts, job, discard=discard_parts)
         for note in plan.notes:
             warnings.warn(note, EditWarning, stacklevel=2)
-        edit = EditRun(
-            self.base,
-            self.attachment,
-            Clip(plan.cut(clip.frames), clip.fps),
-            plan.masks,
-            objects,
-            arguments,
-            spans,
-            parts=finished,
-            attention_layer=attention_layer,
-            callback=callback,
-        )
-        with torch.inference_mode():
-            made = edit.run(plan.cut_at(0, first_frame), plan.cut_at(-1, last_frame))
+        with (
+            shown(callback, windows=len(spans), steps=settings.steps, bar=progress_bar) as step,
+            torch.inference_mode(),
+        ):
+            made = EditRun(
+                self.base,
+                self.attachment,
+                Clip(plan.cut(clip.frames), clip.fps),
+                plan.masks,
+                objects,
+                arguments,
+                spans,
+                parts=finished,
+                attention_layer=attention_layer,
+                callback=step,
+            ).run(plan.cut_at(0, first_frame), plan.cut_at(-1, last_frame))
         source = _with_ends(clip.frames, first_frame, last_frame)
         frames = plan.paste(source, made, masks, keep_background=settings.keep_background)
         return Clip(frames, clip.fps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -19,8 +20,9 @@ from support.command_lines import command_line, options_of
 from support.sound import add_sound, sound_packets
 from support.tiny_base import save_tiny_base
 
-from genhoi import media
+from genhoi import GenHOIPipeline, media
 from genhoi.cli import main
+from genhoi.cli.progress import progress_bar
 from genhoi.media import Clip
 
 ROOT = Path(__file__).parents[2]
@@ -224,12 +226,40 @@ def test_a_large_clip_is_edited_in_a_box_and_keeps_its_size_rate_and_sound(files
         assert sound_packets(files / "out" / name) == sound_packets(clip)
 
 
+@pytest.mark.filterwarnings("ignore::genhoi.editing.plan.EditWarning")
+def test_python_does_what_the_command_does(files: Path) -> None:
+    """Their defaults come from one place: the same files give the same frames."""
+    clip = large(files, sound=None)
+    options = options_of(video=clip, mask=files / "large-mask.mp4", steps=2)
+    command = ["edit", *options, "--object", f"{files}/object.png", "--out", f"{files}/out"]
+    assert run(*command).exit_code == 0
+    source = media.read_clip(clip)
+    edited = GenHOIPipeline.from_pretrained()(
+        source,
+        media.read_mask(files / "large-mask.mp4", like=source),
+        media.read_image(files / "object.png"),
+        steps=2,
+    )
+    own = hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest()
+    assert own == edited_hash(files)
+
+
 def test_json_and_a_log_file(files: Path) -> None:
     result = CliRunner().invoke(main, [*arguments(files), "--json", "--log-file", f"{files}/log"])
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert Path(record["files"]["edited"]).is_file() and record["repeat"].startswith("genhoi edit")
     assert "Edited clip:" in result.stderr and "Edited clip:" in (files / "log").read_text()
+
+
+def test_lines_say_how_far_it_is_where_no_terminal_is(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(progress_bar.__kwdefaults__, "seconds", 0.0)
+    result = CliRunner().invoke(main, arguments(files))
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "window 2 of 3" in line]
+    assert lines and all("%" in line and "left" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["white", "black", "painted", "standing"])

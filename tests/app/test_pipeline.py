@@ -176,6 +176,16 @@ def test_frames_that_are_not_1_plus_4_n(tiny: GenHOIPipeline) -> None:
     assert torch.equal(tiny(longer, box(), picture(), **FAST).frames[:7], edited.frames)
 
 
+def test_a_bar_shows_how_far_it_is(
+    tiny: GenHOIPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny(clip(), box(), picture(), **FAST)
+    said = capsys.readouterr()
+    assert "window 2 of 2: 100%" in said.err and "4/4" in said.err and said.out == ""
+    tiny(clip(), box(), picture(), **FAST, progress_bar=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_windows_fade_over_what_they_have_in_common() -> None:
     out = torch.zeros(12, 1, 1, 3, dtype=torch.uint8)
     join_window(out, torch.full((9, 1, 1, 3), 100, dtype=torch.uint8), 0, 0)
