@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genhoi_kernels import checks, ops, reference, schema, spec
+from genhoi_kernels import checks, layouts, ops, reference, schema, spec
 from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
@@ -135,6 +136,16 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         What was given, and the value of every argument of the operator (``schema.ARGUMENTS``).
     """
+    try:
+        values = _values(given)
+    except ValueError as error:
+        raise layouts.with_hint(error, given) from None
+    layouts.doubt(values["q"], given)
+    return values
+
+
+def _values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what ``_checked`` does, but for the layout."""
     values = dict(given)
     values["gate"], reduction = _gate_options(given["gate"], given["gate_reduction"])
     checks.check_gate_options(values["gate"], reduction, given["return_gate_sum"])
@@ -152,8 +163,10 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, carried in schema.ARGUMENTS.items():
         if carried.check is not None and values[name] is not None:
             carried.check(values[name], values)
+    checks.check_same_positions(given["rope"], given["ref_rope"])
     values["gate_mode"] = _gate_mode(values["gate"], reduction)
-    values["scale"] = q.shape[-1] ** -0.5 if given["scale"] is None else float(given["scale"])
+    scale = given["scale"]
+    values["scale"] = q.shape[-1] ** -0.5 if scale is None else checks.check_scale(scale)
     values["wanted"] = spec.EVERY_GRAD
     values["needs_grad"] = torch.is_grad_enabled() and schema.requires_grad(values)
     return values
@@ -197,7 +210,10 @@ def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None,
 def _autocast(tensors: dict[str, Any]) -> dict[str, Any]:
     """Cast q and what comes with it to the autocast dtype where autocast is on; float64 stays."""
     q = tensors["q"]
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    # torch refuses to say whether autocast is on for meta tensors, which have no values to cast.
+    if not isinstance(q, Tensor) or q.device.type == "meta":
+        return tensors
+    if not torch.is_autocast_enabled(q.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(q.device.type)
     return {name: x.to(dtype) if _is_cast(x) else x for name, x in tensors.items()}
@@ -244,7 +260,7 @@ def qk_norm_rope(
     checks.check_weight("q_weight", q_weight, (dim,), q)
     checks.check_weight("k_weight", k_weight, (dim,), q)
     _check_either_rope(rope, q.unflatten(-1, (dim // rope.head_dim, rope.head_dim)))
-    options = (rope.head_dim, *encode_rope(rope), float(eps), backend)
+    options = (rope.head_dim, *encode_rope(rope), checks.check_eps(eps), backend)
     normed_q, normed_k = run_operator(ops.qk_norm_rope, q, k, q_weight, k_weight, *options)
     return normed_q, normed_k
 
@@ -258,7 +274,10 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     checks.check_tensor("x", x, "B N H D")
     if not isinstance(rope, (VideoRope, HeadSlidingRope)):
         raise TypeError(f"rope: got {type(rope).__name__}, wanted VideoRope or HeadSlidingRope")
-    _check_either_rope(rope, x)
+    try:
+        _check_either_rope(rope, x)
+    except ValueError as error:
+        raise layouts.with_hint_of_x(error, x, partial(_check_either_rope, rope)) from None
     rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
     return rotated
 

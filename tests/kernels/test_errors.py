@@ -146,7 +146,7 @@ WRONG: list[tuple[str, str, type, Change]] = [
         "ref_rope",
         "without k_ref",
         ValueError,
-        without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),))),
+        without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),), num_heads=H)),
     ),
     # mask
     ("mask", "list", TypeError, put("mask", [True] * N)),
@@ -268,10 +268,10 @@ def test_reference_attention(name: str, came: str, kind: type, change: Change) -
 
 
 def test_no_argument_is_left_out() -> None:
-    """Every parameter of the op is wrong at least once above (scale and return_lse cannot be)."""
+    """Every parameter of the op is wrong at least once above (return_lse cannot be)."""
     parameters = set(reference_attention.__kwdefaults__ or {}) | {"q", "k", "v", "k_ref", "v_ref"}
     tried = {name.split(".")[0] for name, *_ in WRONG}
-    assert parameters - tried == {"scale", "return_lse"}
+    assert parameters - tried == {"return_lse"}
     fields = {name.split(".")[1] for name, *_ in WRONG if name.startswith("gate.")}
     assert fields == set(GateWeights._fields)
 

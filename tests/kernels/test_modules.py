@@ -106,12 +106,12 @@ def test_every_gate_parameter_learns() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: gk.FlowGate(DIM, reduction="mean"), "gate_reduction: got 'mean'"),
+        (lambda: gk.FlowGate(DIM, reduction="mean"), "reduction: got 'mean'"),
         (lambda: gk.FlowGate(DIM, init="shut"), "init: got 'shut'"),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, HEADS, 8)), "gate.norm_weight: got"),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, DIM)), "o: got shape"),
-        (lambda: gk.ReferenceRotation((1, 2), REFS), "video_grid: got"),
-        (lambda: gk.ReferenceRotation(GRID, ((2, 2, 2),)), "ref_grids: got"),
+        (lambda: gk.ReferenceRotation((1, 2), REFS, num_heads=HEADS), "video_grid: got"),
+        (lambda: gk.ReferenceRotation(GRID, ((2, 2, 2),), num_heads=HEADS), "ref_grids: got"),
     ],
 )
 def test_errors_name_the_argument(make: object, words: str) -> None:
@@ -126,4 +126,4 @@ def test_the_former_name_is_the_same_class() -> None:
 def test_modules_print_what_they_are() -> None:
     assert "reduction='token'" in repr(gk.FlowGate(DIM))
     assert "schedule='paper'" in repr(gk.ReferenceAttention(HEADS, DIM))
-    assert "video_grid=(2, 2, 3)" in repr(gk.ReferenceRotation(GRID, REFS))
+    assert "video_grid=(2, 2, 3)" in repr(gk.ReferenceRotation(GRID, REFS, num_heads=HEADS))

@@ -17,7 +17,9 @@ from genhoi_kernels.rope import axis_dims
 
 
 def slide(**options: Any) -> HeadSlidingRope:
-    return HeadSlidingRope(**({"video_grid": (3, 2, 2), "ref_grids": ((2, 3),)} | options))
+    """Over 40 heads unless the options say otherwise."""
+    defaults = {"video_grid": (3, 2, 2), "ref_grids": ((2, 3),), "num_heads": 40}
+    return HeadSlidingRope(**(defaults | options))
 
 
 def test_paper_schedule_is_exact() -> None:
@@ -104,7 +106,7 @@ def test_immutable_and_hashable(rope: VideoRope | HeadSlidingRope) -> None:
 def test_lists_are_tuples() -> None:
     """What callers hand in as lists is equal to, and as hashable as, tuples."""
     assert VideoRope([3, 4, 5]) == VideoRope((3, 4, 5))  # type: ignore[arg-type]
-    lists = HeadSlidingRope([3, 2, 2], [[2, 3], [1, 1]])  # type: ignore[arg-type]
+    lists = HeadSlidingRope([3, 2, 2], [[2, 3], [1, 1]], num_heads=40)  # type: ignore[arg-type]
     assert lists == slide(ref_grids=((2, 3), (1, 1)))
     assert hash(lists) == hash(slide(ref_grids=((2, 3), (1, 1))))
     assert lists.lengths == (6, 1)
