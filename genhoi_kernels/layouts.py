@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genhoi_kernels import notices
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.rope import HeadSlidingRope, VideoRope
 
@@ -17,8 +17,6 @@ KEYS, REF_KEYS = ("k", "v"), ("k_ref", "v_ref")
 TENSORS = ("q", *KEYS, *REF_KEYS)
 MOST_HEADS = 256
 """More heads than a model has: what nothing else gives away is then doubted in a warning."""
-
-_warned = False
 
 
 class LayoutWarning(UserWarning):
@@ -105,18 +103,16 @@ def doubt(q: Tensor, given: Mapping[str, Any]) -> None:
 
     Only where nothing that came with q, k and v contradicts the other layout.
     """
-    global _warned
     tokens, heads = q.shape[1], q.shape[2]
-    if heads <= MOST_HEADS or heads <= 4 * tokens or _warned or torch.compiler.is_compiling():
+    if heads <= MOST_HEADS or heads <= 4 * tokens or torch.compiler.is_compiling():
         return
     rope = given["rope"]
     if given["mask"] is not None or (rope is not None and rope.token_offset is None):
         return
-    _warned = True
-    warnings.warn(
+    notices.warn_once(
+        "layout",
         f"q: got {heads} heads of {tokens} tokens, shape {tuple(q.shape)}; "
         f"scaled_dot_product_attention takes [B, H, N, D], the op [B, N, H, D]: if q, k and v come "
         f"as for the former, pass q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)",
         LayoutWarning,
-        stacklevel=4,
     )

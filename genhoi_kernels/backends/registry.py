@@ -6,12 +6,12 @@ In which order several able ones are tried on a GPU is in ``preferences``.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from genhoi_kernels import notices
 from genhoi_kernels.backends import cpu, cuda, eager, preferences
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.protocol import Backend
@@ -136,25 +136,19 @@ class EagerFallbackWarning(UserWarning):
     """No kernel takes a call, and plain PyTorch computes it, with N x (Nk + M) tensors."""
 
 
-_WARNED: set[str] = set()
-
-
 def _warn_of_eager(call: AttentionCall) -> None:
     """Warn, once for each reason, that plain PyTorch computes a call for which nobody asked it."""
     on_cpu = call.device.type == "cpu"  # where no GPU's backend is the reason
     names = [name for name in order(call) if name != "eager" and (name == "cpu") == on_cpu]
     why = "; ".join(f"{name}: {supports(name, call)}" for name in names)
-    if why in _WARNED:
-        return
-    _WARNED.add(why)
     keys = call.keys + sum(call.ref_lengths)
-    warnings.warn(
+    notices.warn_once(
+        why,
         f"reference_attention: no kernel takes this call, so plain PyTorch computes it and makes "
         f"N x (Nk + M) tensors, here {call.rows} x {keys} for each of {call.heads} heads and each "
         f"sample ({why}). genhoi_kernels.explain(...) says what each backend makes of a call; "
         f"backend='eager' asks for plain PyTorch, without this warning",
         EagerFallbackWarning,
-        stacklevel=2,
     )
 
 
