@@ -43,6 +43,8 @@ def reference_attention(
     learned gate scales the result. Differentiable in every floating-point tensor argument and
     through ``lse`` and ``gate_sum``; deterministic; no N x M tensor (the eager backend excepted).
 
+    Tokens come before heads: [B, N, H, D], not [B, H, N, D] as scaled_dot_product_attention has it.
+
     Args:
         q: video queries ``[B, N, H, D]``; float32, bfloat16, float16 (eager also float64).
         k, v: video keys and values ``[B, Nk, H, D]``; Nk = N unless ``rope`` is None.
@@ -59,11 +61,12 @@ def reference_attention(
         gate_reduction: "token" (one gate per token and head) or "sequence" (one per sample and
             head: sigmoid of the mean logit over all N rows). Default: the FlowGate's own, else
             "token".
-        scale: of the logits; default 1/sqrt(D).
+        scale: of the logits, any finite number but 0; default 1/sqrt(D).
         return_lse: also return lse ``[B, H, N]`` float32, natural log, before the gate.
         return_gate_sum: also return the sum of the gate's logits over the rows ``[B, H]``
             float32, and leave out ungated (for sharded sequences; needs "sequence").
-        backend: a name from ``backends()``; None takes the first that supports the call.
+        backend: a name from ``backends()``; None takes the first that supports the call, and warns
+            (``EagerFallbackWarning``) if that is plain PyTorch.
 
     Returns:
         out ``[B, N, H, D]`` in q's dtype, then lse and gate_sum where asked for.
@@ -71,6 +74,26 @@ def reference_attention(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend
             that refuses the call. The message names the argument, what came and what was wanted.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import HeadSlidingRope, VideoRope, reference_attention
+        >>> q, k, v = torch.randn(3, 1, 24, 4, 16)  # [B, N, H, D]: 2 frames of 3 x 4 tokens
+        >>> k_ref, v_ref = torch.randn(2, 1, 6, 4, 16)  # [B or 1, M, H, D]: one of 3 x 2
+        >>> mask = torch.arange(24)[None] < 12  # the first frame sees the reference
+        >>> out, lse = reference_attention(
+        ...     q,
+        ...     k,
+        ...     v,
+        ...     k_ref,
+        ...     v_ref,
+        ...     mask=mask,
+        ...     rope=VideoRope((2, 3, 4), head_dim=16),
+        ...     ref_rope=HeadSlidingRope((2, 3, 4), [(3, 2)], head_dim=16, num_heads=4),
+        ...     return_lse=True,
+        ... )
+        >>> out.shape, lse.shape
+        (torch.Size([1, 24, 4, 16]), torch.Size([1, 4, 24]))
     """
     values = _checked(
         {
@@ -110,6 +133,16 @@ def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
 
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import explain
+        >>> q = torch.randn(1, 24, 4, 16, dtype=torch.float64)
+        >>> reasons = explain(q, q, q)
+        >>> reasons["eager"] is None  # plain PyTorch takes every call
+        True
+        >>> reasons["cpu"] is None  # which says why not
+        False
     """
     bound = _EXPLAINED.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -247,6 +280,15 @@ def qk_norm_rope(
 
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import VideoRope, qk_norm_rope
+        >>> q, k = torch.randn(2, 1, 24, 64)  # [B, N, H*D]: 2 frames of 3 x 4 tokens, 4 heads
+        >>> weight = torch.ones(64)
+        >>> q, k = qk_norm_rope(q, k, weight, weight, VideoRope((2, 3, 4), head_dim=16))
+        >>> q.shape
+        torch.Size([1, 24, 4, 16])
     """
     q, k = _autocast({"q": q, "k": k}).values()
     checks.check_tensor("q", q, "B N H*D")
@@ -268,8 +310,20 @@ def qk_norm_rope(
 def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     """Rotate video or reference tokens x ``[B, N, H, D]``; computed in float32, same dtype out.
 
+    Args:
+        x: tokens.
+        rope: rotation; a ``VideoRope`` of video tokens, a ``HeadSlidingRope`` of references'.
+        backend: as for ``reference_attention``.
+
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import VideoRope, apply_rope
+        >>> x = torch.randn(1, 24, 4, 16)  # [B, N, H, D]: 2 frames of 3 x 4 tokens
+        >>> apply_rope(x, VideoRope((2, 3, 4), head_dim=16)).shape
+        torch.Size([1, 24, 4, 16])
     """
     checks.check_tensor("x", x, "B N H D")
     if not isinstance(rope, (VideoRope, HeadSlidingRope)):

@@ -54,6 +54,13 @@ class MaskGate:
         tile_bits: ``[B or 1, ceil(N / TILE_ROWS)]`` int32; the OR of a tile's bits.
         rows: ``[B or 1, N]`` int32; row numbers, those that see anything first, else in order.
         row_counts: ``[B or 1]`` int64, on the CPU always; how many rows see anything.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import MaskGate
+        >>> bits = torch.tensor([[0, 1, 3, 2]])  # nothing, reference 0, both, reference 1
+        >>> MaskGate.build(bits).tile_bits  # a tile of rows with everything in it
+        tensor([[3]], dtype=torch.int32)
     """
 
     bits: Tensor

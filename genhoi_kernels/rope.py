@@ -55,6 +55,7 @@ def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float,
             is not finite.
 
     Example:
+        >>> from genhoi_kernels import head_frames
         >>> head_frames("paper", 21, 4)
         (0.0, 6.0, 11.0, 16.0)
         >>> head_frames(-1.0, 21, 4)

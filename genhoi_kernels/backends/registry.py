@@ -38,7 +38,15 @@ class BackendStatus:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Return every backend's status, in the order in which they are tried by default."""
+    """Return every backend's status, in the order in which they are tried by default.
+
+    Example:
+        >>> from genhoi_kernels import backends
+        >>> [status.name for status in backends()]
+        ['cpu', 'triton', 'flash', 'cuda', 'eager']
+        >>> backends()[-1].usable  # plain PyTorch always is
+        True
+    """
     statuses = []
     for name, backend in _BACKENDS.items():
         problem = backend.unavailable()
@@ -62,6 +70,13 @@ def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
 
     Raises:
         ValueError: no backend has that name.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import RopeCall, supports
+        >>> call = RopeCall(torch.device("cpu"), torch.float32, head_dim=16)
+        >>> supports("eager", call) is None
+        True
     """
     if name not in _BACKENDS:
         raise ValueError(f"backend: got {name!r}, wanted one of {', '.join(_BACKENDS)} or None")
