@@ -39,7 +39,7 @@ FLOORS = (
     ("genhoi_kernels/backends/protocol",),
     ("genhoi_kernels/reference", "genhoi_kernels/schema"),
     ("genhoi_kernels/spec",),
-    ("genhoi_kernels/checks",),
+    ("genhoi_kernels/checks", "genhoi_kernels/layouts"),
     ("genhoi_kernels/*",),
     ("csrc",),
     ("csrc/cpu", "csrc/cuda"),

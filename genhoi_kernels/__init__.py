@@ -2,9 +2,10 @@
 
 from genhoi_kernels._version import __version__
 from genhoi_kernels.backends.native import build_info
-from genhoi_kernels.backends.registry import BackendStatus, backends, supports
+from genhoi_kernels.backends.registry import BackendStatus, EagerFallbackWarning, backends, supports
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.functional import apply_rope, explain, qk_norm_rope, reference_attention
+from genhoi_kernels.layouts import LayoutWarning
 from genhoi_kernels.mask_gate import MaskGate
 from genhoi_kernels.modules import (
     FlowGate,
@@ -18,10 +19,12 @@ from genhoi_kernels.spec import AttentionCall, RopeCall
 __all__ = [
     "AttentionCall",
     "BackendStatus",
+    "EagerFallbackWarning",
     "FlowGate",
     "GateWeights",
     "HeadSlidingRoPE",
     "HeadSlidingRope",
+    "LayoutWarning",
     "MaskGate",
     "ReferenceAttention",
     "ReferenceRotation",
@@ -37,3 +40,8 @@ __all__ = [
     "reference_attention",
     "supports",
 ]
+
+
+def __dir__() -> list[str]:
+    """List what is public; the modules behind it stay importable."""
+    return sorted(__all__)

@@ -3,14 +3,17 @@ wanted. Only shapes, dtypes, devices and lengths are looked at, never values."""
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from genhoi_kernels.flow_gate import GateWeights, gate_shapes
 from genhoi_kernels.mask_gate import MAX_SEGMENTS, MaskGate
-from genhoi_kernels.rope import HeadSlidingRope, VideoRope
+from genhoi_kernels.rope import HeadSlidingRope, VideoRope, heads_fit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GATE_REDUCTIONS = ("token", "sequence")
@@ -91,37 +94,83 @@ def check_rope(name: str, rope: VideoRope | None, x: Tensor) -> None:
         return
     if not isinstance(rope, VideoRope):
         raise TypeError(f"{name}: got {type(rope).__name__}, wanted VideoRope or None")
-    _check_head_dim(name, rope.head_dim, x.shape[-1])
-    if x.shape[1] > rope.max_tokens:
+    check_head_dim(name, rope.head_dim, x.shape[-1])
+    if rope.fits(x.shape[1]):
+        return
+    if rope.token_offset is None:
         raise ValueError(
-            f"{name}: got grid {rope.grid} with token_offset {rope.token_offset}, which has room "
-            f"for {rope.max_tokens} tokens; wanted room for {x.shape[1]}"
+            f"{name}: got grid {rope.grid}, {rope.grid_tokens} tokens in all, wanted N = "
+            f"{x.shape[1]}; a shard of the sequence is said by token_offset=0, or its first row"
         )
+    raise ValueError(
+        f"{name}: got grid {rope.grid} with token_offset {rope.token_offset}, which has room "
+        f"for {rope.max_tokens} tokens; wanted room for {x.shape[1]}"
+    )
 
 
-def check_ref_rope(name: str, rope: HeadSlidingRope | None, x: Tensor) -> None:
-    """Check that a reference rotation fits x ``[B, M, H, D]``."""
+def check_ref_rope(name: str | None, rope: HeadSlidingRope | None, x: Tensor) -> None:
+    """Check that a reference rotation fits x ``[B, M, H, D]``.
+
+    Of this and the next three, a name of None says that what is wrong is a module's own option.
+    """
     if rope is None:
         return
     if not isinstance(rope, HeadSlidingRope):
         raise TypeError(f"{name}: got {type(rope).__name__}, wanted HeadSlidingRope or None")
-    _check_head_dim(name, rope.head_dim, x.shape[-1])
-    if rope.first_head + x.shape[2] > rope.num_heads:
+    check_head_dim(name, rope.head_dim, x.shape[-1])
+    check_heads(name, x.shape[2], rope.num_heads, rope.first_head)
+    check_ref_tokens(name, rope, x.shape[1])
+
+
+def check_heads(name: str | None, heads: int, num_heads: int, first_head: int | None) -> None:
+    """Check that ``heads`` are all of ``num_heads``, or a shard of them from ``first_head`` on."""
+    if heads_fit(heads, num_heads, first_head):
+        return
+    if first_head is None:
         raise ValueError(
-            f"{name}: got num_heads {rope.num_heads} and first_head {rope.first_head}, wanted "
-            f"num_heads of at least {rope.first_head + x.shape[2]} (global count) for "
-            f"{x.shape[2]} heads"
+            f"{_got(name, 'num_heads')} {num_heads}, wanted H = {heads}; a shard of the heads is "
+            f"said by first_head=0, or its first head"
         )
-    if sum(rope.lengths) != x.shape[1]:
+    raise ValueError(
+        f"{_got(name, 'num_heads')} {num_heads} and first_head {first_head}, wanted "
+        f"num_heads of at least {first_head + heads} (global count) for {heads} heads"
+    )
+
+
+def check_ref_tokens(name: str | None, rope: HeadSlidingRope, tokens: int) -> None:
+    """Check that the references of a rotation have so many tokens in all."""
+    if sum(rope.lengths) != tokens:
         raise ValueError(
-            f"{name}: got ref_grids {rope.ref_grids}, {sum(rope.lengths)} tokens in all, wanted "
-            f"{x.shape[1]}"
+            f"{_got(name, 'ref_grids')} {rope.ref_grids}, {sum(rope.lengths)} tokens in all, "
+            f"wanted M = {tokens}"
         )
 
 
-def _check_head_dim(name: str, got: int, wanted: int) -> None:
+def check_head_dim(name: str | None, got: int, wanted: int) -> None:
+    """Check a head dim against that of the tensors."""
     if got != wanted:
-        raise ValueError(f"{name}: got head_dim {got}, wanted {wanted}")
+        raise ValueError(f"{_got(name, 'head_dim')} {got}, wanted D = {wanted}")
+
+
+def _got(name: str | None, attribute: str) -> str:
+    """Begin a message on an attribute of the argument ``name``, or on a module's option."""
+    return f"{name}: got {attribute}" if name else f"{attribute}: got"
+
+
+def check_same_positions(rope: VideoRope | None, ref_rope: HeadSlidingRope | None) -> None:
+    """Check that video and references are placed in one and the same space.
+
+    A logit depends on the distance between query and key alone only where both are rotated by the
+    same angles; and references start just past the grid of their own video.
+    """
+    if rope is None or ref_rope is None:
+        return
+    if rope.grid != ref_rope.video_grid:
+        raise ValueError(
+            f"ref_rope: got video_grid {ref_rope.video_grid}, wanted {rope.grid}, the grid of rope"
+        )
+    if rope.theta != ref_rope.theta:
+        raise ValueError(f"ref_rope: got theta {ref_rope.theta}, wanted {rope.theta} as rope")
 
 
 def check_segments(
@@ -131,7 +180,10 @@ def check_segments(
     tokens = k_ref.shape[1]
     if ref_lengths is None:
         return (tokens,) if ref_rope is None else ref_rope.lengths
-    lengths = tuple(int(n) for n in ref_lengths)
+    try:
+        lengths = tuple([operator.index(n) for n in ref_lengths])
+    except TypeError:
+        raise TypeError(f"ref_lengths: got {ref_lengths!r}, wanted integers") from None
     if not lengths or any(n < 0 for n in lengths) or sum(lengths) != tokens:
         raise ValueError(
             f"ref_lengths: got {lengths}, {sum(lengths)} in all, wanted one or "
@@ -191,12 +243,34 @@ def check_gate(gate: GateWeights, q: Tensor) -> None:
         check_weight(f"gate.{name}", weight, shape, q)
 
 
+def check_scale(scale: object) -> float:
+    """Return the scale as a float: a finite number other than 0."""
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale: got {type(scale).__name__}, wanted a number or None")
+    value = float(scale)
+    if not 0 < abs(value) < math.inf:  # nan is neither
+        raise ValueError(f"scale: got {value}, wanted a finite number other than 0")
+    return value
+
+
+def check_eps(eps: float) -> float:
+    """Return the eps of a norm as a float: finite, and not below 0."""
+    value = float(eps)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"eps: got {value}, wanted a finite number of at least 0")
+    return value
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless value is one of the choices."""
+    if value not in choices:
+        shown = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"{name}: got {value!r}, wanted one of {shown}")
+
+
 def check_gate_options(gate: object, gate_reduction: str, return_gate_sum: bool) -> None:
     """Check that the reduction is known, and that a sum is asked for only where there is one."""
-    if gate_reduction not in GATE_REDUCTIONS:
-        raise ValueError(
-            f"gate_reduction: got {gate_reduction!r}, wanted one of {', '.join(GATE_REDUCTIONS)}"
-        )
+    check_choice("gate_reduction", gate_reduction, GATE_REDUCTIONS)
     if return_gate_sum and (gate is None or gate_reduction != "sequence"):
         raise ValueError(
             "return_gate_sum: got True, wanted False unless there is a gate with "

@@ -12,6 +12,17 @@ class GateWeights(NamedTuple):
 
     Shapes: norm_weight, norm_bias ``[D]``; fc1_weight ``[D/2, D]``; fc1_bias ``[D/2]``;
     fc2_weight ``[1, D/2]``; fc2_bias ``[1]``. Each is float32 or of the queries' dtype.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import GateWeights, reference_attention
+        >>> D = 16
+        >>> shapes = [(D,), (D,), (D // 2, D), (D // 2,), (1, D // 2), (1,)]
+        >>> gate = GateWeights(*(torch.zeros(shape) for shape in shapes))  # every gate at 0.5
+        >>> q, k, v = torch.randn(3, 1, 6, 2, D)  # [B, N, H, D]
+        >>> gated = reference_attention(q, k, v, gate=gate)
+        >>> torch.allclose(gated, reference_attention(q, k, v) / 2, atol=1e-6)
+        True
     """
 
     norm_weight: Tensor

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genhoi_kernels import checks, ops, reference, schema, spec
+from genhoi_kernels import checks, layouts, ops, reference, schema, spec
 from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
@@ -42,6 +43,8 @@ def reference_attention(
     learned gate scales the result. Differentiable in every floating-point tensor argument and
     through ``lse`` and ``gate_sum``; deterministic; no N x M tensor (the eager backend excepted).
 
+    Tokens come before heads: [B, N, H, D], not [B, H, N, D] as scaled_dot_product_attention has it.
+
     Args:
         q: video queries ``[B, N, H, D]``; float32, bfloat16, float16 (eager also float64).
         k, v: video keys and values ``[B, Nk, H, D]``; Nk = N unless ``rope`` is None.
@@ -58,11 +61,12 @@ def reference_attention(
         gate_reduction: "token" (one gate per token and head) or "sequence" (one per sample and
             head: sigmoid of the mean logit over all N rows). Default: the FlowGate's own, else
             "token".
-        scale: of the logits; default 1/sqrt(D).
+        scale: of the logits, any finite number but 0; default 1/sqrt(D).
         return_lse: also return lse ``[B, H, N]`` float32, natural log, before the gate.
         return_gate_sum: also return the sum of the gate's logits over the rows ``[B, H]``
             float32, and leave out ungated (for sharded sequences; needs "sequence").
-        backend: a name from ``backends()``; None takes the first that supports the call.
+        backend: a name from ``backends()``; None takes the first that supports the call, and warns
+            (``EagerFallbackWarning``) if that is plain PyTorch.
 
     Returns:
         out ``[B, N, H, D]`` in q's dtype, then lse and gate_sum where asked for.
@@ -70,6 +74,26 @@ def reference_attention(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend
             that refuses the call. The message names the argument, what came and what was wanted.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import HeadSlidingRope, VideoRope, reference_attention
+        >>> q, k, v = torch.randn(3, 1, 24, 4, 16)  # [B, N, H, D]: 2 frames of 3 x 4 tokens
+        >>> k_ref, v_ref = torch.randn(2, 1, 6, 4, 16)  # [B or 1, M, H, D]: one of 3 x 2
+        >>> mask = torch.arange(24)[None] < 12  # the first frame sees the reference
+        >>> out, lse = reference_attention(
+        ...     q,
+        ...     k,
+        ...     v,
+        ...     k_ref,
+        ...     v_ref,
+        ...     mask=mask,
+        ...     rope=VideoRope((2, 3, 4), head_dim=16),
+        ...     ref_rope=HeadSlidingRope((2, 3, 4), [(3, 2)], head_dim=16, num_heads=4),
+        ...     return_lse=True,
+        ... )
+        >>> out.shape, lse.shape
+        (torch.Size([1, 24, 4, 16]), torch.Size([1, 4, 24]))
     """
     values = _checked(
         {
@@ -109,6 +133,16 @@ def explain(*args: Any, **kwargs: Any) -> dict[str, str | None]:
 
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import explain
+        >>> q = torch.randn(1, 24, 4, 16, dtype=torch.float64)
+        >>> reasons = explain(q, q, q)
+        >>> reasons["eager"] is None  # plain PyTorch takes every call
+        True
+        >>> reasons["cpu"] is None  # which says why not
+        False
     """
     bound = _EXPLAINED.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -135,6 +169,16 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         What was given, and the value of every argument of the operator (``schema.ARGUMENTS``).
     """
+    try:
+        values = _values(given)
+    except ValueError as error:
+        raise layouts.with_hint(error, given) from None
+    layouts.doubt(values["q"], given)
+    return values
+
+
+def _values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what ``_checked`` does, but for the layout."""
     values = dict(given)
     values["gate"], reduction = _gate_options(given["gate"], given["gate_reduction"])
     checks.check_gate_options(values["gate"], reduction, given["return_gate_sum"])
@@ -152,8 +196,10 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, carried in schema.ARGUMENTS.items():
         if carried.check is not None and values[name] is not None:
             carried.check(values[name], values)
+    checks.check_same_positions(given["rope"], given["ref_rope"])
     values["gate_mode"] = _gate_mode(values["gate"], reduction)
-    values["scale"] = q.shape[-1] ** -0.5 if given["scale"] is None else float(given["scale"])
+    scale = given["scale"]
+    values["scale"] = q.shape[-1] ** -0.5 if scale is None else checks.check_scale(scale)
     values["wanted"] = spec.EVERY_GRAD
     values["needs_grad"] = torch.is_grad_enabled() and schema.requires_grad(values)
     return values
@@ -197,7 +243,10 @@ def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None,
 def _autocast(tensors: dict[str, Any]) -> dict[str, Any]:
     """Cast q and what comes with it to the autocast dtype where autocast is on; float64 stays."""
     q = tensors["q"]
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    # torch refuses to say whether autocast is on for meta tensors, which have no values to cast.
+    if not isinstance(q, Tensor) or q.device.type == "meta":
+        return tensors
+    if not torch.is_autocast_enabled(q.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(q.device.type)
     return {name: x.to(dtype) if _is_cast(x) else x for name, x in tensors.items()}
@@ -231,6 +280,15 @@ def qk_norm_rope(
 
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import VideoRope, qk_norm_rope
+        >>> q, k = torch.randn(2, 1, 24, 64)  # [B, N, H*D]: 2 frames of 3 x 4 tokens, 4 heads
+        >>> weight = torch.ones(64)
+        >>> q, k = qk_norm_rope(q, k, weight, weight, VideoRope((2, 3, 4), head_dim=16))
+        >>> q.shape
+        torch.Size([1, 24, 4, 16])
     """
     q, k = _autocast({"q": q, "k": k}).values()
     checks.check_tensor("q", q, "B N H*D")
@@ -244,7 +302,7 @@ def qk_norm_rope(
     checks.check_weight("q_weight", q_weight, (dim,), q)
     checks.check_weight("k_weight", k_weight, (dim,), q)
     _check_either_rope(rope, q.unflatten(-1, (dim // rope.head_dim, rope.head_dim)))
-    options = (rope.head_dim, *encode_rope(rope), float(eps), backend)
+    options = (rope.head_dim, *encode_rope(rope), checks.check_eps(eps), backend)
     normed_q, normed_k = run_operator(ops.qk_norm_rope, q, k, q_weight, k_weight, *options)
     return normed_q, normed_k
 
@@ -252,13 +310,28 @@ def qk_norm_rope(
 def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     """Rotate video or reference tokens x ``[B, N, H, D]``; computed in float32, same dtype out.
 
+    Args:
+        x: tokens.
+        rope: rotation; a ``VideoRope`` of video tokens, a ``HeadSlidingRope`` of references'.
+        backend: as for ``reference_attention``.
+
     Raises:
         TypeError, ValueError: as for ``reference_attention``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import VideoRope, apply_rope
+        >>> x = torch.randn(1, 24, 4, 16)  # [B, N, H, D]: 2 frames of 3 x 4 tokens
+        >>> apply_rope(x, VideoRope((2, 3, 4), head_dim=16)).shape
+        torch.Size([1, 24, 4, 16])
     """
     checks.check_tensor("x", x, "B N H D")
     if not isinstance(rope, (VideoRope, HeadSlidingRope)):
         raise TypeError(f"rope: got {type(rope).__name__}, wanted VideoRope or HeadSlidingRope")
-    _check_either_rope(rope, x)
+    try:
+        _check_either_rope(rope, x)
+    except ValueError as error:
+        raise layouts.with_hint_of_x(error, x, partial(_check_either_rope, rope)) from None
     rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
     return rotated
 

@@ -22,10 +22,16 @@ def mask_bits(mask: Tensor) -> Tensor:
             sees reference r). Values are not inspected on the host.
 
     Raises:
-        TypeError: another dtype. ValueError: another number of dimensions.
+        TypeError: no tensor, or another dtype. ValueError: another number of dimensions.
     """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: got {type(mask).__name__}, wanted a tensor")
     if mask.dtype != torch.bool and mask.dtype not in _INTEGER_DTYPES:
-        raise TypeError(f"mask: got {mask.dtype}, wanted torch.bool, uint8, int32 or int64")
+        soft = "; mask > 0.5 makes a hard one, ref_bias weighs a reference"
+        raise TypeError(
+            f"mask: got {mask.dtype}, wanted torch.bool, or bits in uint8, int32 or int64"
+            f"{soft if mask.is_floating_point() else ''}"
+        )
     if mask.dim() != 2:
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, wanted [B or 1, N]")
     if mask.dtype == torch.bool:
@@ -48,6 +54,13 @@ class MaskGate:
         tile_bits: ``[B or 1, ceil(N / TILE_ROWS)]`` int32; the OR of a tile's bits.
         rows: ``[B or 1, N]`` int32; row numbers, those that see anything first, else in order.
         row_counts: ``[B or 1]`` int64, on the CPU always; how many rows see anything.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import MaskGate
+        >>> bits = torch.tensor([[0, 1, 3, 2]])  # nothing, reference 0, both, reference 1
+        >>> MaskGate.build(bits).tile_bits  # a tile of rows with everything in it
+        tensor([[3]], dtype=torch.int32)
     """
 
     bits: Tensor
@@ -60,9 +73,25 @@ class MaskGate:
         """Build from a mask as ``mask_bits`` takes it; synchronises with the host once.
 
         Raises:
-            TypeError, ValueError: see ``mask_bits``.
+            TypeError, ValueError: see ``mask_bits``; or a mask without values, on device meta.
+
+        Example:
+            >>> import torch
+            >>> from genhoi_kernels import MaskGate, reference_attention
+            >>> q, k, v = torch.randn(3, 1, 6, 2, 16)  # [B, N, H, D]
+            >>> k_ref, v_ref = torch.randn(2, 1, 4, 2, 16)  # [B or 1, M, H, D]
+            >>> gate = MaskGate.build(torch.tensor([[0, 0, 1, 1, 1, 0]], dtype=torch.bool))
+            >>> gate.row_counts  # three rows see the reference
+            tensor([3])
+            >>> reference_attention(q, k, v, k_ref, v_ref, mask=gate).shape
+            torch.Size([1, 6, 2, 16])
         """
         bits = mask_bits(mask)
+        if bits.device.type == "meta":
+            raise ValueError(
+                "mask: got device meta, wanted a mask with values, because its rows are counted; "
+                "build the gate on a device that has them, then .to('meta')"
+            )
         seen = bits != 0
         return MaskGate(
             bits=bits,

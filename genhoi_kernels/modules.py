@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from genhoi_kernels import checks, reference
+from genhoi_kernels import checks, layouts, reference
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.functional import apply_rope, reference_attention
 from genhoi_kernels.mask_gate import MaskGate
-from genhoi_kernels.rope import HeadSlidingRope, Schedule, VideoRope
+from genhoi_kernels.rope import HeadSlidingRope, Schedule, VideoRope, check_grid
 
 OPEN_GATE = 0.99
+GATE_INITS = ("open", "neutral")
 
 
 class FlowGate(nn.Module):
@@ -28,13 +29,26 @@ class FlowGate(nn.Module):
         init: "open": every gate starts at 0.99, near the pretrained model, the default because a
             frozen base otherwise has to be relearnt; "neutral": at 0.5, as the release does, which
             halves every attention output.
+
+    Raises:
+        ValueError: an unknown reduction or init, or a head_dim below 2.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import FlowGate, reference_attention
+        >>> gate = FlowGate(16)
+        >>> q, k, v = torch.randn(3, 1, 6, 2, 16)  # [B, N, H, D]
+        >>> fused = reference_attention(q, k, v, gate=gate)
+        >>> torch.allclose(fused, gate(reference_attention(q, k, v)), atol=1e-5)
+        True
     """
 
     def __init__(self, head_dim: int, *, reduction: str = "token", init: str = "open") -> None:
         super().__init__()
-        checks.check_gate_options(self, reduction, False)
-        if init not in ("open", "neutral"):
-            raise ValueError(f"init: got {init!r}, wanted 'open' or 'neutral'")
+        if head_dim < 2:
+            raise ValueError(f"head_dim: got {head_dim}, wanted at least 2")
+        checks.check_choice("reduction", reduction, checks.GATE_REDUCTIONS)
+        checks.check_choice("init", init, GATE_INITS)
         self.head_dim = head_dim
         self.reduction = reduction
         self.init = init
@@ -71,6 +85,16 @@ class ReferenceRotation(nn.Module):
     """Rotates reference keys ``[B, M, H, D]`` to another frame in every head; no parameters.
 
     Args: as ``HeadSlidingRope``, which it holds as ``rope``.
+
+    Raises:
+        TypeError, ValueError: as ``HeadSlidingRope``.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import ReferenceRotation
+        >>> rotate = ReferenceRotation((5, 8, 8), [(3, 2)], head_dim=16, num_heads=4)
+        >>> rotate(torch.randn(1, 6, 4, 16)).shape  # [B, M, H, D], M = 3 * 2
+        torch.Size([1, 6, 4, 16])
     """
 
     def __init__(
@@ -78,17 +102,17 @@ class ReferenceRotation(nn.Module):
         video_grid: Sequence[int],
         ref_grids: Sequence[Sequence[int]],
         *,
+        num_heads: int,
         head_dim: int = 128,
-        num_heads: int = 40,
         schedule: Schedule = "paper",
         theta: float = 10000.0,
-        first_head: int = 0,
+        first_head: int | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self.rope = HeadSlidingRope(
-            tuple(video_grid),  # type: ignore[arg-type]  # HeadSlidingRope checks its length
-            tuple(tuple(grid) for grid in ref_grids),  # type: ignore[misc]
+            video_grid,  # type: ignore[arg-type]  # which HeadSlidingRope checks
+            ref_grids,  # type: ignore[arg-type]
             head_dim=head_dim,
             num_heads=num_heads,
             schedule=schedule,
@@ -98,7 +122,13 @@ class ReferenceRotation(nn.Module):
         self.backend = backend
 
     def forward(self, k_ref: Tensor) -> Tensor:
-        """Rotate k_ref ``[B, M, H, D]``; same shape and dtype."""
+        """Rotate k_ref ``[B, M, H, D]``; same shape and dtype.
+
+        Raises:
+            TypeError, ValueError: k_ref is no such tensor, or an option does not fit it.
+        """
+        checks.check_tensor("k_ref", k_ref, "B M H D")
+        checks.check_ref_rope(None, self.rope, k_ref)
         return apply_rope(k_ref, self.rope, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -118,13 +148,26 @@ class ReferenceAttention(nn.Module):
 
     Args:
         num_heads: H of the whole model.
-        head_dim: D.
+        head_dim: D, even.
         gate: "token", "sequence" or None (no flow gate).
         gate_init: see ``FlowGate``.
         schedule: see ``head_frames``.
         theta: base of the rotary angles.
-        first_head: global index of the first head given, under head sharding.
+        first_head: None: the heads given are all ``num_heads``; a number, 0 included: they are a
+            shard of the heads, whose first one has this global index.
         backend: as for ``reference_attention``.
+
+    Raises:
+        TypeError, ValueError: an option out of range, or an unknown name.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import ReferenceAttention
+        >>> attention = ReferenceAttention(num_heads=4, head_dim=16)
+        >>> q, k, v = torch.randn(3, 1, 24, 4, 16)  # [B, N, H, D]: 2 frames of 3 x 4 tokens
+        >>> k_ref, v_ref = torch.randn(2, 1, 6, 4, 16)  # [B or 1, M, H, D]: one of 3 x 2
+        >>> attention(q, k, v, k_ref, v_ref, video_grid=(2, 3, 4), ref_grids=[(3, 2)]).shape
+        torch.Size([1, 24, 4, 16])
     """
 
     def __init__(
@@ -136,17 +179,33 @@ class ReferenceAttention(nn.Module):
         gate_init: str = "open",
         schedule: Schedule = "paper",
         theta: float = 10000.0,
-        first_head: int = 0,
+        first_head: int | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        checks.check_choice("gate", gate, (*checks.GATE_REDUCTIONS, None))
+        checks.check_choice("gate_init", gate_init, GATE_INITS)
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.schedule = schedule
         self.theta = theta
         self.first_head = first_head
         self.backend = backend
+        self._ref_rope((1, 1, 1), ((1, 1),))  # what is wrong with an option is said here
         self.gate = None if gate is None else FlowGate(head_dim, reduction=gate, init=gate_init)
+
+    def _ref_rope(
+        self, video_grid: tuple[int, int, int], ref_grids: Sequence[Sequence[int]]
+    ) -> HeadSlidingRope:
+        return HeadSlidingRope(
+            video_grid,
+            ref_grids,  # type: ignore[arg-type]  # which HeadSlidingRope checks
+            head_dim=self.head_dim,
+            num_heads=self.num_heads,
+            schedule=self.schedule,
+            theta=self.theta,
+            first_head=self.first_head,
+        )
 
     def forward(
         self,
@@ -164,27 +223,26 @@ class ReferenceAttention(nn.Module):
         """Compute the attention output ``[B, N, H, D]``.
 
         Args:
-            q, k, v: video tokens ``[B, N, H, D]``.
+            q, k, v: video tokens ``[B, N, H, D]``, N = f h w.
             k_ref, v_ref: reference tokens ``[B or 1, M, H, D]``.
             video_grid: (f, h, w) of the video tokens.
-            ref_grids: (h_r, w_r) of each reference.
+            ref_grids: (h_r, w_r) of each reference; none without k_ref.
             mask, ref_bias: as for ``reference_attention``.
 
         Raises:
             TypeError, ValueError: as for ``reference_attention``.
         """
-        rope = VideoRope(tuple(video_grid), head_dim=self.head_dim, theta=self.theta)  # type: ignore[arg-type]
-        ref_rope = None
-        if k_ref is not None:
-            ref_rope = HeadSlidingRope(
-                rope.grid,
-                tuple(ref_grids),
-                head_dim=self.head_dim,
-                num_heads=self.num_heads,
-                schedule=self.schedule,
-                theta=self.theta,
-                first_head=self.first_head,
-            )
+        grid = check_grid("video_grid", video_grid, 3)
+        rope = VideoRope(grid, head_dim=self.head_dim, theta=self.theta)  # type: ignore[arg-type]
+        if k_ref is None and len(ref_grids):
+            raise ValueError(f"ref_grids: got {ref_grids} without k_ref, wanted none or k_ref")
+        ref_rope = None if k_ref is None else self._ref_rope(rope.grid, ref_grids)
+        try:
+            self._check_sizes(q, k_ref, rope, ref_rope)
+        except ValueError as error:
+            given = {"q": q, "k": k, "v": v, "k_ref": k_ref, "v_ref": v_ref}
+            also = {"mask": mask, "rope": rope, "ref_rope": ref_rope}
+            raise layouts.with_hint(error, given | also) from None
         out = reference_attention(
             q,
             k,
@@ -200,6 +258,23 @@ class ReferenceAttention(nn.Module):
         )
         assert isinstance(out, Tensor)
         return out
+
+    def _check_sizes(
+        self, q: Tensor, k_ref: Tensor | None, rope: VideoRope, ref_rope: HeadSlidingRope | None
+    ) -> None:
+        """Check the module's options against the tensors, and name the option that doesn't fit."""
+        checks.check_tensor("q", q, "B N H D")
+        checks.check_head_dim(None, self.head_dim, q.shape[3])
+        if not rope.fits(q.shape[1]):
+            raise ValueError(
+                f"video_grid: got {rope.grid}, {rope.grid_tokens} tokens in all, wanted N = "
+                f"{q.shape[1]}; a shard of the sequence needs reference_attention, whose rope has "
+                f"a token_offset"
+            )
+        checks.check_heads(None, q.shape[2], self.num_heads, self.first_head)
+        if k_ref is not None and ref_rope is not None:
+            checks.check_tensor("k_ref", k_ref, "B M H D")
+            checks.check_ref_tokens(None, ref_rope, k_ref.shape[1])
 
     def extra_repr(self) -> str:
         """Say what print(module) shows."""

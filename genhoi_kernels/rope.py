@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,16 @@ def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float,
         num_heads: heads of the whole model, before any sharding.
 
     Raises:
-        TypeError: neither a name, a number nor a sequence.
-        ValueError: unknown name, or a sequence whose length is not ``num_heads``.
+        TypeError: neither a name, a number nor a sequence of numbers.
+        ValueError: unknown name, a sequence whose length is not ``num_heads``, or a number that
+            is not finite.
+
+    Example:
+        >>> from genhoi_kernels import head_frames
+        >>> head_frames("paper", 21, 4)
+        (0.0, 6.0, 11.0, 16.0)
+        >>> head_frames(-1.0, 21, 4)
+        (-1.0, -1.0, -1.0, -1.0)
     """
     wanted = "'paper', 'release', a number or one number a head"
     if isinstance(schedule, str):
@@ -63,29 +72,73 @@ def head_frames(schedule: Schedule, frames: int, num_heads: int) -> tuple[float,
             return tuple(float(t) for t in line[1:-1].tolist())
         raise ValueError(f"schedule: got {schedule!r}, wanted {wanted}")
     if isinstance(schedule, (int, float)):
-        return (float(schedule),) * num_heads
-    if not isinstance(schedule, Iterable):
+        values = (float(schedule),) * num_heads
+    elif isinstance(schedule, Iterable):
+        values = _numbers(schedule, wanted)
+    else:
         raise TypeError(f"schedule: got {schedule!r}, wanted {wanted}")
-    values = tuple(float(t) for t in schedule)
     if len(values) != num_heads:
         raise ValueError(f"schedule: got {len(values)} frames, wanted num_heads = {num_heads}")
+    if not all([-math.inf < t < math.inf for t in values]):
+        raise ValueError(f"schedule: got {schedule!r}, wanted finite numbers")
     return values
 
 
-def _check_grid(name: str, grid: Sequence[int], size: int) -> tuple[int, ...]:
-    values = tuple(int(n) for n in grid)
-    if len(values) != size or any(n < 1 for n in values):
-        raise ValueError(f"{name}: got {tuple(grid)}, wanted {size} sizes of at least 1")
+def _numbers(schedule: Iterable[float], wanted: str) -> tuple[float, ...]:
+    given = tuple(schedule)
+    if any([isinstance(t, str) for t in given]):
+        raise TypeError(f"schedule: got {given}, wanted {wanted}")
+    return tuple([float(t) for t in given])
+
+
+def check_grid(name: str, grid: Sequence[int], size: int) -> tuple[int, ...]:
+    """Return a grid of ``size`` integers of at least 1 as a tuple.
+
+    Raises:
+        TypeError: something else than integers. ValueError: another number of them, or below 1.
+    """
+    try:
+        values = tuple([operator.index(n) for n in grid])
+    except TypeError:
+        raise TypeError(f"{name}: got {grid!r}, wanted {size} integers") from None
+    if len(values) != size or min(values) < 1:
+        raise ValueError(f"{name}: got {values}, wanted {size} sizes of at least 1")
     return values
+
+
+def check_ref_grids(grids: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return one (h_r, w_r) for each of one or more references.
+
+    Raises:
+        TypeError, ValueError: as ``check_grid``, or no grid at all.
+    """
+    if not isinstance(grids, Iterable):
+        raise TypeError(f"ref_grids: got {grids!r}, wanted (h_r, w_r) of each reference")
+    given = tuple(grids)
+    if any([isinstance(n, int) for n in given]):
+        single = f"; of a single reference [{given}]" if len(given) == 2 else ""
+        raise TypeError(f"ref_grids: got {given}, wanted (h_r, w_r) of each reference{single}")
+    if not given:
+        raise ValueError("ref_grids: got no grid, wanted (h_r, w_r) of at least one reference")
+    return tuple([check_grid("ref_grids", grid, 2) for grid in given])
+
+
+def _check_integer(name: str, value: int) -> None:
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: got {value!r}, wanted an integer")
 
 
 def _check_head_dim(head_dim: int) -> None:
+    _check_integer("head_dim", head_dim)
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim: got {head_dim}, wanted an even number of at least 2")
+        raise ValueError(
+            f"head_dim: got {head_dim}, wanted an even number of at least 2, because a rotation "
+            f"turns pairs of values"
+        )
 
 
 def _check_theta(theta: float) -> None:
-    if not (theta > 0 and math.isfinite(theta)):
+    if not 0 < theta < math.inf:  # what a compiler can trace, too
         raise ValueError(f"theta: got {theta}, wanted a positive finite base")
 
 
@@ -97,25 +150,39 @@ class VideoRope:
         grid: (f, h, w) of the whole video, after the patch embedding.
         head_dim: D.
         theta: base of the angles, n * theta**(-2i/p) for pair i of a part of size p.
-        token_offset: index in the grid of the first token given, for a shard of the sequence.
+        token_offset: None: the tokens are those of the whole grid, no more and no fewer. A number,
+            0 included: they are a shard of the sequence, whose first token has this index.
 
     Raises:
+        TypeError: a size that is no integer.
         ValueError: a grid that is not three positive sizes, an odd head_dim, a bad theta or offset.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import VideoRope, apply_rope
+        >>> whole = VideoRope((2, 3, 4), head_dim=16)
+        >>> x = torch.randn(1, 24, 2, 16)  # [B, N, H, D], N = 2 * 3 * 4
+        >>> shard = VideoRope((2, 3, 4), head_dim=16, token_offset=10)
+        >>> torch.equal(apply_rope(x[:, 10:15], shard), apply_rope(x, whole)[:, 10:15])
+        True
     """
 
     grid: tuple[int, int, int]
     head_dim: int = 128
     theta: float = 10000.0
-    token_offset: int = 0
+    token_offset: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", _check_grid("grid", self.grid, 3))
+        object.__setattr__(self, "grid", check_grid("grid", self.grid, 3))
         _check_head_dim(self.head_dim)
         _check_theta(self.theta)
+        if self.token_offset is None:
+            return
+        _check_integer("token_offset", self.token_offset)
         if not 0 <= self.token_offset <= self.grid_tokens:
             raise ValueError(
                 f"token_offset: got {self.token_offset}, wanted 0 to {self.grid_tokens} "
-                f"(the tokens of grid {self.grid})"
+                f"(the tokens of grid {self.grid}), or None for the whole grid"
             )
 
     @property
@@ -124,9 +191,20 @@ class VideoRope:
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
+    def first_token(self) -> int:
+        """Give the index in the grid of the first token given."""
+        return 0 if self.token_offset is None else self.token_offset
+
+    @property
     def max_tokens(self) -> int:
-        """Count the tokens from ``token_offset`` to the end of the grid."""
-        return self.grid_tokens - self.token_offset
+        """Count the tokens from the first one given to the end of the grid."""
+        return self.grid_tokens - self.first_token
+
+    def fits(self, tokens: int) -> bool:
+        """Say whether so many tokens are the whole grid, or of a shard have room in it."""
+        if self.token_offset is None:
+            return tokens == self.grid_tokens
+        return tokens <= self.max_tokens
 
     def tables(self, *, device: torch.device, dtype: torch.dtype) -> AxisTables:
         """Return angle tables of the three axes; ``frame`` has one row per latent frame."""
@@ -137,7 +215,7 @@ class VideoRope:
     def token_indices(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return each token's rows of the (frame, row, col) tables: three ``[tokens]``."""
         _, h, w = self.grid
-        index = torch.arange(self.token_offset, self.token_offset + tokens, device=device)
+        index = torch.arange(self.first_token, self.first_token + tokens, device=device)
         return index // (h * w), index // w % h, index % w
 
 
@@ -157,43 +235,60 @@ class HeadSlidingRope:
         num_heads: heads of the whole model, over all shards.
         schedule: see ``head_frames``.
         theta: base of the angles.
-        first_head: global index of the first head given, under head sharding.
+        first_head: None: the heads given are all ``num_heads``. A number, 0 included: they are a
+            shard of the heads, whose first one has this global index.
 
     Attributes:
         frames: frame of every head from ``first_head`` on.
 
     Raises:
-        ValueError: grids, head_dim, theta, schedule or first_head out of range.
+        TypeError: a size that is no integer, or a schedule of no kind.
+        ValueError: grids, head_dim, num_heads, theta, schedule or first_head out of range.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import HeadSlidingRope, apply_rope
+        >>> rope = HeadSlidingRope((5, 8, 8), [(3, 2)], head_dim=16, num_heads=4)
+        >>> rope.frames
+        (0.0, 2.0, 3.0, 4.0)
+        >>> k_ref = torch.randn(1, 6, 4, 16)  # [B, M, H, D], M = 3 * 2
+        >>> apply_rope(k_ref, rope).shape
+        torch.Size([1, 6, 4, 16])
     """
 
     video_grid: tuple[int, int, int]
     ref_grids: tuple[tuple[int, int], ...]
+    _: KW_ONLY
     head_dim: int = 128
-    num_heads: int = 40
+    num_heads: int
     schedule: Schedule = "paper"
     theta: float = 10000.0
-    first_head: int = 0
+    first_head: int | None = None
     frames: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "video_grid", _check_grid("video_grid", self.video_grid, 3))
-        grids = tuple(_check_grid("ref_grids", grid, 2) for grid in self.ref_grids)
-        if not grids:
-            raise ValueError("ref_grids: got no grid, wanted (h_r, w_r) of at least one reference")
-        object.__setattr__(self, "ref_grids", grids)
-        if not isinstance(self.schedule, (str, int, float)):
-            object.__setattr__(self, "schedule", tuple(float(t) for t in self.schedule))
+        object.__setattr__(self, "video_grid", check_grid("video_grid", self.video_grid, 3))
+        object.__setattr__(self, "ref_grids", check_ref_grids(self.ref_grids))
         _check_head_dim(self.head_dim)
         _check_theta(self.theta)
+        _check_integer("num_heads", self.num_heads)
         if self.num_heads < 1:
             raise ValueError(f"num_heads: got {self.num_heads}, wanted at least 1")
-        if not 0 <= self.first_head < self.num_heads:
-            raise ValueError(
-                f"first_head: got {self.first_head}, wanted 0 to {self.num_heads - 1} (num_heads "
-                f"is the global count)"
-            )
+        if self.first_head is not None:
+            _check_integer("first_head", self.first_head)
+            if not 0 <= self.first_head < self.num_heads:
+                raise ValueError(
+                    f"first_head: got {self.first_head}, wanted 0 to {self.num_heads - 1} "
+                    f"(num_heads is the global count), or None for all heads"
+                )
         every_head = head_frames(self.schedule, self.video_grid[0], self.num_heads)
+        if not isinstance(self.schedule, (str, int, float)):
+            object.__setattr__(self, "schedule", every_head)  # a tuple, whatever it was
         object.__setattr__(self, "frames", every_head[self.first_head :])
+
+    def fits(self, heads: int) -> bool:
+        """Say whether so many heads are all there are, or of a shard have room among them."""
+        return heads_fit(heads, self.num_heads, self.first_head)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -215,6 +310,11 @@ class HeadSlidingRope:
             rows.append(index // w)
             cols.append(index % w)
         return torch.cat(rows), torch.cat(cols)
+
+
+def heads_fit(heads: int, num_heads: int, first_head: int | None) -> bool:
+    """Say whether so many heads are all of ``num_heads``, or from a first one on among them."""
+    return heads == num_heads if first_head is None else first_head + heads <= num_heads
 
 
 Rope = VideoRope | HeadSlidingRope
@@ -258,6 +358,8 @@ def _angle_table(positions: tuple[float, ...], part: int, theta: float) -> Tenso
 # An operator's schema carries a rotation as integers (its kind follows from their number) and
 # floats: numbers, so that an exported program runs in another process.
 _VIDEO_NUMBERS = 5
+# Of a whole clip or all heads, where a shard has its first token or head.
+_WHOLE = -1
 
 
 def encode_rope(rope: Rope | None) -> tuple[list[int], list[float]]:
@@ -265,10 +367,18 @@ def encode_rope(rope: Rope | None) -> tuple[list[int], list[float]]:
     if rope is None:
         return [], []
     if isinstance(rope, VideoRope):
-        return [*rope.grid, rope.head_dim, rope.token_offset], [rope.theta]
+        return [*rope.grid, rope.head_dim, _encode_first(rope.token_offset)], [rope.theta]
     sizes = [n for grid in rope.ref_grids for n in grid]
-    heads = [rope.head_dim, rope.num_heads, rope.first_head]
+    heads = [rope.head_dim, rope.num_heads, _encode_first(rope.first_head)]
     return [*rope.video_grid, *heads, *sizes], [rope.theta, *rope.frames]
+
+
+def _encode_first(first: int | None) -> int:
+    return _WHOLE if first is None else first
+
+
+def _decode_first(first: int) -> int | None:
+    return None if first == _WHOLE else first
 
 
 def decode_rope(ints: Sequence[int], floats: Sequence[float]) -> Any:
@@ -286,7 +396,7 @@ def _decoded(ints: tuple[int, ...], floats: tuple[float, ...]) -> Rope | None:
     theta, *frames = floats
     if len(ints) == _VIDEO_NUMBERS:
         f, h, w, head_dim, token_offset = ints
-        return VideoRope((f, h, w), head_dim, theta, token_offset)
+        return VideoRope((f, h, w), head_dim, theta, _decode_first(token_offset))
     f, h, w, head_dim, num_heads, first_head, *sizes = ints
     return HeadSlidingRope(
         (f, h, w),
@@ -294,7 +404,7 @@ def _decoded(ints: tuple[int, ...], floats: tuple[float, ...]) -> Rope | None:
         head_dim=head_dim,
         num_heads=num_heads,
         # Of heads before the first nobody asks.
-        schedule=(*frames[:1] * first_head, *frames),
+        schedule=(*frames[:1] * max(first_head, 0), *frames),
         theta=theta,
-        first_head=first_head,
+        first_head=_decode_first(first_head),
     )

@@ -99,6 +99,11 @@ def build_info() -> dict[str, Any]:
     Keys: ``native`` (bool), ``reason`` (why not, else empty), ``cpu``; and where it is built
     ``compiler``, ``compiled_isas``, ``usable_isas``, ``isa`` (the one in use, or why none is) and
     ``cpu_features``.
+
+    Example:
+        >>> from genhoi_kernels import build_info
+        >>> {"cpu", "native", "reason"} <= set(build_info())
+        True
     """
     info: dict[str, Any] = {
         "native": module is not None,

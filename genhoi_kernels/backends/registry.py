@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from genhoi_kernels import notices
 from genhoi_kernels.backends import cpu, cuda, eager, preferences
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.protocol import Backend
@@ -37,7 +38,15 @@ class BackendStatus:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Return every backend's status, in the order in which they are tried by default."""
+    """Return every backend's status, in the order in which they are tried by default.
+
+    Example:
+        >>> from genhoi_kernels import backends
+        >>> [status.name for status in backends()]
+        ['cpu', 'triton', 'flash', 'cuda', 'eager']
+        >>> backends()[-1].usable  # plain PyTorch always is
+        True
+    """
     statuses = []
     for name, backend in _BACKENDS.items():
         problem = backend.unavailable()
@@ -61,6 +70,13 @@ def supports(name: str, call: AttentionCall | RopeCall) -> str | None:
 
     Raises:
         ValueError: no backend has that name.
+
+    Example:
+        >>> import torch
+        >>> from genhoi_kernels import RopeCall, supports
+        >>> call = RopeCall(torch.device("cpu"), torch.float32, head_dim=16)
+        >>> supports("eager", call) is None
+        True
     """
     if name not in _BACKENDS:
         raise ValueError(f"backend: got {name!r}, wanted one of {', '.join(_BACKENDS)} or None")
@@ -125,7 +141,30 @@ def _picked(
         if reason is not None:
             raise ValueError(f"backend: {name!r} cannot take this call: {reason}")
         return _BACKENDS[name]
-    return _BACKENDS[next(_able(call))]
+    taken = next(_able(call))
+    if taken == "eager" and isinstance(call, AttentionCall):
+        _warn_of_eager(call)
+    return _BACKENDS[taken]
+
+
+class EagerFallbackWarning(UserWarning):
+    """No kernel takes a call, and plain PyTorch computes it, with N x (Nk + M) tensors."""
+
+
+def _warn_of_eager(call: AttentionCall) -> None:
+    """Warn, once for each reason, that plain PyTorch computes a call for which nobody asked it."""
+    on_cpu = call.device.type == "cpu"  # where no GPU's backend is the reason
+    names = [name for name in order(call) if name != "eager" and (name == "cpu") == on_cpu]
+    why = "; ".join(f"{name}: {supports(name, call)}" for name in names)
+    keys = call.keys + sum(call.ref_lengths)
+    notices.warn_once(
+        why,
+        f"reference_attention: no kernel takes this call, so plain PyTorch computes it and makes "
+        f"N x (Nk + M) tensors, here {call.rows} x {keys} for each of {call.heads} heads and each "
+        f"sample ({why}). genhoi_kernels.explain(...) says what each backend makes of a call; "
+        f"backend='eager' asks for plain PyTorch, without this warning",
+        EagerFallbackWarning,
+    )
 
 
 def _able(call: AttentionCall | RopeCall) -> Iterator[str]:

@@ -179,12 +179,12 @@ SOME_HEADS = HeadSlidingRope(
 CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((1, 1, 1), head_dim=8), 1, 1, 1),
     (VideoRope((3, 2, 5), head_dim=24, token_offset=7), 2, 23, 3),
-    (VideoRope((2, 3, 7), head_dim=128), 1, 41, 5),
-    (VideoRope((2, 2, 2), head_dim=128), 2, 7, 12),
+    (VideoRope((2, 3, 7), head_dim=128, token_offset=0), 1, 41, 5),
+    (VideoRope((2, 2, 2), head_dim=128, token_offset=0), 2, 7, 12),
     (VideoRope((1, 1, 3), head_dim=128), 1, 3, 40),
-    (VideoRope((2, 2, 2), head_dim=96), 1, 5, 16),
-    (VideoRope((2, 2, 2), head_dim=12), 3, 7, 2),
-    (VideoRope((2, 2, 2), head_dim=2), 1, 5, 20),
+    (VideoRope((2, 2, 2), head_dim=96, token_offset=0), 1, 5, 16),
+    (VideoRope((2, 2, 2), head_dim=12, token_offset=0), 3, 7, 2),
+    (VideoRope((2, 2, 2), head_dim=2, token_offset=0), 1, 5, 20),
     (SOME_HEADS, 2, 15, 4),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=128, num_heads=9), 1, 3, 9),
     (HeadSlidingRope((4, 2, 2), ((2, 1),), head_dim=20, num_heads=6), 1, 2, 6),
@@ -323,8 +323,8 @@ class TestOnGpu:
     @pytest.mark.parametrize(
         "case",
         [
-            (VideoRope((7, 11, 9), head_dim=16), 2, 691, 2),
-            (VideoRope((7, 11, 9), head_dim=128), 1, 523, 9),  # two warps
+            (VideoRope((7, 11, 9), head_dim=16, token_offset=0), 2, 691, 2),
+            (VideoRope((7, 11, 9), head_dim=128, token_offset=0), 1, 523, 9),  # two warps
         ],
         ids=name_of,
     )

@@ -1,5 +1,6 @@
 """Each argument of each public function, wrong in turn: the message names it and says what came."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,7 @@ WRONG: list[tuple[str, str, type, Change]] = [
         "ref_rope",
         "without k_ref",
         ValueError,
-        without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),))),
+        without_reference(ref_rope=HeadSlidingRope((3, 2, 2), ((2, 3),), num_heads=H)),
     ),
     # mask
     ("mask", "list", TypeError, put("mask", [True] * N)),
@@ -192,6 +193,7 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("ref_lengths", "(6, 4), 10 in all", ValueError, put("ref_lengths", (6, 4))),
     ("ref_lengths", "(10, -1)", ValueError, put("ref_lengths", (10, -1))),
     ("ref_lengths", "()", ValueError, put("ref_lengths", ())),
+    ("ref_lengths", "(6.5, 2.5)", TypeError, put("ref_lengths", (6.5, 2.5))),
     (
         "ref_lengths",
         "(), 0 in all",
@@ -219,12 +221,16 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("rope", "tuple", TypeError, put("rope", (3, 2, 2))),
     ("rope", "head_dim 128", ValueError, with_rope("rope", head_dim=128)),
     ("rope", "(3, 2, 1)", ValueError, with_rope("rope", grid=(3, 2, 1))),
+    ("rope", "(3, 2, 3), 18 tokens in all", ValueError, with_rope("rope", grid=(3, 2, 3))),
     ("rope", "token_offset 1", ValueError, with_rope("rope", token_offset=1)),
     ("ref_rope", "VideoRope", TypeError, lambda args: args | {"ref_rope": args["rope"]}),
     ("ref_rope", "head_dim 16", ValueError, with_rope("ref_rope", head_dim=16)),
     ("ref_rope", "num_heads 2", ValueError, with_rope("ref_rope", num_heads=2)),
+    ("ref_rope", "num_heads 40", ValueError, with_rope("ref_rope", num_heads=40)),
     ("ref_rope", "first_head 1", ValueError, with_rope("ref_rope", first_head=1)),
     ("ref_rope", "((2, 3),)", ValueError, with_rope("ref_rope", ref_grids=((2, 3),))),
+    ("ref_rope", "(2, 2, 3)", ValueError, with_rope("ref_rope", video_grid=(2, 2, 3))),
+    ("ref_rope", "theta 500.0", ValueError, with_rope("ref_rope", theta=500.0)),
     # gate
     ("gate", "Linear", TypeError, put("gate", torch.nn.Linear(2, 2))),
     ("gate", "Tensor", TypeError, put("gate", torch.ones(D))),
@@ -240,6 +246,13 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("return_gate_sum", "True", ValueError, put("gate", None)),
     ("return_gate_sum", "True", ValueError, put("gate_reduction", "token")),
     ("return_gate_sum", "True", ValueError, put("gate_reduction", None)),
+    # scale
+    ("scale", "0.0", ValueError, put("scale", 0)),
+    ("scale", "nan", ValueError, put("scale", math.nan)),
+    ("scale", "-inf", ValueError, put("scale", -math.inf)),
+    ("scale", "Tensor", TypeError, put("scale", torch.tensor(0.1))),
+    ("scale", "str", TypeError, put("scale", "0.1")),
+    ("scale", "bool", TypeError, put("scale", True)),
     # backend
     ("backend", "'gpu'", ValueError, put("backend", "gpu")),
 ]
@@ -268,10 +281,10 @@ def test_reference_attention(name: str, came: str, kind: type, change: Change) -
 
 
 def test_no_argument_is_left_out() -> None:
-    """Every parameter of the op is wrong at least once above (scale and return_lse cannot be)."""
+    """Every parameter of the op is wrong at least once above (return_lse cannot be)."""
     parameters = set(reference_attention.__kwdefaults__ or {}) | {"q", "k", "v", "k_ref", "v_ref"}
     tried = {name.split(".")[0] for name, *_ in WRONG}
-    assert parameters - tried == {"scale", "return_lse"}
+    assert parameters - tried == {"return_lse"}
     fields = {name.split(".")[1] for name, *_ in WRONG if name.startswith("gate.")}
     assert fields == set(GateWeights._fields)
 
@@ -300,6 +313,9 @@ NORM_WRONG: list[tuple[str, str, type, Change]] = [
     ("rope", "head_dim 128", ValueError, with_rope("rope", head_dim=128)),
     ("rope", "(3, 1, 2)", ValueError, with_rope("rope", grid=(3, 1, 2))),
     ("rope", "9 tokens", ValueError, lambda args: args | {"rope": good()["ref_rope"]}),
+    ("rope", "(3, 2, 3), 18 tokens", ValueError, with_rope("rope", grid=(3, 2, 3))),
+    ("eps", "nan", ValueError, put("eps", math.nan)),
+    ("eps", "-1.0", ValueError, put("eps", -1)),
     ("backend", "'gpu'", ValueError, put("backend", "gpu")),
 ]
 
@@ -320,6 +336,7 @@ ROPE_WRONG: list[tuple[str, str, type, Change]] = [
     ("rope", "str", TypeError, put("rope", "paper")),
     ("rope", "head_dim 16", ValueError, with_rope("rope", head_dim=16)),
     ("rope", "(3, 1, 2)", ValueError, with_rope("rope", grid=(3, 1, 2))),
+    ("rope", "(3, 2, 3), 18 tokens", ValueError, with_rope("rope", grid=(3, 2, 3))),
     (
         "rope",
         "num_heads 2",
@@ -337,6 +354,36 @@ def test_apply_rope(name: str, came: str, kind: type, change: Change) -> None:
     args = {"x": torch.randn(B, N, H, D), "rope": VideoRope((3, 2, 2), head_dim=D)}
     apply_rope(**args)
     check_error(lambda: apply_rope(**change(args)), name, came, kind)
+
+
+def test_a_shard_is_said_by_an_offset() -> None:
+    """The same rows and heads that are refused as a whole are taken as a shard."""
+    x = torch.randn(1, 5, 2, D)
+    with pytest.raises(ValueError, match=r"\(3, 2, 2\), 12 tokens in all, wanted N = 5; .*=0"):
+        apply_rope(x, VideoRope((3, 2, 2), head_dim=D))
+    apply_rope(x, VideoRope((3, 2, 2), head_dim=D, token_offset=0))
+    heads = {"head_dim": D, "num_heads": 3}
+    with pytest.raises(ValueError, match=r"num_heads 3, wanted H = 2; .*first_head=0"):
+        apply_rope(x, HeadSlidingRope((3, 2, 2), [(5, 1)], **heads))
+    apply_rope(x, HeadSlidingRope((3, 2, 2), [(5, 1)], **heads, first_head=0))
+
+
+def test_a_negative_scale_is_taken() -> None:
+    q, k, v = torch.randn(3, 1, 5, 2, D)
+    torch.testing.assert_close(
+        reference_attention(q, k, v, scale=-0.5), reference_attention(-q, k, v, scale=0.5)
+    )
+
+
+def test_a_float_mask_is_told_what_to_be() -> None:
+    with pytest.raises(TypeError, match=r"mask: got torch.float16, .*mask > 0\.5.*ref_bias"):
+        MaskGate.build(torch.ones(1, N).half())
+    with pytest.raises(TypeError, match=r"mask: got torch.int16, [^;]*$"):
+        MaskGate.build(torch.ones(1, N).short())
+    with pytest.raises(TypeError, match="mask: got list, wanted a tensor"):
+        MaskGate.build([[True] * N])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mask: got device meta, wanted .*values"):
+        MaskGate.build(torch.ones(1, N, dtype=torch.bool, device="meta"))
 
 
 @pytest.mark.parametrize("name", backend_params())

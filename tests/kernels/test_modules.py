@@ -106,17 +106,111 @@ def test_every_gate_parameter_learns() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: gk.FlowGate(DIM, reduction="mean"), "gate_reduction: got 'mean'"),
-        (lambda: gk.FlowGate(DIM, init="shut"), "init: got 'shut'"),
+        (lambda: gk.FlowGate(DIM, reduction="mean"), "reduction: got 'mean'"),
+        (lambda: gk.FlowGate(DIM, init="shut"), "init: got 'shut', wanted one of open, neutral"),
+        (lambda: gk.FlowGate(1), "head_dim: got 1"),
+        (
+            lambda: gk.ReferenceAttention(HEADS, DIM, gate="tok"),
+            "^gate: got 'tok', wanted one of token, sequence, None",
+        ),
+        (lambda: gk.ReferenceAttention(HEADS, DIM, gate_init="shut"), "^gate_init: got 'shut'"),
+        (lambda: gk.ReferenceAttention(HEADS, 63), "^head_dim: got 63, wanted an even number"),
+        (lambda: gk.ReferenceAttention(0, DIM), "^num_heads: got 0"),
+        (lambda: gk.ReferenceAttention(HEADS, DIM, theta=0.0), "^theta: got 0"),
+        (lambda: gk.ReferenceAttention(HEADS, DIM, first_head=HEADS), "^first_head: got 4"),
+        (
+            lambda: gk.ReferenceAttention(HEADS, DIM, schedule="sliding"),
+            "^schedule: got 'sliding', wanted 'paper', 'release'",
+        ),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, HEADS, 8)), "gate.norm_weight: got"),
         (lambda: gk.FlowGate(DIM)(torch.zeros(1, 2, DIM)), "o: got shape"),
-        (lambda: gk.ReferenceRotation((1, 2), REFS), "video_grid: got"),
-        (lambda: gk.ReferenceRotation(GRID, ((2, 2, 2),)), "ref_grids: got"),
+        (lambda: gk.ReferenceRotation((1, 2), REFS, num_heads=HEADS), "video_grid: got"),
+        (lambda: gk.ReferenceRotation(GRID, ((2, 2, 2),), num_heads=HEADS), "ref_grids: got"),
     ],
 )
 def test_errors_name_the_argument(make: object, words: str) -> None:
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         make()
+
+
+def call(*, module: gk.ReferenceAttention | None = None, **changes: object) -> torch.Tensor:
+    """A call of the module, right but for the changes."""
+    q, k_ref = rows(12), rows(4, batch=1)
+    given = {"q": q, "k": q, "v": q, "k_ref": k_ref, "v_ref": k_ref}
+    given |= {"video_grid": GRID, "ref_grids": REFS}
+    return (module or gk.ReferenceAttention(HEADS, DIM))(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"video_grid": (2, 2, 4)}, ValueError, "^video_grid: got .2, 2, 4., 16 tokens .* N = 12"),
+        ({"video_grid": (2, 2, 2)}, ValueError, "^video_grid: got .2, 2, 2., 8 tokens .* N = 12"),
+        ({"video_grid": (12,)}, ValueError, "^video_grid: got .12,., wanted 3 sizes"),
+        ({"video_grid": (2, 2, 3.0)}, TypeError, "^video_grid: got .2, 2, 3.0., wanted 3 integers"),
+        ({"video_grid": (2, 0, 3)}, ValueError, "^video_grid: got .2, 0, 3."),
+        ({"ref_grids": (2, 2)}, TypeError, r"^ref_grids: got .2, 2., .* \[.2, 2.\]"),
+        ({"ref_grids": [(2, 3)]}, ValueError, "^ref_grids: got .*, 6 tokens in all, wanted M = 4"),
+        ({"ref_grids": ()}, ValueError, "^ref_grids: got no grid"),
+        ({"k_ref": None, "v_ref": None}, ValueError, "^ref_grids: got .* without k_ref"),
+        ({"q": None}, TypeError, "^q: got NoneType"),
+        ({"k_ref": 3}, TypeError, "^k_ref: got int"),
+        (
+            {"module": gk.ReferenceAttention(12, DIM)},
+            ValueError,
+            "^num_heads: got 12, wanted H = 4; .*first_head=0",
+        ),
+        (
+            {
+                "module": gk.ReferenceAttention(12, DIM),
+                "k_ref": None,
+                "v_ref": None,
+                "ref_grids": (),
+            },
+            ValueError,
+            "^num_heads: got 12, wanted H = 4",
+        ),
+        (
+            {"module": gk.ReferenceAttention(12, DIM, first_head=9)},
+            ValueError,
+            "^num_heads: got 12 and first_head 9, wanted num_heads of at least 13",
+        ),
+        (
+            {"module": gk.ReferenceAttention(HEADS, 32)},
+            ValueError,
+            "^head_dim: got 32, wanted D = 16",
+        ),
+    ],
+)
+def test_a_call_names_the_option(changes: dict, kind: type, words: str) -> None:
+    assert call().shape == (2, 12, HEADS, DIM)
+    with pytest.raises(kind, match=words):
+        call(**changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_heads": 12}, "^num_heads: got 12, wanted H = 4"),
+        ({"head_dim": 32}, "^head_dim: got 32, wanted D = 16"),
+        ({"ref_grids": [(3, 2)]}, "^ref_grids: got .*, 6 tokens in all, wanted M = 4"),
+    ],
+)
+def test_a_rotation_names_the_option(options: dict, words: str) -> None:
+    right = {"video_grid": GRID, "ref_grids": REFS, "head_dim": DIM, "num_heads": HEADS}
+    gk.ReferenceRotation(**right)(rows(4))
+    with pytest.raises(ValueError, match=words):
+        gk.ReferenceRotation(**(right | options))(rows(4))
+
+
+def test_a_shard_of_the_heads_is_a_slice_of_the_whole() -> None:
+    q, k_ref = rows(12), rows(4, batch=1)
+    whole = call(q=q, k=q, v=q, k_ref=k_ref, v_ref=k_ref)
+    for heads in (slice(0, 1), slice(1, 4)):
+        shard = gk.ReferenceAttention(HEADS, DIM, first_head=heads.start)
+        some = {name: q[:, :, heads] for name in "qkv"}
+        some |= {name: k_ref[:, :, heads] for name in ("k_ref", "v_ref")}
+        assert torch.equal(call(module=shard, **some), whole[:, :, heads])
 
 
 def test_the_former_name_is_the_same_class() -> None:
@@ -126,4 +220,4 @@ def test_the_former_name_is_the_same_class() -> None:
 def test_modules_print_what_they_are() -> None:
     assert "reduction='token'" in repr(gk.FlowGate(DIM))
     assert "schedule='paper'" in repr(gk.ReferenceAttention(HEADS, DIM))
-    assert "video_grid=(2, 2, 3)" in repr(gk.ReferenceRotation(GRID, REFS))
+    assert "video_grid=(2, 2, 3)" in repr(gk.ReferenceRotation(GRID, REFS, num_heads=HEADS))

@@ -28,7 +28,7 @@ ROPES: list[tuple[Rope, int, int]] = [
     (VideoRope((3, 2, 5), head_dim=24), 30, 3),
     (VideoRope((3, 2, 5), head_dim=40, token_offset=7, theta=500.0), 11, 2),
     (VideoRope((1, 1, 1), head_dim=16), 1, 2),
-    (VideoRope((2, 2, 2), head_dim=128), 0, 2),
+    (VideoRope((2, 2, 2), head_dim=128, token_offset=0), 0, 2),
     (VideoRope((2, 2, 3), head_dim=128), 12, 5),
     (HeadSlidingRope((3, 2, 2), ((2, 3),), head_dim=16, num_heads=5), 6, 5),
     (
@@ -61,7 +61,7 @@ def name_of(value: object) -> str:
 
 def rotate_in_loops(x: np.ndarray, rope: Rope) -> np.ndarray:
     if isinstance(rope, VideoRope):
-        return loops.rotate_video(x, rope.grid, rope.token_offset, rope.theta)
+        return loops.rotate_video(x, rope.grid, rope.first_token, rope.theta)
     return loops.rotate_reference(x, rope.video_grid, rope.ref_grids, rope.frames, rope.theta)
 
 

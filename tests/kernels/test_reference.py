@@ -63,7 +63,7 @@ def frames_of(case: Case) -> list[float]:
     """Reference frame of each head of the call."""
     if case.schedule == "paper":
         every = loops.ceil_frames((case.grid or (3, 2, 2))[0], case.num_heads or case.heads)
-        return [float(t) for t in every[case.first_head : case.first_head + case.heads]]
+        return [float(t) for t in every[case.first_head :][: case.heads]]
     if isinstance(case.schedule, float):
         return [case.schedule] * case.heads
     return list(case.schedule)
@@ -85,7 +85,7 @@ def run_loops(case: Case) -> loops.Outputs:
     x = {name: value.numpy() for name, value in make_case(case).tensors.items()}
     if case.grid is not None:
         for name in ("q", "k"):
-            x[name] = loops.rotate_video(x[name], case.grid, case.token_offset)
+            x[name] = loops.rotate_video(x[name], case.grid, case.token_offset or 0)
     if case.reference_rope is not None and case.grid is not None:
         x["k_ref"] = loops.rotate_reference(x["k_ref"], case.grid, case.refs, frames_of(case))
     gate = [value for name, value in x.items() if name.startswith("gate.")]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import genhoi_kernels as gk
-from genhoi_kernels import files
+from genhoi_kernels import files, notices
 from genhoi_kernels.backends import cpu, eager, native, preferences, registry
 from genhoi_kernels.backends.flash import backend as flash
 from genhoi_kernels.backends.flash.adapter import Generation
@@ -82,6 +82,48 @@ def test_cpu_takes_all_it_promises(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not native.module, reason=native.missing_reason)
 def test_cpu_comes_first() -> None:
     assert registry.pick(attention_call(), None) is registry.pick(attention_call(), "cpu")
+
+
+@pytest.fixture
+def every_warning_anew() -> Iterator[None]:
+    """As in a new process."""
+    registry.forget()
+    notices.forget()
+    yield
+    registry.forget()
+    notices.forget()
+
+
+@pytest.mark.usefixtures("every_warning_anew")
+def test_plain_pytorch_that_nobody_asked_for_is_a_warning() -> None:
+    """Once for each reason; it says what is large, why, what to ask, and where the call is."""
+    x = torch.randn(1, 6, 2, 16, dtype=torch.float64)
+    refs = torch.randn(1, 4, 2, 16, dtype=torch.float64)
+    with pytest.warns(gk.EagerFallbackWarning) as caught:
+        gk.reference_attention(x, x, x, refs, refs)
+        gk.reference_attention(x, x, x)
+        gk.reference_attention(x[:, :3], x, x)
+    (warning,) = caught
+    words = str(warning.message)
+    assert "N x (Nk + M) tensors, here 6 x 10 for each of 2 heads" in words
+    assert gk.explain(x, x, x)["cpu"] in words
+    assert "genhoi_kernels.explain" in words and "backend='eager'" in words
+    assert warning.filename == __file__
+    with pytest.warns(gk.EagerFallbackWarning):  # another reason
+        gk.reference_attention(*torch.randn(3, 1, 6, 2, 264))
+
+
+@pytest.mark.usefixtures("every_warning_anew")
+def test_no_warning_where_a_kernel_or_plain_pytorch_was_asked_for() -> None:
+    x = torch.randn(1, 6, 2, 16, dtype=torch.float64)
+    rope = gk.VideoRope((1, 2, 3), head_dim=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gk.reference_attention(x, x, x, backend="eager")
+        gk.apply_rope(x, rope)  # no tensor larger than x
+        gk.explain(x, x, x)
+        if USABLE != ["eager"]:
+            gk.reference_attention(*(x.float() for _ in range(3)))
 
 
 def test_what_was_picked_is_kept_until_told(monkeypatch: pytest.MonkeyPatch) -> None:

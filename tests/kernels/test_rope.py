@@ -1,5 +1,6 @@
 """Rotations as objects: schedules in exact integers, immutability, the split of a head, errors."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -13,11 +14,13 @@ import torch
 from support import loops
 
 from genhoi_kernels import HeadSlidingRope, VideoRope, head_frames
-from genhoi_kernels.rope import axis_dims
+from genhoi_kernels.rope import axis_dims, decode_rope, encode_rope
 
 
 def slide(**options: Any) -> HeadSlidingRope:
-    return HeadSlidingRope(**({"video_grid": (3, 2, 2), "ref_grids": ((2, 3),)} | options))
+    """Over 40 heads unless the options say otherwise."""
+    defaults = {"video_grid": (3, 2, 2), "ref_grids": ((2, 3),), "num_heads": 40}
+    return HeadSlidingRope(**(defaults | options))
 
 
 def test_paper_schedule_is_exact() -> None:
@@ -86,7 +89,20 @@ def test_axis_split() -> None:
         assert parts == loops.part_sizes(dim)
 
 
-ROPES = [VideoRope((3, 4, 5), head_dim=16, token_offset=2), slide(schedule=[1] * 40)]
+ROPES = [
+    VideoRope((3, 4, 5), head_dim=16),
+    VideoRope((3, 4, 5), head_dim=16, token_offset=2),
+    slide(schedule=[1] * 40),
+    slide(first_head=3),
+]
+
+
+def twin_of_numbers(rope: VideoRope | HeadSlidingRope) -> VideoRope | HeadSlidingRope:
+    """What comes back from an operator: a schedule as its frames, no head before the first."""
+    if isinstance(rope, VideoRope):
+        return rope
+    before = rope.frames[:1] * (rope.first_head or 0)
+    return dataclasses.replace(rope, schedule=before + rope.frames)
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: type(rope).__name__)
@@ -96,7 +112,9 @@ def test_immutable_and_hashable(rope: VideoRope | HeadSlidingRope) -> None:
             setattr(rope, field.name, getattr(rope, field.name))
     twin = dataclasses.replace(rope)
     assert twin is not rope and twin == rope and hash(twin) == hash(rope)
-    assert pickle.loads(pickle.dumps(rope)) == rope
+    assert pickle.loads(pickle.dumps(rope)) == rope == copy.deepcopy(rope)
+    assert eval(repr(rope)) == rope
+    assert decode_rope(*encode_rope(rope)) == twin_of_numbers(rope)
     other = dataclasses.replace(rope, theta=5.0)
     assert other != rope and len({rope, twin, other}) == 2
 
@@ -104,7 +122,7 @@ def test_immutable_and_hashable(rope: VideoRope | HeadSlidingRope) -> None:
 def test_lists_are_tuples() -> None:
     """What callers hand in as lists is equal to, and as hashable as, tuples."""
     assert VideoRope([3, 4, 5]) == VideoRope((3, 4, 5))  # type: ignore[arg-type]
-    lists = HeadSlidingRope([3, 2, 2], [[2, 3], [1, 1]])  # type: ignore[arg-type]
+    lists = HeadSlidingRope([3, 2, 2], [[2, 3], [1, 1]], num_heads=40)  # type: ignore[arg-type]
     assert lists == slide(ref_grids=((2, 3), (1, 1)))
     assert hash(lists) == hash(slide(ref_grids=((2, 3), (1, 1))))
     assert lists.lengths == (6, 1)
@@ -114,6 +132,24 @@ def test_sizes() -> None:
     rope = VideoRope((3, 4, 5), token_offset=7)
     assert (rope.grid_tokens, rope.max_tokens) == (60, 53)
     assert VideoRope((3, 4, 5), token_offset=60).max_tokens == 0
+    whole = VideoRope((3, 4, 5))
+    assert (whole.token_offset, whole.first_token, whole.max_tokens) == (None, 0, 60)
+
+
+def test_a_whole_and_its_first_shard_are_two_things() -> None:
+    whole, shard = VideoRope((3, 4, 5)), VideoRope((3, 4, 5), token_offset=0)
+    assert whole != shard and len({whole, shard}) == 2
+    assert [whole.fits(n) for n in (59, 60, 61)] == [False, True, False]
+    assert [shard.fits(n) for n in (0, 60, 61)] == [True, True, False]
+    every, some = slide(num_heads=5), slide(num_heads=5, first_head=0)
+    assert every != some and every.frames == some.frames
+    assert [every.fits(n) for n in (4, 5, 6)] == [False, True, False]
+    assert [some.fits(n) for n in (4, 5, 6)] == [True, True, False]
+
+
+def test_how_many_heads_has_no_default() -> None:
+    with pytest.raises(TypeError, match="num_heads"):
+        HeadSlidingRope((3, 2, 2), ((2, 3),))  # type: ignore[call-arg]
 
 
 def test_tables_are_small_and_accurate() -> None:
@@ -157,6 +193,8 @@ WRONG: list[tuple[str, str, Any]] = [
     ("schedule", "3 frames", lambda: slide(schedule=(1.0, 2.0, 3.0))),
     ("schedule", "'ceil'", lambda: head_frames("ceil", 3, 4)),
     ("schedule", "2 frames", lambda: head_frames((0, 1), 3, 4)),
+    ("schedule", "nan", lambda: slide(schedule=math.nan)),
+    ("schedule", "inf", lambda: slide(num_heads=2, schedule=(0.0, math.inf))),
 ]
 
 
@@ -166,6 +204,32 @@ def test_errors(name: str, came: str, build: Any) -> None:
         build()
 
 
-def test_a_schedule_of_no_kind() -> None:
-    with pytest.raises(TypeError, match=r"^schedule: got None, wanted 'paper', 'release'"):
-        head_frames(None, 3, 4)  # type: ignore[arg-type]
+WRONG_TYPES: list[tuple[str, str, Any]] = [
+    ("grid", r"\(3, 2\.5, 2\)", lambda: VideoRope((3, 2.5, 2))),  # type: ignore[arg-type]
+    ("grid", "60", lambda: VideoRope(60)),  # type: ignore[arg-type]
+    ("grid", "'345'", lambda: VideoRope("345")),  # type: ignore[arg-type]
+    ("head_dim", "64.0", lambda: VideoRope((3, 4, 5), head_dim=64.0)),  # type: ignore[arg-type]
+    ("token_offset", "1.5", lambda: VideoRope((3, 4, 5), token_offset=1.5)),  # type: ignore
+    ("ref_grids", r"\(6, 6\), .*\[\(6, 6\)\]", lambda: slide(ref_grids=(6, 6))),
+    ("ref_grids", "36", lambda: slide(ref_grids=36)),
+    ("ref_grids", r"\(6, 6\.0\)", lambda: slide(ref_grids=[(6, 6.0)])),
+    ("num_heads", "12.0", lambda: slide(num_heads=12.0)),
+    ("first_head", "'0'", lambda: slide(first_head="0")),
+    ("schedule", "None", lambda: slide(schedule=None)),
+    ("schedule", r"\('paper',\)", lambda: slide(num_heads=1, schedule=("paper",))),
+    ("schedule", "None", lambda: head_frames(None, 3, 4)),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "came", "build"), WRONG_TYPES, ids=[f"{n}-{c}" for n, c, _ in WRONG_TYPES]
+)
+def test_types(name: str, came: str, build: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}: got {came}") as caught:
+        build()
+    assert "wanted" in str(caught.value)
+
+
+def test_an_unknown_schedule_is_told_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"'sliding', wanted 'paper', 'release', a number or one"):
+        slide(schedule="sliding")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels as gk
-from genhoi_kernels import ops
+from genhoi_kernels import notices, ops
 from genhoi_kernels.flow_gate import gate_shapes
 from genhoi_kernels.rope import encode_rope
 
@@ -342,3 +342,37 @@ def test_an_exported_program_is_not_tied_to_a_backend() -> None:
     )
     nodes = [n for n in program.graph.nodes if "reference_attention" in str(n.target)]
     assert nodes and nodes[0].args[-1:] != ("cpu",)
+
+
+def test_meta_tensors_have_shapes() -> None:
+    q, k, v, k_ref, v_ref = (x.to("meta").requires_grad_() for x in inputs())
+    gate = gk.FlowGate(DIM).to("meta")
+    out, lse = attend(q, k, v, k_ref, v_ref, mask=a_mask().to("meta"), gate=gate, return_lse=True)
+    assert out.device.type == "meta"
+    assert (out.shape, lse.shape) == ((2, N, HEADS, DIM), (2, HEADS, N))
+    out.sum().backward()
+    assert q.grad is not None and q.grad.shape == q.shape
+    weight = torch.ones(HEADS * DIM, device="meta")
+    normed, _ = gk.qk_norm_rope(q.flatten(2), k.flatten(2), weight, weight, ROPE)
+    assert normed.shape == gk.apply_rope(q, ROPE).shape == q.shape
+
+
+@pytest.mark.parametrize("schedule", ["paper", -1.0])
+def test_compile_with_dynamic_shapes(schedule: str | float) -> None:
+    """The checks of sizes and options are traced, whatever torch takes for a variable."""
+    module = gk.ReferenceAttention(HEADS, DIM, schedule=schedule)
+    tensors = inputs()
+    options = {"video_grid": GRID, "ref_grids": REFS}
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(*tensors, **options), module(*tensors, **options))
+
+
+def test_a_call_without_a_kernel_compiles() -> None:
+    x = torch.randn(3, 1, 6, 2, DIM, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(gk.reference_attention, fullgraph=True, backend="aot_eager")
+    notices.forget()
+    with pytest.warns(gk.EagerFallbackWarning):
+        out = compiled(*x)
+    assert torch.equal(out, gk.reference_attention(*x, backend="eager"))

@@ -77,9 +77,9 @@ class Case:
     schedule: Any = "paper"
     layout: str = "plain"
     scale: float | None = None
-    token_offset: int = 0
+    token_offset: int | None = None
     tokens: int | None = None
-    first_head: int = 0
+    first_head: int | None = None
     num_heads: int | None = None
     lse_grad: bool = True
     seed: int = 0
@@ -89,7 +89,7 @@ class Case:
         """N."""
         if self.grid is None:
             return self.rows
-        rest = math.prod(self.grid) - self.token_offset
+        rest = math.prod(self.grid) - (self.token_offset or 0)
         return rest if self.tokens is None else self.tokens
 
     @property
@@ -120,7 +120,7 @@ class Case:
             self.grid or (3, 2, 2),
             self.refs,
             head_dim=self.dim,
-            num_heads=self.num_heads or self.first_head + self.heads,
+            num_heads=self.num_heads or (self.first_head or 0) + self.heads,
             schedule=self.schedule,
             first_head=self.first_head,
         )
