@@ -95,6 +95,17 @@ def evaluate(
 
     Raises:
         ValueError: no case, a name twice, or frames that a model does not take.
+
+    Example:
+        >>> import genhoi, torch
+        >>> from genhoi.evaluation import Case
+        >>> truth = torch.full((3, 32, 32, 3), 100, dtype=torch.uint8)
+        >>> mask = torch.zeros(3, 32, 32, dtype=torch.bool)
+        >>> mask[:, 8:24, 8:24] = True
+        >>> case = Case("lighter", genhoi.Clip(truth + 10), genhoi.Clip(truth), mask)
+        >>> curves = genhoi.evaluate([case]).cases[0].curves
+        >>> round(float(curves["psnr_mask"][0]), 2)
+        28.13
     """
     models = models or Models()
     results: list[CaseResult] = []

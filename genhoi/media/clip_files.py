@@ -48,6 +48,13 @@ def read_clip(
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not readable, holds no frame, or its images differ in size.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 32, 48, 3, dtype=torch.uint8), fps=25)
+        >>> path = genhoi.write_clip("black.mp4", clip)
+        >>> genhoi.read_clip(path)
+        Clip(5 frames, 48x32, 25 fps)
     """
     path = existing(path, "clip")
     if max_frames is not None and max_frames < 1:
@@ -74,6 +81,13 @@ def read_mask(path: PathLike, *, like: Clip | None = None, max_frames: int | Non
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not readable, or has neither one frame nor as many as `like`.
+
+    Example:
+        >>> import genhoi, torch
+        >>> path = genhoi.write_mask("mask.mp4", torch.ones(5, 32, 48, dtype=torch.bool))
+        >>> mask = genhoi.read_mask(path)
+        >>> tuple(mask.shape), bool(mask.all())
+        ((5, 32, 48), True)
     """
     path = existing(path, "mask")
     if _is_video(path):
@@ -119,6 +133,12 @@ def write_clip(path: PathLike, clip: Clip, *, overwrite: bool = False) -> Path:
     Raises:
         FileExistsError: the target exists and `overwrite` is False.
         ValueError: the suffix is unknown, or the rate does not fit the format.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 32, 48, 3, dtype=torch.uint8), fps=25)
+        >>> genhoi.write_clip("clip.gif", clip)
+        PosixPath('clip.gif')
     """
     path = Path(path)
     writer = {
@@ -146,6 +166,11 @@ def write_mask(
     Raises:
         TypeError: `mask` is not bool.
         ValueError: `mask` is not [F, H, W].
+
+    Example:
+        >>> import genhoi, torch
+        >>> genhoi.write_mask("frames", torch.ones(5, 32, 48, dtype=torch.bool))  # PNG files
+        PosixPath('frames')
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: got {mask.dtype}, want torch.bool")
