@@ -30,6 +30,23 @@ __all__ = ["eval_command"]
     ),
 )
 @cloup.option_group(
+    "Baselines, to read the numbers by",
+    cloup.option(
+        "--source",
+        type=PATH,
+        help="The unedited clip.  [default: the one that edit.json beside the result names, if it "
+        "is another one than the truth]",
+    ),
+    cloup.option(
+        "--baseline",
+        "baselines",
+        multiple=True,
+        metavar="NAME=CLIP",
+        help="Another clip in the result's place, such as an edit without the object's picture; "
+        "may be repeated.",
+    ),
+)
+@cloup.option_group(
     "Several cases",
     cloup.option(
         "--cases",
@@ -73,8 +90,9 @@ __all__ = ["eval_command"]
 def eval_command(output: Output, **options: Any) -> None:
     """Measure edited clips against the truth.
 
-    PSNR, SSIM and likeness of the object, of every frame of the whole picture, of the mask, of the
-    object, and of the background. Writes eval.csv (every frame), eval.json (summaries, how to
+    SSIM and edges of every frame of the whole picture, of the mask, of the object, and of the
+    background; PSNR where nothing was to be painted; colours of the object, and how they drift.
+    Writes eval.csv (every frame), eval.json (summaries, how to
     repeat it) and eval.png. A result that is an mp4 is measured with what its own coding cost.
     Nothing is downloaded: what needs trained weights is measured where they are given.
     """

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.progress import Progress
 
 from genhoi.cli.common import free_targets, repeat_command
 from genhoi.cli.device import chosen_device
+from genhoi.cli.eval_baselines import find_baselines
 from genhoi.cli.eval_screen import show_evaluation
 from genhoi.cli.output import Output
 from genhoi.evaluation import Case, Evaluation, evaluate
-from genhoi.evaluation.case_files import CaseFiles, check_case, read_case, read_table
+from genhoi.evaluation.case_files import (
+    CaseFiles,
+    check_baseline,
+    check_case,
+    read_baseline,
+    read_case,
+    read_table,
+)
 from genhoi.evaluation.figure import draw_evaluation
 from genhoi.evaluation.learned_metrics import Models, load_models
 from genhoi.evaluation.record import as_record, write_curves, write_record
@@ -37,13 +46,18 @@ def evaluate_files(output: Output, options: dict[str, Any]) -> None:
     cases = _cases(options)
     frames = _frames(options["frames"])
     lengths = [check_case(files, frames=frames, fit=options["fit"]) for files in cases]
+    baselines = find_baselines(options["source"], options["baselines"], cases)
+    for name, path in baselines.items():
+        check_baseline(name, path, cases[0], frames=lengths[0], fit=options["fit"])
     models = load_models(**{name: options[name] for name in _WEIGHTS}, device=device)
     with output.progress() as bar:
-        evaluation = _evaluate(bar, cases, lengths, models, fit=options["fit"])
+        evaluation = _evaluate(bar, cases, lengths, baselines, models, fit=options["fit"])
         record = as_record(
             evaluation,
             inputs={files.name: files.record() for files in cases},
-            repeat=repeat_command("eval", options, left_out=("force",)),
+            repeat=repeat_command(
+                "eval", options, left_out=("force",), flags={"baselines": "baseline"}
+            ),
         )
         write_curves(targets[0], evaluation, overwrite=options["force"])
         draw_evaluation(targets[1], evaluation, overwrite=options["force"])
@@ -57,25 +71,35 @@ def _evaluate(
     bar: Progress,
     cases: Sequence[CaseFiles],
     lengths: Sequence[int],
+    baselines: Mapping[str, Path],
     models: Models,
     *,
     fit: bool,
 ) -> Evaluation:
     """Read and measure one case after the other, so that only one is in memory."""
-    task = bar.add_task("reading", total=sum(lengths))
+    task = bar.add_task("reading", total=sum(lengths) + len(baselines) * lengths[0])
     done = 0
+    last: Case
 
     def read() -> Iterator[Case]:
-        nonlocal done
+        nonlocal done, last
         for files, length in zip(cases, lengths, strict=True):
             bar.update(task, description=f"reading {files.name}")
-            yield read_case(files, frames=length, fit=fit)
+            last = read_case(files, frames=length, fit=fit)
+            yield last
             done += length
+
+    def read_others() -> Iterator[Case]:
+        nonlocal done
+        for name, path in baselines.items():
+            bar.update(task, description=f"reading {name}")
+            yield read_baseline(name, path, last)
+            done += lengths[0]
 
     def show(name: str, now: int, total: int) -> None:
         bar.update(task, completed=done + now, description=f"{name}: frame {now} of {total}")
 
-    evaluation = evaluate(read(), models=models, progress=show)
+    evaluation = evaluate(read(), baselines=read_others(), models=models, progress=show)
     bar.update(task, description="writing")
     return evaluation
 

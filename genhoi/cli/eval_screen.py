@@ -12,16 +12,22 @@ from genhoi.cli.output import Output
 from genhoi.evaluation import Evaluation
 from genhoi.evaluation.columns import COLUMNS, REGIONS
 from genhoi.evaluation.metrics import PSNR_CAP
+from genhoi.evaluation.record import HOW_TO_READ
 from genhoi.evaluation.summary import Summary, over_cases, summarise
 
 __all__ = ["show_evaluation"]
 
 _NOTES = 12
+# Of the columns, what a result is compared in with its baselines.
+_COMPARED = ("edges_mask", "ssim_mask", "lpips_mask", "colour", "clip", "drift", "psnr_background")
 
 
 def show_evaluation(output: Output, evaluation: Evaluation) -> None:
-    """Show the table, and sentences on what was not measured or left out."""
+    """Show the tables, how to read them, and what was not measured or left out."""
     output.show(_table(evaluation))
+    if evaluation.baselines:
+        output.show(_beside_baselines(evaluation))
+    output.say(HOW_TO_READ)
     for metric, reason in evaluation.not_measured.items():
         output.say(f"{metric}: {reason}")
     notes: dict[str, list[str]] = {}
@@ -68,6 +74,28 @@ def _table(evaluation: Evaluation) -> Table:
     return table
 
 
+def _beside_baselines(evaluation: Evaluation) -> Table:
+    """Set the result beside the baselines: means over frames."""
+    case = evaluation.cases[0]
+    table = Table(
+        title="Beside baselines: means over frames",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column("", no_wrap=True)
+    names = [name for name in _COMPARED if name in case.curves]
+    for name in names:
+        where = COLUMNS[name].where.replace("result, ", "").replace("result ", "")
+        table.add_column(f"{COLUMNS[name].title}\n{where}", justify="right", no_wrap=True)
+    for row in (case, *evaluation.baselines):
+        means = (summarise(name, row.curves[name]).mean for name in names)
+        digits = (COLUMNS[name].digits for name in names)
+        cells = ("-" if x is None else f"{x:.{n}f}" for x, n in zip(means, digits, strict=True))
+        table.add_row(row.name, *cells)
+    return table
+
+
 def _cells(digits: int, summaries: list[Summary], one: bool) -> list[str]:
     cells = []
     for part in ("mean", "first", "middle", "last", "worst"):
@@ -83,19 +111,17 @@ def _cells(digits: int, summaries: list[Summary], one: bool) -> list[str]:
 def _left_out(curves: Mapping[str, Tensor]) -> Iterator[str]:
     """Say which frames count in no mean, or with a capped value."""
     for name, region in REGIONS.items():
-        psnr = summarise(f"psnr_{name}", curves[f"psnr_{name}"])
-        total = psnr.frames + psnr.empty
-        if psnr.empty:
-            yield f"{region}: empty in {psnr.empty} of {total} frames, which are in no mean."
-        if psnr.capped:
+        found = summarise(f"ssim_{name}", curves[f"ssim_{name}"])
+        total = found.frames + found.empty
+        if found.empty:
+            yield f"{region}: empty in {found.empty} of {total} frames, which are in no mean."
+        if f"psnr_{name}" not in curves:
+            continue
+        capped = summarise(f"psnr_{name}", curves[f"psnr_{name}"]).capped
+        if capped:
             yield (
-                f"{region}: identical in {psnr.capped} of {total} frames, whose infinite PSNR "
+                f"{region}: identical in {capped} of {total} frames, whose infinite PSNR "
                 f"counts as {PSNR_CAP:g} dB."
             )
-        if name == "frame" and psnr.capped == total:
+        if name == "frame" and capped == total:
             break
-    if "texture" in curves:
-        inside = summarise("psnr_object", curves["psnr_object"])
-        thin = summarise("texture", curves["texture"]).empty - inside.empty
-        if thin:
-            yield f"texture: the object's region is too thin for it in {thin} frames."

@@ -56,6 +56,13 @@ def token_mask(
             is unknown.
 
     Source: docs/op.md, "Mask gate"; GenHOI, arXiv 2603.06048.
+
+    Example:
+        >>> import genhoi, torch
+        >>> mask = torch.zeros(1, 5, 32, 32, dtype=torch.bool)
+        >>> mask[:, :, :16, :16] = True  # the upper left quarter
+        >>> genhoi.token_mask(mask, (2, 2, 2), kind="pixel").int().tolist()
+        [[1, 0, 0, 0, 1, 0, 0, 0]]
     """
     _check_options(rule, kind)
     _check_grid(grid)
@@ -89,6 +96,11 @@ def clear_first_frame(tokens: Tensor, grid: Grid) -> Tensor:
 
     Raises:
         ValueError: the number of tokens is not that of the grid.
+
+    Example:
+        >>> import genhoi, torch
+        >>> genhoi.clear_first_frame(torch.ones(1, 8, dtype=torch.bool), (2, 2, 2)).int().tolist()
+        [[0, 0, 0, 0, 1, 1, 1, 1]]
     """
     _check_grid(grid)
     f, h, w = grid

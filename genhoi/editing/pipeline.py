@@ -47,6 +47,16 @@ class GenHOIPipeline:
 
     Raises:
         TypeError, ValueError: as `genhoi.attach`; a fresh adapter on a trained base.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 32, 32, 3, dtype=torch.uint8))  # or genhoi.read_clip
+        >>> mask = torch.zeros(5, 32, 32, dtype=torch.bool)
+        >>> mask[:, 8:24, 8:24] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny")
+        >>> pipeline(clip, mask, mug, steps=2, seed=1, progress_bar=False)
+        Clip(5 frames, 32x32, 24 fps)
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from genhoi.media import (
     resize_mask,
 )
 
-__all__ = ["CaseFiles", "check_case", "read_case", "read_table"]
+__all__ = ["CaseFiles", "check_baseline", "check_case", "read_baseline", "read_case", "read_table"]
 
 _NEEDED = ("result", "truth", "mask")
 _ALLOWED = (*_NEEDED, "object", "object_mask", "name")
@@ -151,6 +151,44 @@ def read_case(files: CaseFiles, *, frames: int, fit: bool) -> Case:
         object_mask=object_mask,
         notes=tuple(notes),
     )
+
+
+def check_baseline(name: str, path: Path, files: CaseFiles, *, frames: int, fit: bool) -> None:
+    """Refuse a clip that cannot stand in a result's place.
+
+    Args:
+        name: of the baseline.
+        path: of its clip.
+        files: of the case.
+        frames: as `check_case` said.
+        fit: whether the clip may be scaled and cropped to the result's size.
+
+    Raises:
+        FileNotFoundError: there is no such clip.
+        ValueError: it is shorter, or of another size.
+    """
+    length, size = count_frames(path), _size(path)
+    if length < frames:
+        raise ValueError(f"--baseline: {name}: {path} has {length} frames, want at least {frames}")
+    wanted = _size(files.result)
+    if size != wanted and not fit:
+        raise ValueError(
+            f"--baseline: {name}: {path} is {size[1]}x{size[0]}, want {wanted[1]}x{wanted[0]} as "
+            "the result, or --fit"
+        )
+
+
+def read_baseline(name: str, path: Path, case: Case) -> Case:
+    """Read another clip in the place of a case's result, fitted to its size.
+
+    Raises:
+        ValueError: it is not readable to its end.
+    """
+    clip = read_clip(path, max_frames=case.truth.num_frames)
+    size = (case.truth.height, case.truth.width)
+    if (clip.height, clip.width) != size:
+        clip = resize_clip(clip, size)
+    return replace(case, name=name, result=clip, notes=())
 
 
 def _read_mask(name: str, path: Path, truth: Clip, notes: list[str]) -> Tensor:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["lab"]
+__all__ = ["lab", "luma"]
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Weigh red, green and blue of uint8 [..., 3], as video does; float64 [...], 0 to 255."""
+    return image.double() @ torch.tensor(_LUMA, dtype=torch.float64, device=image.device)
 
 
 def lab(pixels: Tensor) -> Tensor:

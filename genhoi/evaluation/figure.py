@@ -32,8 +32,10 @@ _Line = tuple[str, str, str]
 _SIMILARITY: dict[str, _Line] = {
     "colour": ("colours", "#8f5fb2", "-"),
     "colour_truth": ("colours, ground truth", "#8f5fb2", ":"),
-    "texture": ("texture", "#b27a1f", "-"),
-    "texture_truth": ("texture, ground truth", "#b27a1f", ":"),
+}
+_DRIFT: dict[str, _Line] = {
+    "drift": ("result", "#b27a1f", "-"),
+    "drift_truth": ("ground truth", "#b27a1f", ":"),
 }
 _CLIP: dict[str, _Line] = {
     "clip": ("object and picture", "#1f6fb2", "-"),
@@ -44,9 +46,9 @@ _CLIP: dict[str, _Line] = {
 def draw_evaluation(path: Path, evaluation: Evaluation, *, overwrite: bool = False) -> None:
     """Draw an evaluation as a PNG, atomically.
 
-    On top the frame with the lowest PSNR inside the mask, of all cases; below it a panel for each
-    metric that was measured, over the frames: a line a region, and with several cases their mean
-    in a band of its standard error. Beside it the means over the clip and its thirds.
+    On top the frame whose edges inside the mask are least like the truth's, of all cases; below it
+    a panel for each metric that was measured, over the frames: a line a region, and with several
+    cases their mean in a band of its standard error. Beside it the means over clip and thirds.
 
     Args:
         path: the target.
@@ -100,13 +102,15 @@ def _panels(evaluation: Evaluation) -> list[tuple[str, dict[str, _Line]]]:
     shown = [name for name in REGIONS if name != "object" or any(c.object_mask for c in cases)]
     by_region = {
         metric: {f"{metric}_{name}": (REGIONS[name], _COLORS[name], "-") for name in shown}
-        for metric in ("psnr", "ssim", "lpips")
+        for metric in ("psnr", "ssim", "edges", "lpips")
     }
     panels = [
         ("PSNR, dB", by_region["psnr"]),
         ("SSIM", by_region["ssim"]),
+        ("edges: those of the ground truth, 1 is all", by_region["edges"]),
         ("LPIPS (lower is better)", by_region["lpips"]),
-        ("object's region and its picture", _SIMILARITY),
+        ("colours of the object's region and of its picture", _SIMILARITY),
+        ("drift: colour of the object's region against its first frames, ΔE", _DRIFT),
         ("CLIP similarity", _CLIP),
     ]
     present = {name for case in cases for name in case.curves}
@@ -115,7 +119,7 @@ def _panels(evaluation: Evaluation) -> list[tuple[str, dict[str, _Line]]]:
 
 def _worst(evaluation: Evaluation) -> CaseResult | None:
     known = [case for case in evaluation.cases if case.worst is not None]
-    return min(known, key=lambda case: case.worst.psnr if case.worst else 0.0, default=None)
+    return min(known, key=lambda case: case.worst.edges if case.worst else 0.0, default=None)
 
 
 def _title(figure: Any, evaluation: Evaluation, height: float) -> None:
@@ -136,7 +140,7 @@ def _images(figure: Any, grid: Any, case: CaseResult) -> None:
     difference = (worst.result.int() - worst.truth.int()).abs() * _GAIN
     pictures = [
         (f"ground truth, frame {worst.index} of {case.name}", worst.truth),
-        (f"result: its worst frame inside the mask, {worst.psnr:.1f} dB", worst.result),
+        (f"result: its worst frame inside the mask, edges {worst.edges:.2f}", worst.result),
         (f"difference, {_GAIN} times", difference.clamp(max=255).to(torch.uint8)),
     ]
     edge = bool(worst.mask.any()) and not bool(worst.mask.all())

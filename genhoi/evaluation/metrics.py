@@ -15,12 +15,12 @@ from torch import Tensor
 
 from genhoi.evaluation.checks import check_frames, check_region
 
-__all__ = ["PSNR_CAP", "region_mean", "region_psnr", "squared_error", "ssim_map", "thirds"]
+__all__ = ["PSNR_CAP", "blur", "region_mean", "region_psnr", "squared_error", "ssim_map", "thirds"]
 
 PSNR_CAP = 100.0  # dB; stands for identical pixels, whose PSNR is infinite
 
 # Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
-_WINDOW, _SIGMA = 11, 1.5
+_SIGMA = 1.5  # of a window of 11 x 11
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
@@ -104,11 +104,11 @@ def ssim_map(result: Tensor, truth: Tensor) -> Tensor:
     """
     _check_pair(result, truth)
     similarity = torch.empty(result.shape[:3], dtype=torch.float64, device=result.device)
-    weight = _blur(torch.ones_like(similarity[:1]))
+    weight = blur(torch.ones_like(similarity[:1]), _SIGMA)
     for i, (a, b) in enumerate(zip(result, truth, strict=True)):
         x, y = (frame.permute(2, 0, 1).double() for frame in (a, b))
         mean_x, mean_y, square, product = (
-            _blur(values) / weight for values in (x, y, x * x + y * y, x * y)
+            blur(values, _SIGMA) / weight for values in (x, y, x * x + y * y, x * y)
         )
         means = mean_x * mean_y
         mean_square = mean_x.square() + mean_y.square()
@@ -135,11 +135,17 @@ def thirds(curve: Tensor) -> Tensor:
     return torch.stack([part.double().nanmean() for part in curve.tensor_split(3)])
 
 
-def _blur(values: Tensor) -> Tensor:
-    """Weigh the last two dimensions with the window, zero outside; slices beat a convolution in
-    float64 by six times."""
-    half = _WINDOW // 2
-    taps = [math.exp(-0.5 * (i / _SIGMA) ** 2) for i in range(half + 1)]
+def blur(values: Tensor, sigma: float) -> Tensor:
+    """Weigh the last two dimensions with a Gaussian, zero outside them and beyond 3.5 sigma.
+
+    Slices beat a convolution in float64 by six times.
+
+    Args:
+        values: floating point [..., H, W].
+        sigma: in pixels.
+    """
+    half = int(3.5 * sigma)
+    taps = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(half + 1)]
     total = taps[0] + 2 * sum(taps[1:])
     for dim in (-2, -1):
         size = values.shape[dim]

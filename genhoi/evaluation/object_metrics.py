@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genhoi.evaluation.checks import check_frames, check_picture, check_region
-from genhoi.evaluation.colour import lab
+from genhoi.evaluation.colour import lab, luma
 
 __all__ = ["colour_similarity", "object_pixels", "texture_similarity"]
 
-_LUMA = (0.299, 0.587, 0.114)
 _GREY, _GREY_TOLERANCE = 128, 3
 _LEAST_OBJECT = 0.01  # of a picture; if fewer pixels are not grey, the grey is the object's own
 
@@ -87,6 +86,10 @@ def texture_similarity(
 ) -> Tensor:
     """Tell how alike edges and surface are in each frame's region and in the object's picture.
 
+    Places don't count, so blocks or one flat colour may score higher than the object itself
+    (`tests/app/test_metrics_failures.py`). `genhoi eval` does not use it; the ablation study, which
+    compares like with like, does.
+
     The intersection of two histograms of luma gradients (central differences), by strength in
     octaves from 1 to 64 levels a pixel and by orientation in steps of 22.5 degrees; below 1 level
     a pixel is smooth, and has no orientation. Values are shared out linearly between neighbouring
@@ -111,15 +114,15 @@ def texture_similarity(
     shown = _check_object(frames, region, picture, picture_region)
     rows, columns = (shown.any(dim=1 - dim).nonzero()[:, 0] for dim in (0, 1))
     box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    luma, shown = _luma(picture[box]), shown[box]
+    picture_luma, shown = luma(picture[box]), shown[box]
     values = []
     for frame, inside in zip(frames, region, strict=True):
         scale = math.sqrt(int(inside.sum()) / int(shown.sum()))
         if not scale:
             values.append(torch.full((), math.nan, dtype=torch.float64, device=frames.device))
             continue
-        wanted = _gradient_histogram(*_scaled(luma, shown, scale))
-        values.append(_intersection(_gradient_histogram(_luma(frame), inside), wanted))
+        wanted = _gradient_histogram(*_scaled(picture_luma, shown, scale))
+        values.append(_intersection(_gradient_histogram(luma(frame), inside), wanted))
     return torch.stack(values)
 
 
@@ -151,10 +154,6 @@ def _soft_histogram(points: Tensor, axes: Sequence[_Axis]) -> Tensor:
         weight = (weight[:, None] * shares).flatten(0, 1)
         total *= nodes
     return torch.bincount(index.flatten(), weights=weight.flatten(), minlength=total) / len(points)
-
-
-def _luma(image: Tensor) -> Tensor:
-    return image.double() @ torch.tensor(_LUMA, dtype=torch.float64, device=image.device)
 
 
 def _scaled(luma: Tensor, shown: Tensor, scale: float) -> tuple[Tensor, Tensor]:

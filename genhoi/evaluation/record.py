@@ -20,7 +20,18 @@ from genhoi.evaluation.metrics import PSNR_CAP
 from genhoi.evaluation.summary import Summary, over_cases, summarise
 from genhoi.media import atomic_path
 
-__all__ = ["as_record", "write_curves", "write_record"]
+__all__ = ["HOW_TO_READ", "as_record", "write_curves", "write_record"]
+
+HOW_TO_READ = (
+    "How to read it: edges inside the mask say whether what was painted has the truth's "
+    "structure. The truth has 1; the same object shifted by a pixel about 0.9, by two 0.7 to 0.8; "
+    "blurred (sigma 3) 0.3 to 0.7; in blocks of 8 pixels 0.2 to 0.5; one colour, another pattern "
+    "or another object below 0.3. SSIM orders them alike, but less far apart. Read each number "
+    "beside the baselines and the truth's own: an edit no better than the unedited source has not "
+    "put the object there. Colours ask whether the picture's colours are there, not where. Drift "
+    "is how far the object's mean colour moves from its first frames: 2 is just seen, 10 is "
+    "another shade. Then look at the clip."
+)
 
 _DEFINITIONS = {
     "psnr": "-10 log10(mean squared error over the region's pixels and R, G, B / 255^2) of each "
@@ -28,8 +39,10 @@ _DEFINITIONS = {
     "ssim": "Wang et al. 2004: Gaussian window 11, sigma 1.5, data range 255, mean of R, G, B; the "
     "map over every pixel of the frame, averaged over the region",
     "colour": "intersection of CIELAB histograms of the object's region and of its picture, 0 to 1",
-    "texture": "intersection of gradient histograms (strength, orientation) of the object's region "
-    "and of its picture, 0 to 1",
+    "edges": "(2 sum g.t + c n) / (sum |g|^2 + sum |t|^2 + c n) over the region's n pixels; g, t: "
+    "gradients of the lumas of result and truth, smoothed by a Gaussian of sigma 1; c = 0.25",
+    "drift": "Delta E (CIE 1976) between the mean colour of the object's region in each frame and "
+    "in the first frames; lower is better, but compare with the truth's",
     "lpips": "LPIPS map, averaged over the region; lower is better",
     "clip": "cosine of the CLIP embeddings of the object's region on grey and of its picture",
     "fvd": "squared Frechet distance of features of all whole clips, one sample a clip; "
@@ -56,7 +69,7 @@ def as_record(
     cases = []
     summaries: dict[str, list[Summary]] = {}
     for case in evaluation.cases:
-        numbers = {name: summarise(name, curve) for name, curve in case.curves.items()}
+        numbers = _numbers(case)
         for name, summary in numbers.items():
             summaries.setdefault(name, []).append(summary)
         files = None if inputs is None else inputs[case.name]
@@ -65,7 +78,9 @@ def as_record(
         "genhoi": genhoi_kernels.__version__,
         "repeat": repeat,
         "definitions": _DEFINITIONS,
+        "how_to_read_it": HOW_TO_READ,
         "cases": cases,
+        "baselines": [_case_record(case, _numbers(case), None) for case in evaluation.baselines],
         "mean_over_cases": {
             name: _spreads(summaries[name]) for name in COLUMNS if name in summaries
         },
@@ -80,6 +95,10 @@ def as_record(
     }
 
 
+def _numbers(case: CaseResult) -> dict[str, Summary]:
+    return {name: summarise(name, curve) for name, curve in case.curves.items()}
+
+
 def _case_record(
     case: CaseResult, numbers: Mapping[str, Summary], files: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -91,12 +110,15 @@ def _case_record(
         "width": width,
         "inputs": files,
         "notes": case.notes,
+        "drift": {name: found.as_record() for name, found in case.drift.items()},
         "metrics": {name: vars(summary) for name, summary in numbers.items()},
     }
 
 
 def write_curves(path: Path, evaluation: Evaluation, *, overwrite: bool = False) -> None:
-    """Write a CSV with a row for each case and frame; empty where there is no value, atomically.
+    """Write a CSV with a row for each frame of a case or baseline; empty where there is no value.
+
+    The file is written atomically.
 
     Raises:
         FileExistsError: the target exists and `overwrite` is False.
@@ -105,7 +127,7 @@ def write_curves(path: Path, evaluation: Evaluation, *, overwrite: bool = False)
         with temporary.open("w", encoding="utf-8", newline="") as opened:
             writer = csv.writer(opened)
             writer.writerow(["case", "frame", *COLUMNS])
-            for case in evaluation.cases:
+            for case in (*evaluation.cases, *evaluation.baselines):
                 curves = {name: curve.tolist() for name, curve in case.curves.items()}
                 for frame in range(case.size[0]):
                     cells = (

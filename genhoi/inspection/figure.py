@@ -46,6 +46,16 @@ def draw_inspection(path: str | Path, inspection: Inspection, *, overwrite: bool
         ImportError: matplotlib is not installed.
         FileExistsError: the target exists and `overwrite` is False.
         ValueError: the name does not end in .png.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> genhoi.draw_inspection("inspect.png", inspection)
+        PosixPath('inspect.png')
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

@@ -80,6 +80,16 @@ class Inspection:
         schedules: one result a schedule.
         timing: times, or None if they were not asked for.
         environment: backend, versions, machine.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> inspection.clip, inspection.ref_grid
+        (Clip(5 frames, 48x32, 24 fps), (2, 3))
     """
 
     clip: Clip
@@ -136,6 +146,16 @@ def inspect_clip(
         TypeError: `mask` is not bool.
         ValueError: sizes do not fit, no token lies inside the mask, or the backend refuses the
             call.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> inspection.grid, int(inspection.tokens.sum())
+        ((2, 2, 3), 1)
     """
     _check_inputs(clip, mask, heads)
     grid = STRIDES.grid(clip.num_frames, clip.height, clip.width)

@@ -19,7 +19,18 @@ __all__ = ["dtype_name", "summary", "summary_table", "write_summary"]
 
 
 def summary(inspection: Inspection) -> dict[str, Any]:
-    """Return the numbers of an inspection as plain JSON values."""
+    """Return the numbers of an inspection as plain JSON values.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> genhoi.summary(inspection)["tokens_that_see_the_reference"]
+        1
+    """
     return {
         "clip": {
             "frames": inspection.clip.num_frames,
@@ -47,6 +58,16 @@ def write_summary(path: str | Path, inspection: Inspection, *, overwrite: bool =
 
     Raises:
         FileExistsError: the file exists and `overwrite` is False.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> genhoi.write_summary("inspect.json", inspection)
+        PosixPath('inspect.json')
     """
     path = Path(path)
     text = json.dumps(summary(inspection), indent=2) + "\n"
@@ -56,7 +77,19 @@ def write_summary(path: str | Path, inspection: Inspection, *, overwrite: bool =
 
 
 def summary_table(inspection: Inspection) -> Table:
-    """Return the main numbers as a table for the terminal."""
+    """Return the main numbers as a table for the terminal.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.randint(0, 255, (5, 32, 48, 3), dtype=torch.uint8))
+        >>> mask = torch.zeros(5, 32, 48, dtype=torch.bool)
+        >>> mask[:, :16, :16] = True
+        >>> mug = torch.full((16, 16, 3), 200, dtype=torch.uint8)
+        >>> inspection = genhoi.inspect_clip(clip, mask, mug, heads=2, head_dim=16)
+        >>> table = genhoi.summary_table(inspection)  # for rich.print
+        >>> table.row_count  # of the schedules that were compared
+        3
+    """
     f, h, w = inspection.grid
     table = Table(
         title=f"Attention on the object: {f} x {h} x {w} = {f * h * w:,} video tokens, "

@@ -27,8 +27,8 @@ class Clip:
         ValueError: `frames` has another shape or is empty, or `fps` is not positive.
 
     Example:
-        >>> import torch
-        >>> Clip(torch.zeros(9, 32, 48, 3, dtype=torch.uint8), fps=24)
+        >>> import genhoi, torch
+        >>> genhoi.Clip(torch.zeros(9, 32, 48, 3, dtype=torch.uint8), fps=24)
         Clip(9 frames, 48x32, 24 fps)
     """
 

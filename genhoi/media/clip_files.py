@@ -41,6 +41,13 @@ def read_clip(
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not readable, holds no frame, or its images differ in size.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 32, 48, 3, dtype=torch.uint8), fps=25)
+        >>> path = genhoi.write_clip("black.mp4", clip)
+        >>> genhoi.read_clip(path)
+        Clip(5 frames, 48x32, 25 fps)
     """
     path = existing(path, "clip")
     if max_frames is not None and max_frames < 1:
@@ -90,6 +97,12 @@ def write_clip(
         FileExistsError: the target exists and `overwrite` is False.
         ValueError: the suffix is unknown, the rate does not fit the format, or the format has no
             sound.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 32, 48, 3, dtype=torch.uint8), fps=25)
+        >>> genhoi.write_clip("clip.gif", clip)
+        PosixPath('clip.gif')
     """
     path = Path(path)
     suffix = path.suffix.lower()

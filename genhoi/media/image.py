@@ -23,6 +23,12 @@ def read_image(path: PathLike) -> Tensor:
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not an image.
+
+    Example:
+        >>> import genhoi, torch
+        >>> path = genhoi.write_image("mug.png", torch.full((20, 30, 3), 90, dtype=torch.uint8))
+        >>> tuple(genhoi.read_image(path).shape)
+        (20, 30, 3)
     """
     path = existing(path, "image")
     return torch.from_numpy(load_rgb(path, background=BACKGROUND))
@@ -35,6 +41,11 @@ def write_image(path: PathLike, image: Tensor, *, overwrite: bool = False) -> Pa
         FileExistsError: the target exists and `overwrite` is False.
         TypeError: `image` is not uint8.
         ValueError: its shape, or the suffix, is not one of those above.
+
+    Example:
+        >>> import genhoi, torch
+        >>> genhoi.write_image("grey.png", torch.full((20, 30, 3), 128, dtype=torch.uint8))
+        PosixPath('grey.png')
     """
     path = Path(path)
     if image.dtype != torch.uint8:

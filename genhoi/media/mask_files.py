@@ -50,6 +50,13 @@ def read_mask(path: PathLike, *, like: Clip | None = None, max_frames: int | Non
         ValueError: it is not readable; it is not black and white, such as a photograph with paint
             on it, or so dark that nothing counts as white; or it has neither one frame nor as many
             as `like`, or frames of another shape.
+
+    Example:
+        >>> import genhoi, torch
+        >>> path = genhoi.write_mask("mask.mp4", torch.ones(5, 32, 48, dtype=torch.bool))
+        >>> mask = genhoi.read_mask(path)
+        >>> tuple(mask.shape), bool(mask.all())
+        ((5, 32, 48), True)
     """
     path = existing(path, "mask")
     planes = []
@@ -80,6 +87,11 @@ def write_mask(
     Raises:
         TypeError: `mask` is not bool.
         ValueError: `mask` is not [F, H, W].
+
+    Example:
+        >>> import genhoi, torch
+        >>> genhoi.write_mask("frames", torch.ones(5, 32, 48, dtype=torch.bool))  # PNG files
+        PosixPath('frames')
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: got {mask.dtype}, want torch.bool")

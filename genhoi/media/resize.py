@@ -29,6 +29,12 @@ def resize_clip(clip: Clip, size: tuple[int, int], *, mode: ResizeMode = "crop")
 
     Raises:
         ValueError: a side is not a positive multiple of 16, or `mode` is unknown.
+
+    Example:
+        >>> import genhoi, torch
+        >>> clip = genhoi.Clip(torch.zeros(5, 100, 200, 3, dtype=torch.uint8))
+        >>> genhoi.resize_clip(clip, (48, 96))
+        Clip(5 frames, 96x48, 24 fps)
     """
     _check_size(size, multiple=16)
     _check_mode(mode)
@@ -46,6 +52,12 @@ def resize_mask(mask: Tensor, size: tuple[int, int], *, mode: ResizeMode = "crop
         TypeError: `mask` is not bool.
         ValueError: `mask` is not [F, H, W], a side is not a positive multiple of 16, or `mode` is
             unknown.
+
+    Example:
+        >>> import genhoi, torch
+        >>> mask = torch.ones(5, 100, 200, dtype=torch.bool)
+        >>> tuple(genhoi.resize_mask(mask, (48, 96)).shape)
+        (5, 48, 96)
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: got {mask.dtype}, want torch.bool")
@@ -70,6 +82,13 @@ def fit_image(image: Tensor, size: tuple[int, int], *, background: int = BACKGRO
     Raises:
         TypeError: `image` is not uint8.
         ValueError: a shape or size is wrong.
+
+    Example:
+        >>> import genhoi, torch
+        >>> image = torch.full((10, 40, 3), 255, dtype=torch.uint8)
+        >>> fitted = genhoi.fit_image(image, (32, 32))  # 8 rows of white between grey
+        >>> tuple(fitted.shape), fitted[0, 0, 0].item(), fitted[16, 16, 0].item()
+        ((32, 32, 3), 128, 255)
     """
     if image.dtype != torch.uint8:
         raise TypeError(f"image: got {image.dtype}, want torch.uint8")

@@ -84,6 +84,16 @@ class GenHOIAdapter(nn.Module):
 
     Args:
         config: which base it fits, rank, and how it was trained.
+
+    Example:
+        >>> import genhoi
+        >>> config = genhoi.AdapterConfig(
+        ...     num_heads=4, head_dim=16, num_layers=2, image_attention=False, rank=8
+        ... )
+        >>> adapter = genhoi.GenHOIAdapter(config)
+        >>> adapter.save_pretrained("my-adapter")
+        >>> genhoi.GenHOIAdapter.from_pretrained("my-adapter").config == config
+        True
     """
 
     def __init__(self, config: AdapterConfig) -> None:

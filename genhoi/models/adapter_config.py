@@ -39,6 +39,14 @@ class AdapterConfig:
 
     Raises:
         ValueError: a size below 1 or an unknown option.
+
+    Example:
+        >>> import genhoi
+        >>> config = genhoi.AdapterConfig(
+        ...     num_heads=12, head_dim=128, num_layers=30, image_attention=True
+        ... )
+        >>> config.rank, config.schedule
+        (128, 'paper')
     """
 
     num_heads: int

@@ -47,6 +47,15 @@ def attach(
         TypeError: another kind of transformer or adapter.
         ValueError: an adapter for another base or on another device, an unknown option, or a
             transformer that has an adapter or foreign processors already.
+
+    Example:
+        >>> import genhoi
+        >>> from genhoi.bases.load import load_base
+        >>> transformer = load_base("tiny-untrained").transformer  # or a diffusers pipeline's
+        >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer, rank=8)
+        >>> handle = genhoi.attach(transformer, adapter, preset="paper")
+        >>> # handle.set_reference([object_latent], mask), then use the transformer as ever
+        >>> handle.detach()
     """
     model = model_of(transformer)
     if not isinstance(adapter, GenHOIAdapter):

@@ -41,6 +41,14 @@ class Attachment(ABC):
             FSDP rely on; the result is the same.
         reference_frames: latent frames at the front of the noisy latents that stand for the
             references; 0 where these are a stream of their own.
+
+    Example:
+        >>> import genhoi, torch
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny-untrained")
+        >>> handle = pipeline.attachment  # or what `genhoi.attach` returned
+        >>> handle.options.mask_gate, handle.options.schedule
+        (True, 'paper')
+        >>> handle.detach()  # the transformer as it was
     """
 
     transformer: Any

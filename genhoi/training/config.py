@@ -93,6 +93,12 @@ class TrainConfig:
 
     Raises:
         ValueError: an option is unknown or out of range.
+
+    Example:
+        >>> import genhoi
+        >>> config = genhoi.TrainConfig(data="clips", steps=400, rank=16)
+        >>> config.frames, config.to_dict()["learning_rate"]
+        (49, 0.001)
     """
 
     stage: Stage = "adapter"

@@ -99,6 +99,22 @@ class Trainer:
     Raises:
         ImportError: accelerate, or peft where it is needed, is not installed.
         ValueError: settings that do not fit each other, the processes, or the run in `out`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import genhoi
+        >>> from genhoi.bases.load import load_base
+        >>> from genhoi.training.clips import encode_clips, open_clips
+        >>> sizes = {"clips": 2, "frames": 5, "height": 32, "width": 32}
+        >>> config = genhoi.TrainConfig(base="tiny-untrained", steps=2, batch=2, **sizes)
+        >>> base = load_base(config.base)
+        >>> clips = encode_clips(
+        ...     base, config, open_clips(config), Path("latents"), progress=lambda done, total: None
+        ... )
+        >>> trainer = genhoi.Trainer(config, Path("run"), clips, base=base)
+        >>> trainer.run()  # writes run/adapter
+        >>> trainer.step
+        2
     """
 
     def __init__(

@@ -60,6 +60,16 @@ def from_official(
 
     Raises:
         ValueError: names missing or unknown, or sizes that contradict the weights.
+
+    Example:
+        >>> import genhoi
+        >>> from genhoi.bases.load import load_base
+        >>> transformer = load_base("tiny-untrained").transformer
+        >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer)
+        >>> weights = genhoi.to_official(transformer, adapter)  # else those of the release's files
+        >>> again, adapter = genhoi.from_official(weights, {"num_heads": 4})
+        >>> adapter.config.schedule
+        'release'
     """
     sizes = _checked_sizes(state_dict, config or {})
     parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "adapter": {}}
@@ -89,6 +99,15 @@ def to_official(transformer: WanTransformer3DModel, adapter: GenHOIAdapter) -> d
     Raises:
         ValueError: a transformer that the adapter does not fit, or with weights that the release
             has no name for (fused projections, PEFT adapters).
+
+    Example:
+        >>> import genhoi
+        >>> from genhoi.bases.load import load_base
+        >>> transformer = load_base("tiny-untrained").transformer
+        >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer)
+        >>> weights = genhoi.to_official(transformer, adapter)
+        >>> tuple(weights["blocks.0.self_attn.q.weight"].shape)
+        (256, 256)
     """
     adapter.check_fits(transformer)
     weights = {official_base_name(n): x for n, x in transformer.state_dict().items()}
