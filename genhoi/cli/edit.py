@@ -129,10 +129,10 @@ def _run(
     earlier = watched.first_window
     record |= result_record(
         edited,
-        inputs,
         seconds=time.monotonic() - start,
         # None was edited now if an earlier run ended between the last window and the results.
         earlier_windows=len(record["windows"]) if earlier is None else earlier,
+        drift=_drift(inputs, edited),
         attention_layer=layer,
         attention=watched.attention,
     )
@@ -196,6 +196,17 @@ def _edit(
                 "Interrupted. The same command goes on after the last finished window.",
                 code=_INTERRUPTED,
             )
+
+
+def _drift(inputs: Any, edited: Any) -> dict[str, Any]:
+    """Measure how far the masked region's look moves, and how far the source's does by itself."""
+    import torch
+
+    from genhoi.evaluation.drift import drift
+
+    mask = torch.stack(inputs.masks).any(0)
+    clips = {"edited": edited, "source": inputs.clip}
+    return {name: drift(clip.frames, mask).as_record() for name, clip in clips.items()}
 
 
 def _write(

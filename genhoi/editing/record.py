@@ -17,7 +17,6 @@ from genhoi.editing.figure import frame_means
 from genhoi.editing.inputs import EditInputs
 from genhoi.editing.plan import EditPlan
 from genhoi.editing.windows import windows
-from genhoi.evaluation.drift import drift
 from genhoi.media import Clip, has_sound
 
 __all__ = ["make_record", "result_record"]
@@ -86,10 +85,10 @@ def make_record(
 
 def result_record(
     edited: Clip,
-    inputs: EditInputs,
     *,
     seconds: float,
     earlier_windows: int,
+    drift: Mapping[str, Any],
     attention_layer: int,
     attention: Mapping[int, Tensor],
 ) -> dict[str, Any]:
@@ -97,9 +96,9 @@ def result_record(
 
     Args:
         edited: the result.
-        inputs: as read.
         seconds: that it took.
         earlier_windows: windows that an earlier, interrupted run had finished.
+        drift: of the result and of the source, by name.
         attention_layer: block whose attention to the objects was measured.
         attention: window -> float32 [f, h, w] of its last step, see `frame_means`.
     """
@@ -109,10 +108,7 @@ def result_record(
         "edited_frames_sha256": hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest(),
         "seconds": round(seconds, 3),
         "windows_of_an_earlier_run": earlier_windows,
-        "drift": {
-            name: drift(frames, torch.stack(inputs.masks).any(0)).as_record()
-            for name, frames in (("edited", edited.frames), ("source", inputs.clip.frames))
-        },
+        "drift": dict(drift),
         "attention": {
             "layer": attention_layer,
             "share_by_window_and_latent_frame": {
