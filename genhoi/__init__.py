@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.conditioning.masks import clear_first_frame as clear_first_frame
     from genhoi.conditioning.masks import token_mask as token_mask
     from genhoi.editing.pipeline import GenHOIPipeline as GenHOIPipeline
+    from genhoi.editing.plan import EditWarning as EditWarning
     from genhoi.evaluation.measure import evaluate as evaluate
     from genhoi.inspection.figure import draw_inspection as draw_inspection
     from genhoi.inspection.inspect import Inspection as Inspection
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
 _NAMES = {
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
     "genhoi.editing.pipeline": ["GenHOIPipeline"],
+    "genhoi.editing.plan": ["EditWarning"],
     "genhoi.evaluation.measure": ["evaluate"],
     "genhoi.inspection.figure": ["draw_inspection"],
     "genhoi.inspection.inspect": ["Inspection", "inspect_clip"],

@@ -25,7 +25,12 @@ _RECTANGLE = 0.97  # of its own bounding box, which a mask fills
 
 
 class EditWarning(UserWarning):
-    """An edit that can be made, but will disappoint."""
+    """An edit that can be made, but will disappoint.
+
+    Example:
+        >>> import genhoi, warnings
+        >>> warnings.filterwarnings("ignore", category=genhoi.EditWarning)
+    """
 
 
 @dataclass(frozen=True)
