@@ -116,6 +116,8 @@ def plan_edit(
 
 def repeat_last(x: Tensor, frames: int) -> Tensor:
     """Repeat the last of [F, ...] until there are so many."""
+    if len(x) == frames:
+        return x
     return torch.cat([x, x[-1:].expand(frames - len(x), *x.shape[1:])])
 
 

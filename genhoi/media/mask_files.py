@@ -6,6 +6,7 @@ some mask of anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ _BLACK, _WHITE = 56, 199  # between them is grey: video compression and soft edg
 _COLOURED = 80  # that red, green and blue differ by
 _MOST_GREY = 0.02  # of a frame, and
 _GREY_A_WHITE = 0.5  # of what is white: a soft edge around it
+_MOST_PIXELS = 1 << 15  # of a frame, that are looked at for this
 _ASPECT = 1.03  # two sizes whose sides differ by more are of another shape
 _WANTED = "want white where to generate, hand and object, and black elsewhere"
 
@@ -64,7 +66,7 @@ def read_mask(path: PathLike, *, like: Clip | None = None, max_frames: int | Non
     for i, (frame, alpha) in enumerate(_frames(path, max_frames)):
         bright = frame.astype(np.uint16).sum(axis=2)
         if alpha is None:
-            _check_two_valued(path, i, frame, bright)
+            _check_two_valued(path, i, frame)
             brightest = max(brightest, int(bright.max()) // 3)
             planes.append(bright > 3 * _THRESHOLD)
         else:
@@ -121,14 +123,16 @@ def _frames(path: Path, max_frames: int | None) -> Iterator[tuple[np.ndarray, np
 def _opaque(frame: np.ndarray, bright: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Take what an image with transparency draws: half as opaque as its most opaque, or more."""
     drawn = alpha > alpha.max() // 2
-    white, grey = _white_and_grey(frame[drawn][None], bright[drawn][None])
+    white, grey = _white_and_grey(frame[drawn])
     is_black_and_white = 0 < white.mean() < 1 and grey.mean() <= _MOST_GREY
     return drawn & (bright > 3 * _THRESHOLD) if is_black_and_white else drawn
 
 
-def _check_two_valued(path: Path, index: int, frame: np.ndarray, bright: np.ndarray) -> None:
+def _check_two_valued(path: Path, index: int, frame: np.ndarray) -> None:
     """Raise ValueError unless a frame is black and white, but for soft edges."""
-    white, grey = _white_and_grey(frame, bright)
+    height, width = frame.shape[:2]
+    step = max(1, math.isqrt(height * width // _MOST_PIXELS))
+    white, grey = _white_and_grey(frame[::step, ::step])
     share = float(grey.mean())
     if share > max(_MOST_GREY, _GREY_A_WHITE * float(white.mean())):
         raise ValueError(
@@ -138,9 +142,11 @@ def _check_two_valued(path: Path, index: int, frame: np.ndarray, bright: np.ndar
         )
 
 
-def _white_and_grey(frame: np.ndarray, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which pixels are white, and which are neither that nor black."""
-    coloured = frame.max(axis=2).astype(np.int16) - frame.min(axis=2) > _COLOURED
+def _white_and_grey(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which pixels [..., 3] are white, and which are neither that nor black."""
+    values = pixels.astype(np.int16)
+    bright = values.sum(axis=-1)
+    coloured = values.max(axis=-1) - values.min(axis=-1) > _COLOURED
     grey = ((bright > 3 * _BLACK) & (bright < 3 * _WHITE)) | coloured
     return (bright >= 3 * _WHITE) & ~coloured, grey
 
