@@ -53,7 +53,7 @@ def edit(output: Output, **options: Any) -> None:
     options["device"] = str(device)
     options["dtype"] = options["dtype"] or ("float32" if device.type == "cpu" else "bfloat16")
     schedule = _schedule(options["schedule"])
-    size = None if options["size"] is None else parse_size(options["size"])
+    size = _size(options)
     targets = Targets(options["out"], overwrite=options["force"])
     config = base_config(options["base"])
     kind = base_kind(options["base"])
@@ -66,6 +66,10 @@ def edit(output: Output, **options: Any) -> None:
         show_dry_run(output, options, inputs, plan, config, targets)
         return
     _run(output, options, inputs, plan, targets, schedule, notes)
+
+
+def _size(options: dict[str, Any]) -> tuple[int, int] | None:
+    return None if options["size"] is None else parse_size(options["size"])
 
 
 def _schedule(text: str | None) -> str | float | None:
@@ -182,7 +186,8 @@ def _edit(
                 inputs.objects,
                 first_frame=inputs.first_frame,
                 last_frame=inputs.last_frame,
-                size=plan.crop.size,
+                # As it was asked for: the pipeline plans once more, and must plan the same.
+                size=_size(options),
                 parts=targets.parts,
                 discard_parts=options["force"],
                 attention_layer=layer,
