@@ -167,9 +167,11 @@ def main(
     source: Path, mask: Path, edited: tuple[tuple[Path, Path], ...], out: Path, force: bool
 ) -> None:
     """Draw several edits of one clip below each other."""
+    many = len(edited) > 1
     try:
         rows = [
-            EditedRow([read_image(image)], read_clip(clip), image.stem) for image, clip in edited
+            EditedRow([read_image(image)], read_clip(clip), f"edit {i}" if many else "edited")
+            for i, (image, clip) in enumerate(edited, 1)
         ]
         first = rows[0].clip
         whole = read_clip(source, max_frames=first.num_frames)
