@@ -103,7 +103,7 @@ def doubt(q: Tensor, given: Mapping[str, Any]) -> None:
 
     Only where nothing that came with q, k and v contradicts the other layout.
     """
-    tokens, heads = q.shape[1], q.shape[2]
+    _, tokens, heads, _ = q.shape
     if heads <= MOST_HEADS or heads <= 4 * tokens or torch.compiler.is_compiling():
         return
     rope = given["rope"]
