@@ -332,7 +332,7 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     try:
         _check_either_rope(rope, x)
     except ValueError as error:
-        raise layouts.with_hint_of_x(error, x, partial(_check_either_rope, rope)) from None
+        raise layouts.with_hint_of("x", error, x, partial(_check_either_rope, rope)) from None
     rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
     return rotated
 
