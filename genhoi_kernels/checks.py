@@ -53,7 +53,9 @@ def check_shape(name: str, x: Tensor, wanted: Sequence[int | tuple[int, ...]], d
     if x.shape == wanted:
         return
     for size, choice in zip(x.shape, wanted, strict=True):
-        if size not in (choice if isinstance(choice, tuple) else (choice,)):
+        choices = choice if isinstance(choice, tuple) else (choice,)
+        # torch.compile, which may take sizes for variables, traces == but not `in`.
+        if not any([size == one for one in choices]):
             shown = ", ".join(
                 " or ".join(map(str, sorted(set(c)))) if isinstance(c, tuple) else str(c)
                 for c in wanted

@@ -243,12 +243,13 @@ def _gate_options(gate: Any, reduction: str | None) -> tuple[GateWeights | None,
 def _autocast(tensors: dict[str, Any]) -> dict[str, Any]:
     """Cast q and what comes with it to the autocast dtype where autocast is on; float64 stays."""
     q = tensors["q"]
+    if not isinstance(q, Tensor):
+        return tensors
+    device = q.device.type
     # torch refuses to say whether autocast is on for meta tensors, which have no values to cast.
-    if not isinstance(q, Tensor) or q.device.type == "meta":
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
-    if not torch.is_autocast_enabled(q.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(q.device.type)
+    dtype = torch.get_autocast_dtype(device)
     return {name: x.to(dtype) if _is_cast(x) else x for name, x in tensors.items()}
 
 
@@ -331,7 +332,7 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
     try:
         _check_either_rope(rope, x)
     except ValueError as error:
-        raise layouts.with_hint_of_x(error, x, partial(_check_either_rope, rope)) from None
+        raise layouts.with_hint_of("x", error, x, partial(_check_either_rope, rope)) from None
     rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
     return rotated
 

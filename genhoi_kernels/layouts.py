@@ -39,13 +39,15 @@ def with_hint(error: ValueError, given: Mapping[str, Any]) -> ValueError:
     return ValueError(f"{error}; {_hint(turned)}")
 
 
-def with_hint_of_x(error: ValueError, x: Tensor, check: Callable[[Tensor], None]) -> ValueError:
-    """Return the error, with the hint if ``check`` takes x ``[B, H, N, D]`` transposed."""
+def with_hint_of(
+    name: str, error: ValueError, x: Tensor, check: Callable[[Tensor], None]
+) -> ValueError:
+    """Return the error, with the hint if ``check`` takes the tensor ``name``, x, transposed."""
     try:
         check(x.transpose(1, 2))
     except ValueError:
         return error
-    return ValueError(f"{error}; {_hint(('x',))}")
+    return ValueError(f"{error}; {_hint((name,))}")
 
 
 def _hint(names: tuple[str, ...]) -> str:
@@ -103,7 +105,7 @@ def doubt(q: Tensor, given: Mapping[str, Any]) -> None:
 
     Only where nothing that came with q, k and v contradicts the other layout.
     """
-    tokens, heads = q.shape[1], q.shape[2]
+    _, tokens, heads, _ = q.shape
     if heads <= MOST_HEADS or heads <= 4 * tokens or torch.compiler.is_compiling():
         return
     rope = given["rope"]

@@ -29,7 +29,7 @@ def mask_bits(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool and mask.dtype not in _INTEGER_DTYPES:
         soft = "; mask > 0.5 makes a hard one, ref_bias weighs a reference"
         raise TypeError(
-            f"mask: got {mask.dtype}, wanted torch.bool, or bits in uint8, int32 or int64"
+            f"mask: got {mask.dtype}, wanted torch.bool, uint8, int32 or int64"
             f"{soft if mask.is_floating_point() else ''}"
         )
     if mask.dim() != 2:

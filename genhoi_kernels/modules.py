@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -128,7 +129,11 @@ class ReferenceRotation(nn.Module):
             TypeError, ValueError: k_ref is no such tensor, or an option does not fit it.
         """
         checks.check_tensor("k_ref", k_ref, "B M H D")
-        checks.check_ref_rope(None, self.rope, k_ref)
+        check = partial(checks.check_ref_rope, None, self.rope)
+        try:
+            check(k_ref)
+        except ValueError as error:
+            raise layouts.with_hint_of("k_ref", error, k_ref, check) from None
         return apply_rope(k_ref, self.rope, backend=self.backend)
 
     def extra_repr(self) -> str:

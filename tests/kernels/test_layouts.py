@@ -98,6 +98,9 @@ def test_a_rotation_alone() -> None:
 
 
 def test_a_module() -> None:
+    rotation = gk.ReferenceRotation((3, 2, 2), [(2, 3)], head_dim=D, num_heads=H)
+    with pytest.raises(ValueError, match=r"^num_heads: got .*; k_ref looks like .*k_ref\.tr"):
+        rotation(torch.randn(1, H, M, D))
     module = gk.ReferenceAttention(H, D)
     x = torch.randn(1, H, N, D)
     with pytest.raises(ValueError, match=r"^video_grid: got .*; q, k and v look like"):
