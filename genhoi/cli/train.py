@@ -72,7 +72,7 @@ def train(
     checkpoints/, metrics.csv, tensorboard/ and samples/. On several GPUs: `accelerate launch -m
     genhoi.cli train ...`, or torchrun in its place.
     """
-    with plain_errors():
+    with plain_errors(path="data"):
         changes = {name: value for name, value in flags.items() if value is not None}
         settings = _read_settings(config, changes, out, fresh)
         _check_early(settings, changes, device)
@@ -181,7 +181,7 @@ def _run(
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
     from genhoi.training.clips import open_clips
-    from genhoi.training.same_run import check_same_run
+    from genhoi.training.same_run import check_same_run, note_on_steps
     from genhoi.training.trainer import Trainer
 
     screen = Screen(accelerator)
@@ -189,6 +189,8 @@ def _run(
         _remove_run(out)
     accelerator.wait_for_everyone()
     step = check_same_run(config, out)
+    if (note := note_on_steps(config, out)) is not None:
+        screen.line(note)
     if step == config.steps and _results(config, out):
         screen.line(f"{out} holds the finished run, {step} steps; --fresh starts anew.")
         _say_how_to_use(screen, config, out)

@@ -269,6 +269,12 @@ def test_messages_name_flags() -> None:
     found = main.get_command(click.Context(main), "train")
     assert found is not None
     assert by_flags("height, width: got 1 and 2", found) == "--height, --width: got 1 and 2"
+    assert by_flags("loss: got nan; lower learning_rate (at step 3)", found) == (
+        "loss: got nan; lower --learning-rate (at step 3)"
+    )
+    assert by_flags("path: there is no file x", found, path="data") == "--data: there is no file x"
+    paths = "there is no /tmp/learning_rate or my-micro_batch.yaml or 'base_dtype'"
+    assert by_flags(paths, found) == paths
     for text in ("video.mp4: no such file", "no such file: steps", "height, depth: got 1", "steps"):
         assert by_flags(text, found) == text
 

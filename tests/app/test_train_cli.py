@@ -101,9 +101,9 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
     assert names >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
     assert GenHOIAdapter.from_pretrained(out / "adapter").config.rank == 32
     assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4]
-    # A picture, and three times four frames, with gaps; two clips below each other.
+    # A picture, and three times four frames, with gaps; titles, and two clips with their names.
     with Image.open(out / "samples" / "step-000004" / "sheet.png") as sheet:
-        assert sheet.size == (13 * 32 + 3 * 4, 2 * 32 + 4)
+        assert sheet.size == (13 * 96 + 5 * 8, 24 + 2 * (22 + 96 + 8))
     clip = read_clip(out / "samples" / "step-000002" / "clips.mp4")
     assert (clip.num_frames, clip.height, clip.width) == (FRAMES, 64, 64)
 
@@ -127,6 +127,18 @@ def test_finished_and_fresh(command: list[str], tmp_path: Path) -> None:
     second = checkpoint(out, 4)
     assert not torch.equal(first["ema/layers.0.lora_k.down"], second["ema/layers.0.lora_k.down"])
     assert len(list((out / "tensorboard").iterdir())) == 1
+
+
+def test_longer_and_shorter(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(*command, "--steps", "3").exit_code == 0
+    result = run("train", "--out", str(out), "--device", "cpu", "--steps", "6")
+    assert result.exit_code == 0, result.output
+    assert "Steps: 3 before, now 6. Steps 3 to 3 took the learning rate of 3 steps" in result.output
+    assert "Training on from step 3 of 6" in result.output
+    assert "step 6 of 6, loss " in result.output and "(mean of the last 20 steps)" in result.output
+    assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4, 5, 6]
+    refused(run(*command, "--steps", "5"), "--steps: got 5, but the run in", "has done 6")
 
 
 def test_fresh_removes_nothing_of_others(command: list[str], tmp_path: Path) -> None:
@@ -225,15 +237,15 @@ def test_dry_run(command: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["--data", "nowhere"], ["path: there is no file or folder nowhere"]),
+        (["--data", "nowhere"], ["--data: there is no file or folder nowhere"]),
         (["--base", "nowhere"], ["base: there is no folder nowhere"]),
         (["--adapter", "./nowhere"], ["adapter: there is no folder ./nowhere"]),
-        (["--backend", "abacus"], ["backend: got 'abacus', wanted one of", "eager"]),
-        (["--steps", "few"], ["steps: got 'few', wanted an integer"]),
-        (["--batch", "0"], ["batch: got 0"]),
+        (["--backend", "abacus"], ["--backend: got 'abacus', wanted one of", "eager"]),
+        (["--steps", "few"], ["--steps: got 'few', wanted an integer"]),
+        (["--batch", "0"], ["--batch: got 0"]),
         (["--clips", "7"], ["clips: got 7 with data"]),
-        (["--frames", "33"], ["clips: got none that is long enough"]),
-        (["--adapter", "./x", "--rank", "3"], ["rank: got it beside an adapter"]),
+        (["--frames", "33"], ["--data: got none that is long enough"]),
+        (["--adapter", "./x", "--rank", "3"], ["--rank: got it beside an adapter"]),
         (["--config", "nowhere.yaml"], ["config: there is no file nowhere.yaml"]),
         (["--given", "often"], ["given: got ['often']"]),
     ],
@@ -250,7 +262,7 @@ def test_no_gpu(command: list[str]) -> None:
 
 def test_refused_with_a_run(command: list[str], tmp_path: Path) -> None:
     run(*command, "--steps", "1")
-    refused(run(*command), "out: ", "steps 1 -> 4", "another folder")
+    refused(run(*command, "--seed", "4"), "--out: ", "seed 0 -> 4", "another folder")
     make_clip(tmp_path / "clips" / "clip9", FRAMES)
     refused(run(*command, "--fresh"), "latents: ", "other data or settings")
 
@@ -275,7 +287,7 @@ def test_a_prompt_for_a_base_without_text(command: list[str], tmp_path: Path) ->
         (
             "peft",
             ["--video-rank", "2"],
-            "video_rank needs peft (pip install 'genhoi-kernels[train]')",
+            "--video-rank needs peft (pip install 'genhoi-kernels[train]')",
         ),
         (
             "skimage",
