@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples")
+_OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples", "finished.json")
 _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule")
 
 
@@ -181,6 +181,7 @@ def _run(
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
     from genhoi.training.clips import open_clips
+    from genhoi.training.result import finished_steps
     from genhoi.training.same_run import check_same_run, note_on_steps
     from genhoi.training.trainer import Trainer
 
@@ -191,7 +192,7 @@ def _run(
     step = check_same_run(config, out)
     if (note := note_on_steps(config, out)) is not None:
         screen.line(note)
-    if step == config.steps and _results(config, out):
+    if step == config.steps == finished_steps(out) and _results(config, out):
         screen.line(f"{out} holds the finished run, {step} steps; --fresh starts anew.")
         _say_how_to_use(screen, config, out)
         return

@@ -138,6 +138,14 @@ def test_longer_and_shorter(command: list[str], tmp_path: Path) -> None:
     assert "Training on from step 3 of 6" in result.output
     assert "step 6 of 6, loss " in result.output and "(mean of the last 20 steps)" in result.output
     assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4, 5, 6]
+    made = (out / "adapter" / "adapter.safetensors").read_bytes()
+    # As if it had been killed before the result was written: that of 3 steps is not taken for it.
+    (out / "finished.json").write_text('{"steps": 3}')
+    (out / "adapter" / "adapter.safetensors").write_bytes(b"of 3 steps")
+    result = run("train", "--out", str(out), "--device", "cpu")
+    assert result.exit_code == 0 and "holds the finished run" not in result.output, result.output
+    assert (out / "adapter" / "adapter.safetensors").read_bytes() == made
+    assert "holds the finished run, 6 steps" in run("train", "--out", str(out)).output
     refused(run(*command, "--steps", "5"), "--steps: got 5, but the run in", "has done 6")
 
 
