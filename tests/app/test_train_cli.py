@@ -32,7 +32,8 @@ from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
 from genhoi.training.config import TrainConfig, read_config
-from genhoi.training.estimate import estimate_training
+from genhoi.training import estimate
+from genhoi.training.estimate import estimate_training, what_fits
 from genhoi.training.trainer import Trainer, TrainProgress
 
 ROOT = Path(__file__).parents[2]
@@ -236,10 +237,52 @@ def test_dry_run(command: list[str], tmp_path: Path) -> None:
     assert (
         f"{parameters:,} parameters" in output and "3 x 2 x 2 = 12, and 4 of the object" in output
     )
+    assert "memory on cpu about" in output and "time on cpu at least" in output
+    assert "does it fit? yes" in output
     run(*command, "--steps", "1")
     config = read_config(tmp_path / "run" / "config.yaml", {})
     weights = [x for n, x in checkpoint(tmp_path / "run", 1).items() if n.startswith("weight/")]
     assert estimate_training(config).trained == sum(x.numel() for x in weights)
+
+
+WAN_14B = {
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 36,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "image_dim": 1280,
+    "added_kv_proj_dim": 5120,
+}
+
+
+def test_what_makes_it_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate alone: no such run was made."""
+    monkeypatch.setattr("genhoi.training.estimate.base_config", lambda name: WAN_14B)
+    large = TrainConfig(frames=81, height=480, width=832, batch=8)
+    loaded = estimate._load_sizes(large)  # once: it takes a second
+    monkeypatch.setattr(estimate, "_load_sizes", lambda config: loaded)
+    needs = estimate_training(large)
+    assert needs.memory_bytes == needs.weight_bytes + needs.state_bytes + needs.working_bytes
+    assert what_fits(large, needs.memory_bytes - 1) == "--micro-batch 1"
+    flags = what_fits(large, 80 * 10**9)
+    assert flags == "--micro-batch 1 --checkpointing --base-dtype bfloat16"
+    fitting = dataclasses.replace(large, micro_batch=1, checkpointing=True, base_dtype="bfloat16")
+    assert estimate_training(fitting).memory_bytes <= 80 * 10**9
+    shared = what_fits(large, 40 * 10**9)
+    assert shared is not None and "--parallel fsdp on 2 GPUs" in shared, shared
+    half = estimate_training(dataclasses.replace(fitting, parallel="fsdp"), processes=2)
+    assert half.weight_bytes == estimate_training(fitting).weight_bytes // 2
+    short = what_fits(dataclasses.replace(large, batch=1), 45 * 10**9)
+    assert short is not None and "--frames" in short, short
+    assert what_fits(large, 10**8) is None
+
+
+def test_a_dry_run_says_what_would_fit(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genhoi.cli.train_dry_run._memory", lambda device: 1_100_000)
+    output = " ".join(run(*command, "--dry-run").output.replace("│", " ").split())
+    assert "does it fit? no; it would with --micro-batch 1" in output, output
 
 
 @pytest.mark.parametrize(
