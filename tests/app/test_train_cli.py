@@ -31,8 +31,8 @@ from genhoi import GenHOIAdapter, extras
 from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
-from genhoi.training.config import TrainConfig, read_config
 from genhoi.training import estimate
+from genhoi.training.config import TrainConfig, read_config
 from genhoi.training.estimate import estimate_training, what_fits
 from genhoi.training.trainer import Trainer, TrainProgress
 
