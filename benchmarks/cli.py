@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.options import PATH, plain_errors
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["bench"]
 
@@ -90,6 +92,8 @@ def bench(**options: Any) -> None:
         if options["tune"]:
             _tune(options)
             return
+        import torch
+
         from benchmarks.machine import find_device
         from benchmarks.runner import Budget
         from benchmarks.suites import DEFAULT_SUITES, Selection, select

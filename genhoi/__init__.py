@@ -83,4 +83,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List what there is to use, for tab completion."""
-    return [name for name in __all__ if not name.startswith("_")]
+    return list(__all__)

@@ -58,28 +58,48 @@ DTYPES = _Dtypes()
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn what bad input raises into one sentence, which names flags, and exit code 1."""
+def plain_errors(**parameters: str) -> Iterator[None]:
+    """Turn what bad input raises into one sentence, which names flags, and exit code 1.
+
+    Args:
+        parameters: of the command, by the names that lower layers have for them.
+    """
     try:
         with needed_for("this command"):
             yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         context = click.get_current_context(silent=True)
         text = str(error)
-        raise click.ClickException(by_flags(text, context.command) if context else text) from error
+        if context is not None:
+            text = by_flags(text, context.command, **parameters)
+        raise click.ClickException(text) from error
 
 
-def by_flags(text: str, command: click.Command) -> str:
-    """Name a command's flags where a message begins with the names of its parameters.
+def by_flags(text: str, command: click.Command, **parameters: str) -> str:
+    """Name a command's flags where a message names its parameters.
+
+    That is at its beginning, and wherever a word with an underscore stands alone: a parameter of
+    one word, such as steps, is a word of English too.
 
     Args:
         text: a message, such as "learning_rate: got -1, wanted a positive number".
         command: whose parameters may be named.
+        parameters: of the command, by the names that lower layers have for them.
 
     Returns:
         "--learning-rate: got -1, wanted a positive number". Other messages are left as they are.
     """
-    flags = {option.name: max(option.opts, key=len) for option in command.params}
+    flags = {option.name or "": max(option.opts, key=len) for option in command.params}
+    flags |= {name: flags[parameter] for name, parameter in parameters.items()}
+    text = _named_first(text, flags)
+    for name, flag in flags.items():
+        if "_" in name.strip("_"):
+            text = re.sub(rf"(?<![\w/.\\'\"`=-]){name}(?=[\s,;:)]|\.?$)", flag, text)
+    return text
+
+
+def _named_first(text: str, flags: Mapping[str, str]) -> str:
+    """Replace the names before the first colon, if all of them are known."""
     named = re.match(r"(\w+(?:, \w+)*)(?=(?:\[\d+\])?: )", text)
     names = named[1].split(", ") if named else []
     if named is None or not set(names) <= set(flags):

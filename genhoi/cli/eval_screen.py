@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from genhoi.cli.output import Output
@@ -27,7 +28,7 @@ def show_evaluation(output: Output, evaluation: Evaluation) -> None:
     output.show(_table(evaluation))
     if evaluation.baselines:
         output.show(_beside_baselines(evaluation))
-    output.say(HOW_TO_READ)
+    output.show(Text(HOW_TO_READ))
     for metric, reason in evaluation.not_measured.items():
         output.say(f"{metric}: {reason}")
     notes: dict[str, list[str]] = {}
@@ -83,11 +84,13 @@ def _beside_baselines(evaluation: Evaluation) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     names = [name for name in _COMPARED if name in case.curves]
     for name in names:
-        where = COLUMNS[name].where.replace("result, ", "").replace("result ", "")
-        table.add_column(f"{COLUMNS[name].title}\n{where}", justify="right", no_wrap=True)
+        region = name.rpartition("_")[2]
+        head = f"{COLUMNS[name].title} {REGIONS.get(region, '')}"
+        # One word a line, so that all columns fit into a narrow terminal.
+        table.add_column("\n".join(head.split()), justify="right", no_wrap=True)
     for row in (case, *evaluation.baselines):
         means = (summarise(name, row.curves[name]).mean for name in names)
         digits = (COLUMNS[name].digits for name in names)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
-from rich.console import Console
 
-from genhoi.cli.common import PATH, bytes_text, plain_errors
+from genhoi.cli.common import PATH, plain_errors
 from genhoi.cli.device import chosen_device
-from genhoi.cli.train_flags import setting_flags, setting_text
+from genhoi.cli.train_dry_run import show_dry_run
+from genhoi.cli.train_flags import setting_flags
 from genhoi.cli.train_screen import Screen, StepsShown
 from genhoi.extras import how_to_install, is_installed, need
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples")
+_OF_A_RUN = ("checkpoints", "metrics.csv", "tensorboard", "samples", "finished.json")
 _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule")
 
 
@@ -52,7 +52,11 @@ _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule"
         is_flag=True,
         help="Start anew: remove checkpoints, metrics and samples of the run in OUT.",
     ),
-    cloup.option("--dry-run", is_flag=True, help="Only say what it would take."),
+    cloup.option(
+        "--dry-run",
+        is_flag=True,
+        help="Only say what it would take: time, memory, and what makes it fit.",
+    ),
 )
 @setting_flags
 def train(
@@ -72,12 +76,12 @@ def train(
     checkpoints/, metrics.csv, tensorboard/ and samples/. On several GPUs: `accelerate launch -m
     genhoi.cli train ...`, or torchrun in its place.
     """
-    with plain_errors():
+    with plain_errors(path="data"):
         changes = {name: value for name, value in flags.items() if value is not None}
         settings = _read_settings(config, changes, out, fresh)
         _check_early(settings, changes, device)
         if dry_run:
-            _dry_run(settings)
+            show_dry_run(settings, chosen_device(device))
             return
         from genhoi.training.parallel import make_accelerator
 
@@ -145,31 +149,6 @@ def _check_packages(config: TrainConfig) -> None:
         need("skimage", "data synthetic")
 
 
-def _dry_run(config: TrainConfig) -> None:
-    from rich.table import Table
-
-    from genhoi.training.estimate import estimate_training
-
-    needs = estimate_training(config)
-    f, h, w = needs.grid
-    share = f"{needs.trained / needs.parameters:.2%} of the base"
-    latents = bytes_text(needs.latent_bytes) + ("" if needs.clips else " a clip")
-    rows = {name: setting_text(value) for name, value in config.to_dict().items()}
-    sizes = {
-        "tokens of a clip": f"{f} x {h} x {w} = {f * h * w:,}, and {h * w:,} of the object",
-        "base": f"{needs.parameters:,} parameters, {bytes_text(needs.weight_bytes)}",
-        "trained": f"{needs.trained:,} parameters, {share}",
-        "their state": f"{bytes_text(needs.state_bytes)}: weights, gradients, moments, average",
-        "activations": f"about {bytes_text(needs.working_bytes)}, a rough guess, for "
-        f"{needs.at_once} clips at once",
-        "latents on disk": latents,
-    }
-    table = Table(show_header=False, title="Dry run: nothing is computed", title_justify="left")
-    for row in (*rows.items(), *sizes.items()):
-        table.add_row(*row)
-    Console().print(table)
-
-
 # ------------------------------------------------------------------------------------------- a run
 
 
@@ -181,7 +160,8 @@ def _run(
     from genhoi.bases.load import load_base
     from genhoi.training.checkpoint import latest_checkpoint
     from genhoi.training.clips import open_clips
-    from genhoi.training.same_run import check_same_run
+    from genhoi.training.result import finished_steps
+    from genhoi.training.same_run import check_same_run, note_on_steps
     from genhoi.training.trainer import Trainer
 
     screen = Screen(accelerator)
@@ -189,7 +169,9 @@ def _run(
         _remove_run(out)
     accelerator.wait_for_everyone()
     step = check_same_run(config, out)
-    if step == config.steps and _results(config, out):
+    if (note := note_on_steps(config, out)) is not None:
+        screen.line(note)
+    if step == config.steps == finished_steps(out) and _results(config, out):
         screen.line(f"{out} holds the finished run, {step} steps; --fresh starts anew.")
         _say_how_to_use(screen, config, out)
         return

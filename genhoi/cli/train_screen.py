@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Screen", "StepsShown"]
 
-_SMOOTHING = 0.95
-
 
 class Screen:
     """Shows what the main process says; the others are silent."""
@@ -81,16 +79,16 @@ class StepsShown:
     def __init__(self, bar: Progress, screen: Screen, config: TrainConfig, step: int) -> None:
         self._bar, self._screen, self._config = bar, screen, config
         self._task = bar.add_task("", total=config.steps, completed=step)
-        self._loss, self._weight = 0.0, 0.0
 
     def __call__(self, progress: Any) -> None:
         """Show one step."""
-        self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * progress.loss
-        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+        from genhoi.training.trainer import SMOOTHED_STEPS
+
         left = time.strftime("%H:%M:%S", time.gmtime(progress.seconds_left % 86400))
         days = int(progress.seconds_left // 86400)
         text = (
-            f"step {progress.step} of {progress.steps}, loss {self._loss / self._weight:.4f}, "
+            f"step {progress.step} of {progress.steps}, "
+            f"loss {progress.loss_smoothed:.4f} (mean of the last {SMOOTHED_STEPS} steps), "
             f"{progress.clips_per_second:.3g} clips/s, {f'{days} d ' if days else ''}{left} left"
         )
         self._bar.update(self._task, completed=progress.step, description=text)

@@ -253,5 +253,5 @@ def _lay_windows(
         if rest := length - count * each:
             notes.append(f"{files.name}: the first {count * each} of {length} frames, {rest} cut.")
     if not samples:
-        raise ValueError("\n".join(["clips: got none that is long enough:", *notes]))
+        raise ValueError("\n".join(["data: got none that is long enough:", *notes]))
     return samples, notes

@@ -25,7 +25,7 @@ __all__ = ["HOW_TO_READ", "as_record", "write_curves", "write_record"]
 HOW_TO_READ = (
     "How to read it: edges inside the mask say whether what was painted has the truth's "
     "structure. The truth has 1; the same object shifted by a pixel about 0.9, by two 0.7 to 0.8; "
-    "blurred (sigma 3) 0.3 to 0.7; in blocks of 8 pixels 0.2 to 0.5; one colour, another pattern "
+    "blurred (sigma 3) 0.5 to 0.7; in blocks of 8 pixels 0.3 to 0.5; one colour, another pattern "
     "or another object below 0.3. SSIM orders them alike, but less far apart. Read each number "
     "beside the baselines and the truth's own: an edit no better than the unedited source has not "
     "put the object there. Colours ask whether the picture's colours are there, not where. Drift "

@@ -222,6 +222,8 @@ FREE_TO_CHANGE = frozenset(_WITHOUT_INFLUENCE | _ROUNDING_ONLY)
 def changed_settings(before: dict[str, Any], now: TrainConfig) -> list[str]:
     """List what keeps a run from going on: "name old -> new" for each setting that changed.
 
+    The number of steps is none of it, for it may grow (`genhoi.training.schedule`).
+
     Args:
         before: `TrainConfig.to_dict` of the run so far. What it lacks is newer than it, and had its
             default's effect.
@@ -233,7 +235,11 @@ def changed_settings(before: dict[str, Any], now: TrainConfig) -> list[str]:
         old = before.get(name, defaults[name])
         # Shares are drawn from in their order, so another order is another run.
         in_order = (list(old), list(value)) if isinstance(value, dict) else (0, 0)
-        if name not in FREE_TO_CHANGE and (old != value or in_order[0] != in_order[1]):
+        if (
+            name not in FREE_TO_CHANGE
+            and name != "steps"
+            and (old != value or in_order[0] != in_order[1])
+        ):
             changes.append(f"{name} {old!r} -> {value!r}")
     return changes
 

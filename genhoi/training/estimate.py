@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
 
 from genhoi.bases.load import base_config
+from genhoi.conditioning.grid import STRIDES
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
 from genhoi.training.trained_weights import freeze_unused, load_adapter
 
-__all__ = ["TrainEstimate", "estimate_training"]
+__all__ = ["TrainEstimate", "estimate_training", "what_fits"]
 
 _STATE_WORDS = 4  # weight, gradient and AdamW's two moments, float32; the average is a fifth
 _KEPT_OF_A_BLOCK = 14  # activations as wide as the model that autograd keeps, roughly
@@ -29,11 +32,13 @@ class TrainEstimate:
         at_once: clips that one process takes at once.
         parameters: of the base's transformer.
         trained: parameters that get a gradient.
-        weight_bytes: of the base's transformer.
-        state_bytes: of the trained ones: weights, gradients, moments, moving average.
+        weight_bytes: of the base's transformer, on one device.
+        state_bytes: there, of the trained ones: weights, gradients, moments, moving average.
         working_bytes: activations that are kept for the backward pass, roughly.
         latent_bytes: of the encoded clips; of one where their number is not known.
         clips: that number.
+        passes: of a step, counted in forward passes: forward, backward to the inputs, backward to
+            the weights where the base is trained, and the forward pass again for checkpointing.
     """
 
     grid: tuple[int, int, int]
@@ -45,26 +50,104 @@ class TrainEstimate:
     working_bytes: int
     latent_bytes: int
     clips: int | None
+    passes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Add up what a device holds while it trains; the encoders are away then."""
+        return self.weight_bytes + self.state_bytes + self.working_bytes
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What of a base and an adapter counts, whatever is trained how: loaded once."""
+
+    model: Any
+    parameters: int
+    trained: int
 
 
 def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstimate:
-    """Estimate a training's needs, for every process where its weights are not sharded.
+    """Estimate a training's needs, for each of its processes.
 
     Args:
         config: its settings.
-        processes: that share the batch.
+        processes: that share the batch, and with `parallel="fsdp"` the weights and their state.
 
     Raises:
         FileNotFoundError, ValueError: no such base or adapter.
     """
+    return _estimate(config, _load_sizes(config), processes)
+
+
+def what_fits(config: TrainConfig, memory: int, *, processes: int = 1) -> str | None:
+    """Find flags of `genhoi train` with which a training fits into a device's memory.
+
+    The fewest flags are looked for that leave the clips as they are; then more devices, which share
+    the weights; then shorter clips.
+
+    Args:
+        config: of the run that does not fit.
+        memory: of a device, in bytes.
+        processes: that there are.
+
+    Returns:
+        The flags as text, such as "--checkpointing --micro-batch 1"; None where nothing helps.
+
+    Raises:
+        FileNotFoundError, ValueError: no such base or adapter.
+    """
+    sizes = _load_sizes(config)
+
+    def fits(changed: TrainConfig, devices: int = processes) -> bool:
+        return _estimate(changed, sizes, devices).memory_bytes <= memory
+
+    savings = _savings(config)
+    for count in range(1, len(savings) + 1):
+        for chosen in combinations(savings, count):
+            if fits(replace(config, **_joined(chosen))):
+                return " ".join(flag for flag, _ in chosen)
+    flags, smallest = " ".join(flag for flag, _ in savings), replace(config, **_joined(savings))
+    for devices in (2, 4, 8, 16, 32, 64):
+        shared = replace(smallest, parallel="fsdp")
+        if devices > processes and config.batch % devices == 0 and fits(shared, devices):
+            return f"{flags} --parallel fsdp on {devices} GPUs (accelerate launch)".strip()
+    for frames in range(config.frames - STRIDES.time, STRIDES.time, -STRIDES.time):
+        if fits(replace(smallest, frames=frames)):
+            return f"{flags} --frames {frames}".strip()
+    return None
+
+
+def _savings(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
+    """List the flags that save memory, the cheapest in time and exactness first."""
+    savings: list[tuple[str, dict[str, Any]]] = []
+    if (config.micro_batch or config.batch) > 1:
+        savings.append(("--micro-batch 1", {"micro_batch": 1}))
+    if not config.checkpointing:
+        savings.append(("--checkpointing", {"checkpointing": True}))
+    if config.base_dtype == "float32" and config.stage == "adapter" and not config.train_base:
+        savings.append(("--base-dtype bfloat16", {"base_dtype": "bfloat16"}))
+    return savings
+
+
+def _joined(savings: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    return {name: value for _, changes in savings for name, value in changes.items()}
+
+
+def _load_sizes(config: TrainConfig) -> _Sizes:
     with torch.device("meta"):
         model = empty_model(base_config(config.base))
         transformer, sizes = model.transformer, model.sizes
         parameters = sum(p.numel() for p in transformer.parameters())
         trained = parameters if config.stage == "base" else _adapter_size(config, transformer)
-    dim = sizes.dim
     trained += parameters if config.train_base else 0
-    trained += config.video_rank * sizes.num_layers * 3 * 2 * dim
+    trained += config.video_rank * sizes.num_layers * 3 * 2 * sizes.dim
+    return _Sizes(model, parameters, trained)
+
+
+def _estimate(config: TrainConfig, loaded: _Sizes, processes: int) -> TrainEstimate:
+    sizes = loaded.model.sizes
+    dim = sizes.dim
     grid = sizes.strides.grid(config.frames, config.height, config.width)
     tokens = grid[0] * grid[1] * grid[2] + grid[1] * grid[2]  # and the reference's
     at_once = min(config.micro_batch or config.batch, max(1, config.batch // processes))
@@ -77,16 +160,19 @@ def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstima
     clips = config.clips if config.data == "synthetic" else None
     channels = 2 * sizes.latent_channels + sizes.strides.time
     latent = sizes.strides.patch**2 * tokens * channels * torch.float16.itemsize
+    shards = processes if config.parallel == "fsdp" else 1
+    state_words = _STATE_WORDS + (config.ema > 0)
     return TrainEstimate(
         grid=grid,
         at_once=at_once,
-        parameters=parameters,
-        trained=trained,
-        weight_bytes=parameters * getattr(torch, config.base_dtype).itemsize,
-        state_bytes=trained * (_STATE_WORDS + (config.ema > 0)) * torch.float32.itemsize,
+        parameters=loaded.parameters,
+        trained=loaded.trained,
+        weight_bytes=loaded.parameters * getattr(torch, config.base_dtype).itemsize // shards,
+        state_bytes=loaded.trained * state_words * torch.float32.itemsize // shards,
         working_bytes=at_once * kept * dtype.itemsize,
         latent_bytes=latent * (clips or 1),
         clips=clips,
+        passes=2 + (config.stage == "base" or config.train_base) + config.checkpointing,
     )
 
 

@@ -24,11 +24,7 @@ class TrainingLog:
         self.path = folder / "metrics.csv"
         self._fields: list[str] | None = None
         if self.path.is_file():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                # A row that a killed program did not finish lacks values.
-                rows = [row for row in reader if None not in row.values()]
-            self._write([row for row in rows if int(row["step"]) <= step])
+            self._write([row for row in self._read() if int(row["step"]) <= step])
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -41,6 +37,8 @@ class TrainingLog:
         row = {"step": str(step)} | {name: f"{value:.8g}" for name, value in values.items()}
         if self._fields is None:
             self._write([row])
+        elif self._fields != list(row):  # an earlier version began it
+            self._write([*self._read(), row])
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._fields).writerow(row)
@@ -58,13 +56,18 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
 
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            # A row that a killed program did not finish lacks values.
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
     def _write(self, rows: list[dict[str, str]]) -> None:
         if not rows:
             self.path.unlink(missing_ok=True)
             return
-        self._fields = list(rows[0])
+        self._fields = list(rows[-1])
         with atomic_path(self.path, overwrite=True) as temporary:
             with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self._fields)
+                writer = csv.DictWriter(file, self._fields, restval="")
                 writer.writeheader()
                 writer.writerows(rows)

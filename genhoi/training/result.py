@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
 
-__all__ = ["result_folders", "write_result"]
+__all__ = ["finished_steps", "result_folders", "write_result"]
 
+_FINISHED = "finished.json"  # written last: the steps that the results beside it have behind them
 _LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # peft's names
 
@@ -47,6 +49,17 @@ def result_folders(out: Path, config: TrainConfig, kind: type[Base]) -> dict[str
     if config.train_base:
         folders["base"] = out / "base"
     return folders
+
+
+def finished_steps(out: Path) -> int | None:
+    """Say after how many steps a run's results were written; None where they are not complete.
+
+    A run that was made longer has results of its shorter self until it ends.
+    """
+    path = out / _FINISHED
+    if not path.is_file():
+        return None
+    return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
 
 
 def write_result(
@@ -79,6 +92,8 @@ def write_result(
             about=_about(config),
             full_precision=bool(config.video_rank),
         )
+    with atomic_path(out / _FINISHED, overwrite=True) as temporary:
+        temporary.write_text(json.dumps({"steps": config.steps}) + "\n", encoding="utf-8")
 
 
 def _transformer(base: Base, weights: Mapping[str, Tensor]) -> Any:

@@ -10,17 +10,15 @@ from torch import Tensor
 
 from genhoi.bases.base import Base
 from genhoi.data.encoded import EncodedClips, Given
-from genhoi.media import Clip, fit_image, write_clip, write_image
+from genhoi.media import Clip, write_clip, write_image
 from genhoi.training.config import TrainConfig
 from genhoi.training.objective import given_condition
 from genhoi.training.reconstruction import rebuild
+from genhoi.training.sample_sheet import SheetRow, draw_sheet
 
 __all__ = ["draw_samples"]
 
 _EULER_STEPS = 10
-_FRAMES = 4  # of a clip, in the sheet
-_LONG_SIDE = 160  # of a frame in the sheet, in pixels
-_GAP = 4
 
 
 @torch.no_grad()
@@ -36,9 +34,8 @@ def draw_samples(
 ) -> Tensor:
     """Rebuild the first clips of a set from noise, few steps each, and show them.
 
-    Writes sheet.png, a row for each clip: the object's picture, then frames of the source, of what
-    the model was given, and of what it made; and clips.mp4, the source beside what it made. The
-    source is shown as the base's codec shows it.
+    Writes sheet.png (`genhoi.training.sample_sheet`), and clips.mp4, the source beside what it
+    made. The source is shown as the base's codec shows it.
 
     Args:
         base: the model.
@@ -78,11 +75,11 @@ def draw_samples(
         )
         picture = base.decode(clips.take("object", [index]).to(base.device))
         base.encoders_to("cpu")
-        rows.append(_row(picture[0], source, shown, made))
+        rows.append(SheetRow(clips.names[index], picture[0], source, shown, made))
         beside.append(torch.cat([source, made], dim=2))
     if not write:
         return torch.zeros(1, 1, 3, dtype=torch.uint8)
-    sheet = _joined(rows, dim=0)
+    sheet = draw_sheet(rows)
     write_image(folder / "sheet.png", sheet, overwrite=True)
     write_clip(folder / "clips.mp4", Clip(torch.cat(beside, dim=1)), overwrite=True)
     return sheet
@@ -93,22 +90,3 @@ def _given(config: TrainConfig) -> Given:
     names: tuple[Given, ...] = get_args(Given)
     shares = {name: config.given.get(name, 0.0) for name in names}
     return max(names, key=lambda name: (shares[name], name == "first"))
-
-
-def _row(picture: Tensor, *clips: Tensor) -> Tensor:
-    frames = clips[0]
-    places = torch.linspace(0, len(frames) - 1, _FRAMES).round().long().tolist()
-    scale = min(1.0, _LONG_SIDE / max(frames.shape[1:3]))
-    size = (round(frames.shape[1] * scale), round(frames.shape[2] * scale))
-    groups = [[picture], *([clip[i] for i in places] for clip in clips)]
-    fitted = [torch.cat([fit_image(x, size) for x in group], dim=1) for group in groups]
-    return _joined(fitted, dim=1)
-
-
-def _joined(pictures: list[Tensor], dim: int) -> Tensor:
-    """Join pictures beside each other, with white gaps."""
-    shape = list(pictures[0].shape)
-    shape[dim] = _GAP
-    gap = torch.full(shape, 255, dtype=torch.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)]
-    return torch.cat(parts[1:], dim=dim)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,16 +43,15 @@ from genhoi.training.objective import SampleChoices, make_batch, reconstruction_
 from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
 from genhoi.training.same_run import check_same_run
+from genhoi.training.schedule import learning_rate_at
 from genhoi.training.trained_weights import add_low_rank, freeze_unused, load_adapter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "TrainProgress",
-    "Trainer",
-    "learning_rate_at",
-]
+__all__ = ["SMOOTHED_STEPS", "TrainProgress", "Trainer"]
+
+SMOOTHED_STEPS = 20
 
 _BETAS = (0.9, 0.98)
 
@@ -63,6 +63,7 @@ class TrainProgress:
     Args:
         step, steps: steps done, of how many.
         loss: mean of this step's samples, over all processes.
+        loss_smoothed: mean of that over the last `SMOOTHED_STEPS` steps.
         learning_rate, grad_norm: of this step; the norm is taken before clipping.
         clips_per_second: over all processes, lately.
         seconds_left: at that speed.
@@ -71,18 +72,11 @@ class TrainProgress:
     step: int
     steps: int
     loss: float
+    loss_smoothed: float
     learning_rate: float
     grad_norm: float
     clips_per_second: float
     seconds_left: float
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Compute the rate of a step: warm-up, a plateau, then a straight line down to a tenth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    falling = config.steps * config.decay
-    late = (step - (config.steps - falling)) / falling if falling else 0.0
-    return config.learning_rate * warm * (1 - 0.9 * max(0.0, late))
 
 
 class Trainer:
@@ -164,6 +158,7 @@ class Trainer:
         )
         self.ema = {n: w.detach().clone() for n, w in self.weights().items()} if config.ema else {}
         self.step = 0
+        self._losses: deque[float] = deque(maxlen=SMOOTHED_STEPS)
         self._saved: int | None = None
         self._resume()
 
@@ -275,6 +270,7 @@ class Trainer:
                 while self.step < config.steps:
                     loss, norm, stop = self._one_step(choices, interrupts.seen)
                     self.step += 1
+                    self._losses.append(loss)
                     progress = self._progress(loss, norm, time.monotonic() - begun, first)
                     self._after_step(progress, log)
                     if callback is not None:
@@ -297,7 +293,8 @@ class Trainer:
             self.step,
             config.steps,
             loss,
-            learning_rate_at(config, self.step - 1),
+            loss_smoothed=sum(self._losses) / len(self._losses),
+            learning_rate=learning_rate_at(config, self.step - 1),
             grad_norm=norm,
             clips_per_second=speed,
             seconds_left=config.batch * (config.steps - self.step) / speed,
@@ -309,6 +306,7 @@ class Trainer:
             log.add(
                 self.step,
                 loss=progress.loss,
+                loss_smoothed=progress.loss_smoothed,
                 learning_rate=progress.learning_rate,
                 grad_norm=progress.grad_norm,
                 clips_per_second=progress.clips_per_second,
@@ -428,7 +426,11 @@ class Trainer:
         for name, key, moment in self._moments():
             tensors[f"{key}/{name}"] = whole(moment)
         if self.accelerator.is_main_process:
-            state = {"config": self.config.to_dict(), "latents": self.clips.fingerprint}
+            state = {
+                "config": self.config.to_dict(),
+                "latents": self.clips.fingerprint,
+                "last_losses": list(self._losses),
+            }
             save_checkpoint(
                 self.out / "checkpoints", self.step, tensors, state, keep=self.config.keep
             )
@@ -465,6 +467,7 @@ class Trainer:
         for name, key, moment in self._moments():
             copy_into(moment, tensors[f"{key}/{name}"])
         self.step = self._saved = int(state["step"])
+        self._losses.extend(state.get("last_losses", ()))  # older checkpoints have none
 
     def _write_config(self) -> None:
         with atomic_path(self.out / "config.yaml", overwrite=True) as temporary:

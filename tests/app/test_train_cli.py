@@ -31,8 +31,9 @@ from genhoi import GenHOIAdapter, extras
 from genhoi.bases import tiny
 from genhoi.cli import main
 from genhoi.media import read_clip
+from genhoi.training import estimate
 from genhoi.training.config import TrainConfig, read_config
-from genhoi.training.estimate import estimate_training
+from genhoi.training.estimate import estimate_training, what_fits
 from genhoi.training.trainer import Trainer, TrainProgress
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +102,9 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
     assert names >= {"adapter", "checkpoints", "config.yaml", "latents", "metrics.csv", "samples"}
     assert GenHOIAdapter.from_pretrained(out / "adapter").config.rank == 32
     assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4]
-    # A picture, and three times four frames, with gaps; two clips below each other.
+    # A picture, and three times four frames, with gaps; titles, and two clips with their names.
     with Image.open(out / "samples" / "step-000004" / "sheet.png") as sheet:
-        assert sheet.size == (13 * 32 + 3 * 4, 2 * 32 + 4)
+        assert sheet.size == (13 * 96 + 5 * 8, 24 + 2 * (22 + 96 + 8))
     clip = read_clip(out / "samples" / "step-000002" / "clips.mp4")
     assert (clip.num_frames, clip.height, clip.width) == (FRAMES, 64, 64)
 
@@ -127,6 +128,26 @@ def test_finished_and_fresh(command: list[str], tmp_path: Path) -> None:
     second = checkpoint(out, 4)
     assert not torch.equal(first["ema/layers.0.lora_k.down"], second["ema/layers.0.lora_k.down"])
     assert len(list((out / "tensorboard").iterdir())) == 1
+
+
+def test_longer_and_shorter(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run(*command, "--steps", "3").exit_code == 0
+    result = run("train", "--out", str(out), "--device", "cpu", "--steps", "6")
+    assert result.exit_code == 0, result.output
+    assert "Steps: 3 before, now 6. Steps 3 to 3 took the learning rate of 3 steps" in result.output
+    assert "Training on from step 3 of 6" in result.output
+    assert "step 6 of 6, loss " in result.output and "(mean of the last 20 steps)" in result.output
+    assert [step for step, _, _ in curve(out)] == [1, 2, 3, 4, 5, 6]
+    made = (out / "adapter" / "adapter.safetensors").read_bytes()
+    # As if it had been killed before the result was written: that of 3 steps is not taken for it.
+    (out / "finished.json").write_text('{"steps": 3}')
+    (out / "adapter" / "adapter.safetensors").write_bytes(b"of 3 steps")
+    result = run("train", "--out", str(out), "--device", "cpu")
+    assert result.exit_code == 0 and "holds the finished run" not in result.output, result.output
+    assert (out / "adapter" / "adapter.safetensors").read_bytes() == made
+    assert "holds the finished run, 6 steps" in run("train", "--out", str(out)).output
+    refused(run(*command, "--steps", "5"), "--steps: got 5, but the run in", "has done 6")
 
 
 def test_fresh_removes_nothing_of_others(command: list[str], tmp_path: Path) -> None:
@@ -216,24 +237,66 @@ def test_dry_run(command: list[str], tmp_path: Path) -> None:
     assert (
         f"{parameters:,} parameters" in output and "3 x 2 x 2 = 12, and 4 of the object" in output
     )
+    assert "memory on cpu about" in output and "time on cpu at least" in output
+    assert "does it fit? yes" in output
     run(*command, "--steps", "1")
     config = read_config(tmp_path / "run" / "config.yaml", {})
     weights = [x for n, x in checkpoint(tmp_path / "run", 1).items() if n.startswith("weight/")]
     assert estimate_training(config).trained == sum(x.numel() for x in weights)
 
 
+WAN_14B = {
+    "_class_name": "WanTransformer3DModel",
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 36,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "image_dim": 1280,
+    "added_kv_proj_dim": 5120,
+}
+
+
+def test_what_makes_it_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the estimate alone: no such run was made."""
+    monkeypatch.setattr("genhoi.training.estimate.base_config", lambda name: WAN_14B)
+    large = TrainConfig(frames=81, height=480, width=832, batch=8)
+    loaded = estimate._load_sizes(large)  # once: it takes a second
+    monkeypatch.setattr(estimate, "_load_sizes", lambda config: loaded)
+    needs = estimate_training(large)
+    assert needs.memory_bytes == needs.weight_bytes + needs.state_bytes + needs.working_bytes
+    assert what_fits(large, needs.memory_bytes - 1) == "--micro-batch 1"
+    flags = what_fits(large, 80 * 10**9)
+    assert flags == "--micro-batch 1 --checkpointing --base-dtype bfloat16"
+    fitting = dataclasses.replace(large, micro_batch=1, checkpointing=True, base_dtype="bfloat16")
+    assert estimate_training(fitting).memory_bytes <= 80 * 10**9
+    shared = what_fits(large, 40 * 10**9)
+    assert shared is not None and "--parallel fsdp on 2 GPUs" in shared, shared
+    half = estimate_training(dataclasses.replace(fitting, parallel="fsdp"), processes=2)
+    assert half.weight_bytes == estimate_training(fitting).weight_bytes // 2
+    short = what_fits(dataclasses.replace(large, batch=1), 45 * 10**9)
+    assert short is not None and "--frames" in short, short
+    assert what_fits(large, 10**8) is None
+
+
+def test_a_dry_run_says_what_would_fit(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genhoi.cli.train_dry_run._memory", lambda device: 1_100_000)
+    output = " ".join(run(*command, "--dry-run").output.replace("│", " ").split())
+    assert "does it fit? no; it would with --micro-batch 1" in output, output
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["--data", "nowhere"], ["path: there is no file or folder nowhere"]),
+        (["--data", "nowhere"], ["--data: there is no file or folder nowhere"]),
         (["--base", "nowhere"], ["base: there is no folder nowhere"]),
         (["--adapter", "./nowhere"], ["adapter: there is no folder ./nowhere"]),
-        (["--backend", "abacus"], ["backend: got 'abacus', wanted one of", "eager"]),
-        (["--steps", "few"], ["steps: got 'few', wanted an integer"]),
-        (["--batch", "0"], ["batch: got 0"]),
+        (["--backend", "abacus"], ["--backend: got 'abacus', wanted one of", "eager"]),
+        (["--steps", "few"], ["--steps: got 'few', wanted an integer"]),
+        (["--batch", "0"], ["--batch: got 0"]),
         (["--clips", "7"], ["clips: got 7 with data"]),
-        (["--frames", "33"], ["clips: got none that is long enough"]),
-        (["--adapter", "./x", "--rank", "3"], ["rank: got it beside an adapter"]),
+        (["--frames", "33"], ["--data: got none that is long enough"]),
+        (["--adapter", "./x", "--rank", "3"], ["--rank: got it beside an adapter"]),
         (["--config", "nowhere.yaml"], ["config: there is no file nowhere.yaml"]),
         (["--given", "often"], ["given: got ['often']"]),
     ],
@@ -250,7 +313,7 @@ def test_no_gpu(command: list[str]) -> None:
 
 def test_refused_with_a_run(command: list[str], tmp_path: Path) -> None:
     run(*command, "--steps", "1")
-    refused(run(*command), "out: ", "steps 1 -> 4", "another folder")
+    refused(run(*command, "--seed", "4"), "--out: ", "seed 0 -> 4", "another folder")
     make_clip(tmp_path / "clips" / "clip9", FRAMES)
     refused(run(*command, "--fresh"), "latents: ", "other data or settings")
 
@@ -275,7 +338,7 @@ def test_a_prompt_for_a_base_without_text(command: list[str], tmp_path: Path) ->
         (
             "peft",
             ["--video-rank", "2"],
-            "video_rank needs peft (pip install 'genhoi-kernels[train]')",
+            "--video-rank needs peft (pip install 'genhoi-kernels[train]')",
         ),
         (
             "skimage",

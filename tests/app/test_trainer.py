@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -35,6 +36,7 @@ from genhoi.bases.load import load_base
 from genhoi.bases.tiny import TinyBase
 from genhoi.data.encoded import encode_dataset
 from genhoi.training import checkpoint as checkpoints
+from genhoi.training.log import TrainingLog
 from genhoi.training.parallel import Interrupts
 from genhoi.training.trainer import Trainer, TrainProgress
 
@@ -185,8 +187,12 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_settings_are_refused(whole_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out: .*steps 5 -> 6.*another folder"):
-        trainer_in(whole_run, keep=9, steps=6)
+    with pytest.raises(ValueError, match=r"out: .*seed 0 -> 6.*another folder"):
+        trainer_in(whole_run, keep=9, seed=6)
+    with pytest.raises(
+        ValueError, match=r"steps: got 4, but the run in .* has done 5, .*5 or more"
+    ):
+        trainer_in(whole_run, keep=9, steps=4)
     with pytest.raises(ValueError, match=r"given "):
         trainer_in(whole_run, given={"first": 0.3, "mixed": 0.5, "none": 0.2})
     config = small_config()
@@ -196,6 +202,55 @@ def test_other_settings_are_refused(whole_run: Path, tmp_path: Path) -> None:
         Trainer(config, whole_run / "run", others, base=small_base(), accelerator=accelerator)
     free = {"keep": 1, "log_every": 3, "micro_batch": 1, "checkpointing": True, "backend": "eager"}
     assert trainer_in(whole_run, **free).step == 5
+
+
+def test_a_longer_run_is_as_if_from_the_start(tmp_path: Path) -> None:
+    """But for the learning rate, where that falls at the end."""
+    trainer_in(tmp_path, "long", decay=0.0, steps=7).run()
+    trainer_in(tmp_path, "short", decay=0.0, steps=3).run()
+    first = load_file(tmp_path / "short" / "adapter" / "adapter.safetensors")
+    trainer = trainer_in(tmp_path, "short", decay=0.0, steps=7)
+    assert trainer.step == 3
+    trainer.run()
+    assert curve(tmp_path / "short") == curve(tmp_path / "long")
+    same_checkpoints(tmp_path / "short", tmp_path / "long", step=7)
+    last = load_file(tmp_path / "short" / "adapter" / "adapter.safetensors")
+    wanted = load_file(tmp_path / "long" / "adapter" / "adapter.safetensors")
+    assert all(torch.equal(last[name], x) for name, x in wanted.items())
+    assert any(not torch.equal(last[name], x) for name, x in first.items())
+
+
+def test_what_is_smoothed_says_so(tmp_path: Path) -> None:
+    """And is the same where the run was interrupted, or begun without it."""
+    trainer_in(tmp_path, "whole").run()
+    with (tmp_path / "whole" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows]
+    for step, row in enumerate(rows, start=1):
+        mean = sum(losses[:step]) / step
+        assert float(row["loss_smoothed"]) == pytest.approx(mean, rel=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_in(tmp_path, "broken").run(stop_at(2))
+    path = tmp_path / "broken" / "metrics.csv"
+    trainer_in(tmp_path, "broken").run()
+    assert path.read_text().splitlines()[-1].split(",")[:4] == [
+        *(rows[-1][name] for name in ("step", "loss", "loss_smoothed", "learning_rate")),
+    ]
+
+
+def test_metrics_of_an_earlier_version_get_the_new_columns(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.1\n")
+    log = TrainingLog(tmp_path, 2)
+    log.add(3, loss=0.125, loss_smoothed=0.3)
+    log.add(4, loss=0.0625, loss_smoothed=0.2)
+    log.close()
+    assert (tmp_path / "metrics.csv").read_text().split() == [
+        "step,loss,loss_smoothed",
+        "1,0.5,",
+        "2,0.25,",
+        "3,0.125,0.3",
+        "4,0.0625,0.2",
+    ]
 
 
 def test_a_finished_run_only_writes_its_result_again(whole_run: Path) -> None:

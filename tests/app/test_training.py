@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from support.tiny_training import FRAMES, SIDE, Noise, clips_in, small_base, sma
 from torch import Tensor
 
 from genhoi.conditioning.condition import build_condition
-from genhoi.conditioning.masks import token_mask
-from genhoi.data.encoded import EncodedClips, conditions_for, encode_dataset
+from genhoi.conditioning.masks import MaskRule, token_mask
+from genhoi.data.encoded import EncodedClips, Given, conditions_for, encode_dataset
+from genhoi.training import config as config_module
 from genhoi.training.config import TrainConfig, changed_settings, parse_setting, read_config
 from genhoi.training.objective import (
     Batch,
@@ -23,7 +24,7 @@ from genhoi.training.objective import (
     reconstruction_loss,
     sample_of,
 )
-from genhoi.training.trainer import learning_rate_at
+from genhoi.training.schedule import changed_length, learning_rate_at
 
 MODEL = small_base().model
 GRID = (1 + (FRAMES - 1) // 4, SIDE // 16, SIDE // 16)
@@ -189,6 +190,25 @@ def test_learning_rate() -> None:
     assert {learning_rate_at(plain, step) for step in range(100)} == {2.0}
 
 
+def test_what_another_length_means() -> None:
+    config = TrainConfig(steps=200, warmup=10, decay=0.5, learning_rate=2.0)
+    assert changed_length(config, 200, 50) is None
+    early = changed_length(config, 100, 50)
+    assert early is not None and "100 before, now 200" in early
+    assert "as if it had been so from the start" in early and "took" not in early
+    late = changed_length(config, 100, 100)
+    assert late is not None
+    assert "Steps 52 to 100 took the learning rate of 100 steps, at last 0.236" in late
+    assert "from step 101 on it is that of 200, now 2." in late
+    plain = TrainConfig(steps=200, decay=0.0)
+    assert "took" not in (changed_length(plain, 100, 100) or "")
+
+
+def test_types_that_wait_for_no_torch_are_the_models() -> None:
+    assert set(get_args(config_module.MaskRule)) == set(get_args(MaskRule))
+    assert set(get_args(Given)) < set(get_args(config_module.GivenFrames))
+
+
 def test_settings_from_yaml_and_flags(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("learning_rate: 1e-3\nshift: 3\nsteps: 7\nflow_gate: null\nschedule: -1\n")
@@ -250,7 +270,8 @@ def test_what_makes_another_run() -> None:
     before = now.to_dict()
     assert changed_settings(before, now) == []
     assert changed_settings(before | {"keep": 9, "micro_batch": 1, "parallel": "fsdp"}, now) == []
-    assert changed_settings(before | {"steps": 6}, now) == ["steps 6 -> 5"]
+    assert changed_settings(before | {"seed": 6}, now) == ["seed 6 -> 0"]
+    assert changed_settings(before | {"steps": 3}, now) == [], "a run may be made longer"
     backwards = dict(reversed(before["given"].items()))
     assert changed_settings(before | {"given": backwards}, now)[0].startswith("given ")
     # A field that is newer than the run had its default's effect.
