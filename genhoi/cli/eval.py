@@ -65,7 +65,7 @@ __all__ = ["eval_command"]
     cloup.option(
         "--fit",
         is_flag=True,
-        help="Scale and crop truth and masks to the result's size, as `genhoi edit` does.",
+        help="Scale and crop truth and masks to the result's size, if it was made at another.",
     ),
 )
 @cloup.option_group(

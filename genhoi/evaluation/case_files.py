@@ -240,8 +240,8 @@ def _length_refusal(files: CaseFiles, result: int, truth: int) -> str:
     )
     if result < truth and result == STRIDES.longest(truth):
         refusal += (
-            "`genhoi edit` works on 1 + 4 n frames, so it leaves out the last "
-            f"{truth - result} of a clip of {truth}. "
+            "Video models make 1 + 4 n frames, and other tools than `genhoi edit` leave the rest "
+            f"out: here the last {truth - result} of {truth}. "
         )
     prefix = "result" if result < truth else str(truth)
     return f"{refusal}To compare only the first {min(result, truth)} say --frames {prefix}"
@@ -263,11 +263,11 @@ def _check_sizes(
     )
     if not fit:
         raise ValueError(
-            f"{came}; want one size. If `genhoi edit` scaled the clip, --fit scales and crops the "
-            "truth and the masks in the same way"
+            f"{came}; want one size. If the tool that made the result scaled the clip, --fit "
+            "scales and crops the truth and the masks to its size"
         )
     if not STRIDES.fits(*result):
         raise ValueError(
-            f"{came}; --fit wants a result with sides of multiples of {STRIDES.token}, as "
-            "`genhoi edit` makes them"
+            f"{came}; --fit wants a result with sides of multiples of {STRIDES.token}, as video "
+            "models make them"
         )

@@ -212,7 +212,7 @@ def imported_by(*arguments: str) -> set[str]:
 def test_the_list_of_commands_waits_for_no_torch() -> None:
     assert not {"torch", "diffusers", "numpy"} & imported_by("--help")
     # Another one's help: of each command that computes nothing before it imports.
-    for name in ("inspect", "train", "eval", "doctor", "convert", "tune"):
+    for name in ("edit", "inspect", "train", "eval", "doctor", "convert", "tune"):
         assert not {"torch", "diffusers"} & imported_by(name, "-h"), name
 
 

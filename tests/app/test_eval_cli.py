@@ -420,7 +420,7 @@ def test_other_lengths(files: Path) -> None:
         run(*arguments(files, result="five")),
         "has 5 frames, want 6",
         "1 + 4 n frames",
-        "leaves out the last 1",
+        "here the last 1 of 6",
         "--frames result",
     )
     media.write_clip(files / "four", Clip(scene()[:4]))
