@@ -499,6 +499,6 @@ def test_wan_pipeline(tmp_path: Path) -> None:
     # What is left is bfloat16's: low-rank weights are added in float32 in one and not in the other.
     assert (loaded - wanted).float().norm() < 0.1 * (wanted - without).float().norm()
     with pytest.raises(FileNotFoundError, match=r"video_lora: there is no \.safetensors file in"):
-        GenHOIPipeline.from_pretrained(folder, video_lora=run / "samples")
+        GenHOIPipeline.from_pretrained(folder, adapter=run / "adapter", video_lora=run / "samples")
     with pytest.raises(ValueError, match=r"video_lora: got .*, wanted none for this base"):
         GenHOIPipeline.from_pretrained("tiny", video_lora=run / "video_lora")
