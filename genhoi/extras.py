@@ -12,6 +12,7 @@ _EXTRAS = {
     "accelerate": ("accelerate", "wan"),
     "av": ("av", "video"),
     "click": ("click", "video"),
+    "cv2": ("opencv-python-headless", "video"),
     "diffusers": ("diffusers", "wan"),
     "filelock": ("filelock", "train"),
     "huggingface_hub": ("huggingface_hub", "wan"),
