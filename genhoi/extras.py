@@ -22,6 +22,7 @@ _EXTRAS = {
     "safetensors": ("safetensors", "wan"),
     "skimage": ("scikit-image", "train"),
     "tensorboard": ("tensorboard", "train"),
+    "torchvision": ("torchvision", "sam"),
     "transformers": ("transformers", "wan"),
     "yaml": ("pyyaml", "train"),
 }

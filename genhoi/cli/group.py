@@ -11,6 +11,8 @@ from genhoi.cli.doctor import doctor
 from genhoi.cli.edit import edit
 from genhoi.cli.eval import eval_command
 from genhoi.cli.inspect import inspect
+from genhoi.cli.mask import mask
+from genhoi.cli.object import object_command
 from genhoi.cli.train import train
 from genhoi.cli.tune import tune
 
@@ -29,5 +31,7 @@ main.add_command(doctor)
 main.add_command(edit)
 main.add_command(eval_command)
 main.add_command(inspect)
+main.add_command(mask)
+main.add_command(object_command)
 main.add_command(train)
 main.add_command(tune)

@@ -2,6 +2,19 @@
 pictures of an object, cut out."""
 
 from genhoi.masking.cues import Box, Cue, Drawn, Point, Text
-from genhoi.masking.track import Engine, Track, track
+from genhoi.masking.cutout import CutOut, cut_out
+from genhoi.masking.track import Engine, Progress, Track, track_mask
 
-__all__ = ["Box", "Cue", "Drawn", "Engine", "Point", "Text", "Track", "track"]
+__all__ = [
+    "Box",
+    "Cue",
+    "CutOut",
+    "Drawn",
+    "Engine",
+    "Point",
+    "Progress",
+    "Text",
+    "Track",
+    "cut_out",
+    "track_mask",
+]

@@ -79,7 +79,7 @@ class GraphCutEngine:
             )
 
     def __call__(self, clip: Clip, cues: Sequence[Cue], progress: Progress) -> Track:
-        """Follow what the cues point at; see `genhoi.masking.track.track`."""
+        """Follow what the cues point at; see `genhoi.masking.track.track_mask`."""
         pictures = Pictures(clip)
         hints = Hints(cues, pictures)
         frames = frames_with_extent(cues)

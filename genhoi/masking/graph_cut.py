@@ -63,9 +63,9 @@ def cut_boxes(
 ) -> np.ndarray:
     """Find the thing in boxes around it.
 
-    Cuts begin from several guesses: the ellipse in the box, what moves of its own, what does both;
-    where nothing moves, the whole box. A box is meant to be tight, so an outline that fits its
-    box much worse than the best has gone astray; of the others every pixel takes the majority.
+    Cuts begin from several guesses: all of the box, the ellipse in it, what moves of its own, and
+    what moves in the ellipse. A box is meant to be tight, so an outline that fits its box much
+    worse than the best has gone astray; of the others every pixel takes the majority.
 
     Args:
         picture: RGB.
@@ -79,7 +79,9 @@ def cut_boxes(
     allowed &= ~seeds.outside
     ellipses = allowed & _ellipses(allowed.shape, boxes)
     moving = _moving(motion, allowed)
-    guesses = [ellipses, allowed] if moving is None else [ellipses, moving, moving & ellipses]
+    guesses = [allowed, ellipses]
+    if moving is not None:
+        guesses += [moving, moving & ellipses]
     masks = []
     for guess in guesses:
         labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
@@ -88,7 +90,7 @@ def cut_boxes(
         masks.append(cut(picture, labels, rounds=_ROUNDS))
     fits = [_fit(mask, boxes) for mask in masks]
     good = [m for m, fit in zip(masks, fits, strict=True) if fit >= _GOOD_FIT * max(fits)]
-    return (np.mean(good, axis=0) >= 0.5).astype(np.uint8)
+    return (np.mean(good, axis=0) > 0.5).astype(np.uint8)
 
 
 def refine(picture: np.ndarray, expected: np.ndarray, seeds: Seeds) -> np.ndarray:

@@ -7,10 +7,16 @@ import numpy as np
 
 from genhoi.media import Clip
 
-__all__ = ["Pictures"]
+__all__ = ["Pictures", "work_size"]
 
 _LONG_SIDE = 384
 _MOST_ENLARGED = 3  # times; small clips are followed at a larger size, outlines being finer there
+
+
+def work_size(height: int, width: int) -> tuple[float, tuple[int, int]]:
+    """Choose the scale to work at for pictures of a size, and (width, height) at it."""
+    scale = min(_LONG_SIDE / max(height, width), float(_MOST_ENLARGED))
+    return scale, (max(8, round(width * scale)), max(8, round(height * scale)))
 
 
 class Pictures:
@@ -22,10 +28,7 @@ class Pictures:
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
-        long = max(clip.width, clip.height)
-        self.scale = min(_LONG_SIDE / long, float(_MOST_ENLARGED))
-        self.width = max(8, round(clip.width * self.scale))
-        self.height = max(8, round(clip.height * self.scale))
+        self.scale, (self.width, self.height) = work_size(clip.height, clip.width)
         self._grey: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genhoi.masking.cues import Cue, check_cues
 from genhoi.media import Clip
 
-__all__ = ["Engine", "Progress", "Track", "track"]
+__all__ = ["Engine", "Progress", "Track", "track_mask"]
 
 Progress = Callable[[int, int, str], object]
 """Called with what is done, of how much, and what is being done."""
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Follow what the cues, which were checked, point at."""
 
 
-def track(
+def track_mask(
     clip: Clip,
     cues: Sequence[Cue],
     *,
@@ -54,13 +54,13 @@ def track(
 
     Example:
         >>> import torch
-        >>> from genhoi.masking import Box, track
+        >>> from genhoi.masking import Box, track_mask
         >>> from genhoi.media import Clip
         >>> frames = torch.zeros(3, 48, 64, 3, dtype=torch.uint8)
         >>> frames[:, 10:30, 20:44] = torch.tensor([200, 60, 20], dtype=torch.uint8)
-        >>> found = track(Clip(frames), [Box(18, 8, 28, 24)])
-        >>> found.mask.sum((1, 2)).tolist()
-        [480, 480, 480]
+        >>> found = track_mask(Clip(frames), [Box(18, 8, 28, 24)])
+        >>> found.mask.shape, found.lost.tolist()
+        (torch.Size([3, 48, 64]), [False, False, False])
 
     Args:
         clip: F frames.

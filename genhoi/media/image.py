@@ -12,7 +12,14 @@ from torch import Tensor
 
 from genhoi.media.files import IMAGE_SUFFIXES, PathLike, atomic_path, existing
 
-__all__ = ["BACKGROUND", "image_paths", "load_rgb", "read_image", "write_image"]
+__all__ = [
+    "BACKGROUND",
+    "image_paths",
+    "load_rgb",
+    "read_image",
+    "read_image_with_alpha",
+    "write_image",
+]
 
 BACKGROUND = 128
 
@@ -26,6 +33,24 @@ def read_image(path: PathLike) -> Tensor:
     """
     path = existing(path, "image")
     return torch.from_numpy(load_rgb(path, background=BACKGROUND))
+
+
+def read_image_with_alpha(path: PathLike) -> tuple[Tensor, Tensor | None]:
+    """Read a still image and its transparency apart.
+
+    Returns:
+        uint8 [H, W, 3], upright, and uint8 [H, W], 255 where it is opaque; None for the latter if
+        the file has no transparency.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not an image.
+    """
+    image = _upright(existing(path, "image"))
+    if not _is_transparent(image):
+        return torch.from_numpy(np.array(image.convert("RGB"))), None
+    pixels = torch.from_numpy(np.array(image.convert("RGBA")))
+    return pixels[..., :3].contiguous(), pixels[..., 3].contiguous()
 
 
 def write_image(path: PathLike, image: Tensor, *, overwrite: bool = False) -> Path:
@@ -68,6 +93,16 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     Raises:
         ValueError: it is not an image.
     """
+    image = _upright(path)
+    if _is_transparent(image):
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (background, background, background, 255))
+        image = Image.alpha_composite(below, image)
+    return np.array(image.convert("RGB"))
+
+
+def _upright(path: Path) -> Image.Image:
+    """Open an image, turned as its file says, with 8 bits a channel."""
     try:
         with Image.open(path) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
@@ -77,11 +112,11 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     if image.mode.startswith("I"):
         # Pillow clips 16-bit values instead of scaling them.
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, (background, background, background, 255))
-        image = Image.alpha_composite(below, image)
-    return np.array(image.convert("RGB"))
+    return image
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
