@@ -19,6 +19,7 @@ Corners = tuple[int, int, int, int]
 
 _ROUNDS = 5  # of GrabCut, from a box
 _MOVES = 1.0  # pixels against the background from which something moves of its own
+_MIDDLE = 0.3  # of a box's size: what lies there may be taken for the thing
 _GOOD_FIT = 0.9  # of the best outline's fit to the box
 _BAND = 0.10  # of the thing's size: how far its outline may be from where flow put it
 _SPECK = 0.15  # of the largest part: what is smaller is no part of the thing
@@ -55,7 +56,9 @@ def cut(picture: np.ndarray, labels: np.ndarray, *, rounds: int) -> np.ndarray:
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(rgb, near, None, *models, rounds, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
         mask[rows, columns] = (near == cv2.GC_FGD) | (near == cv2.GC_PR_FGD)
-    return _whole(mask)
+    mask = _whole(mask)
+    mask[labels == cv2.GC_BGD], mask[labels == cv2.GC_FGD] = 0, 1
+    return mask
 
 
 def cut_boxes(
@@ -63,9 +66,10 @@ def cut_boxes(
 ) -> np.ndarray:
     """Find the thing in boxes around it.
 
-    Cuts begin from several guesses: all of the box, the ellipse in it, what moves of its own, and
-    what moves in the ellipse. A box is meant to be tight, so an outline that fits its box much
-    worse than the best has gone astray; of the others every pixel takes the majority.
+    Cuts begin from several guesses: all of the box, the ellipse in it, that with its middle for
+    certain, what moves of its own, and what moves in the ellipse. A box is meant to be tight, so
+    an outline that fits its box much worse than the best has gone astray; of the others every
+    pixel takes the majority.
 
     Args:
         picture: RGB.
@@ -78,15 +82,16 @@ def cut_boxes(
         allowed[top:bottom, left:right] = True
     allowed &= ~seeds.outside
     ellipses = allowed & _ellipses(allowed.shape, boxes)
+    middle = seeds.inside | (allowed & _ellipses(allowed.shape, boxes, part=_MIDDLE))
     moving = _moving(motion, allowed)
-    guesses = [allowed, ellipses]
+    guesses = [(allowed, seeds.inside), (ellipses, seeds.inside), (ellipses, middle)]
     if moving is not None:
-        guesses += [moving, moving & ellipses]
+        guesses += [(moving, seeds.inside), (moving & ellipses, seeds.inside)]
     masks = []
-    for guess in guesses:
-        labels = np.where(guess, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    for likely, sure in guesses:
+        labels = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         labels[~allowed] = cv2.GC_BGD
-        labels[seeds.inside] = cv2.GC_FGD
+        labels[sure] = cv2.GC_FGD
         masks.append(cut(picture, labels, rounds=_ROUNDS))
     fits = [_fit(mask, boxes) for mask in masks]
     good = [m for m, fit in zip(masks, fits, strict=True) if fit >= _GOOD_FIT * max(fits)]
@@ -122,11 +127,13 @@ def _moving(motion: np.ndarray | None, allowed: np.ndarray) -> np.ndarray | None
     return np.asarray(allowed & (motion > slowest))
 
 
-def _ellipses(shape: tuple[int, ...], boxes: Sequence[Corners]) -> np.ndarray:
+def _ellipses(shape: tuple[int, ...], boxes: Sequence[Corners], *, part: float = 1.0) -> np.ndarray:
+    """Fill the ellipse in each box, scaled down to a part of its size."""
     mask = np.zeros(shape, np.uint8)
     for left, top, right, bottom in boxes:
         center = (left + right) / 2, (top + bottom) / 2
-        cv2.ellipse(mask, (center, (right - left, bottom - top), 0.0), 1, thickness=-1)
+        size = part * (right - left), part * (bottom - top)
+        cv2.ellipse(mask, (center, size, 0.0), 1, thickness=-1)
     return mask > 0
 
 

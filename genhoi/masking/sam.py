@@ -84,7 +84,7 @@ class SAMEngine:
         places = [cue for cue in cues if not isinstance(cue, Text)]
         if texts and self.kind != "sam3_video":
             raise ValueError(
-                f"text: {self._model} is {self.kind}, which knows no words; want SAM 3"
+                f"text: {self._model} is {self.kind}, which knows no words, want SAM 3"
             )
         if texts and len(texts) < len(cues):
             raise ValueError("text: got other cues beside it, want one or the other")
