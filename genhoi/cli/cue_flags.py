@@ -23,12 +23,12 @@ def parse_cues(
     """
     cues: list[Cue] = []
     for value in boxes:
-        sides, frame = _placed("--box", value, ("x", "y", "w", "h"))
-        cues.append(Box(*sides, frame=frame))
+        (x, y, w, h), frame = _placed("--box", value, ("x", "y", "w", "h"))
+        cues.append(Box(x, y, w, h, frame))
     for option, values in (("--point", points), ("--not-point", not_points)):
         for value in values:
-            place, frame = _placed(option, value, ("x", "y"))
-            cues.append(Point(*place, frame=frame, inside=option == "--point"))
+            (x, y), frame = _placed(option, value, ("x", "y"))
+            cues.append(Point(x, y, frame, inside=option == "--point"))
     if text is not None:
         cues.append(Text(text))
     return cues

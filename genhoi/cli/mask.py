@@ -166,7 +166,7 @@ def _write(
 ) -> None:
     from genhoi.masking.areas import write_areas
     from genhoi.masking.overlay import overlay, preview
-    from genhoi.masking.track import Track
+    from genhoi.masking.protocol import Track
 
     write_mask(targets[0], made, fps=clip.fps, overwrite=force)
     write_clip(targets[1], overlay(clip, made), overwrite=force)

@@ -3,7 +3,8 @@ pictures of an object, cut out."""
 
 from genhoi.masking.cues import Box, Cue, Drawn, Point, Text
 from genhoi.masking.cutout import CutOut, cut_out
-from genhoi.masking.track import Engine, Progress, Track, track_mask
+from genhoi.masking.protocol import Engine, Progress, Track
+from genhoi.masking.track import track_mask
 
 __all__ = [
     "Box",

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from genhoi.masking.cues import Cue, Text
-from genhoi.masking.track import Track
+from genhoi.masking.protocol import Track
 from genhoi.media import atomic_path
 
 __all__ = ["frame_ranges", "write_areas"]

@@ -106,10 +106,10 @@ def check_cues(cues: Sequence[Cue], clip: Clip) -> None:
             "cues: got none that says where the thing is, want a box, a point inside, a drawn "
             "mask, or a text"
         )
-    for cue in placed:
-        if not 0 <= cue.frame < clip.num_frames:
+    for one in placed:
+        if not 0 <= one.frame < clip.num_frames:
             raise ValueError(
-                f"{cue}: got frame {cue.frame}, want 0 to {clip.num_frames - 1}: the clip has "
+                f"{one}: got frame {one.frame}, want 0 to {clip.num_frames - 1}: the clip has "
                 f"{clip.num_frames} frames"
             )
     for cue in cues:

@@ -24,7 +24,7 @@ from genhoi.masking.flow import optical_flow, own_motion, round_trip, warped
 from genhoi.masking.graph_cut import cut, cut_boxes, refine
 from genhoi.masking.hints import Hints
 from genhoi.masking.pictures import Pictures
-from genhoi.masking.track import Progress, Track
+from genhoi.masking.protocol import Progress, Track
 from genhoi.media import Clip
 
 __all__ = ["GraphCutEngine"]
@@ -170,7 +170,7 @@ def _confidence(picture: np.ndarray, mask: np.ndarray, clear: np.ndarray, anchor
 def _colors(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Make a histogram of a thing's hues; lightness is left out, because light changes."""
     inside = cv2.cvtColor(picture[mask > 0][None], cv2.COLOR_RGB2LAB)[0]
-    counts = np.zeros((32, 32), np.float32)
+    counts: np.ndarray = np.zeros((32, 32), np.float32)
     np.add.at(counts, (inside[:, 1] // 8, inside[:, 2] // 8), 1)
     counts = cv2.GaussianBlur(counts, (0, 0), 1.0)
     return counts / max(1e-6, float(counts.sum()))

@@ -6,6 +6,7 @@ A flow is float32 [H, W, 2]: what lies at (x, y) of one picture lies at (x, y) +
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ def own_motion(
         chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
         start = places[rows[chosen], columns[chosen], :2]
         end = start + flow[rows[chosen], columns[chosen]]
-        plane, _ = cv2.findHomography(start, end, cv2.RANSAC, 2.0)
+        plane: Any = cv2.findHomography(start, end, cv2.RANSAC, 2.0)[0]
         if plane is None:
             continue
         moved = places @ plane.T.astype(np.float32)

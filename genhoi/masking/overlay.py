@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genhoi.masking.cues import Box, Cue, Drawn, Point, Text
-from genhoi.masking.track import Track
+from genhoi.masking.protocol import Track
 from genhoi.media import Clip
 
 __all__ = ["overlay", "preview"]

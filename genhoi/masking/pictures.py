@@ -63,7 +63,7 @@ class Pictures:
         size = (self._clip.width, self._clip.height)
         if self.scale == 1:
             return mask > 0
-        soft = mask.astype(np.float32)
+        soft: np.ndarray = mask.astype(np.float32)
         if self.scale < 1:  # its steps would show as stairs
             soft = cv2.GaussianBlur(soft, (0, 0), 1.0)
         kind = cv2.INTER_CUBIC if self.scale < 1 else cv2.INTER_AREA

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from genhoi.extras import need, needed_for
 from genhoi.masking.cues import Box, Cue, Drawn, Point, Text, frames_with_extent
-from genhoi.masking.track import Progress, Track
+from genhoi.masking.protocol import Progress, Track
 from genhoi.media import Clip
 
 __all__ = ["SAMEngine"]

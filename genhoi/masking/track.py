@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from genhoi.masking.cues import Cue, check_cues
+from genhoi.masking.engine import GraphCutEngine
+from genhoi.masking.protocol import Engine, Progress, Track
 from genhoi.media import Clip
 
-__all__ = ["Engine", "Progress", "Track", "track_mask"]
-
-Progress = Callable[[int, int, str], object]
-"""Called with what is done, of how much, and what is being done."""
-
-
-@dataclass(frozen=True)
-class Track:
-    """A mask of every frame, and how far to trust it.
-
-    Args:
-        mask: bool [F, H, W]; empty where the thing was lost.
-        confidence: float32 [F], 0 to 1. Engines measure it differently: compare frames, not
-            engines.
-        lost: bool [F], frames in which the thing was not found.
-    """
-
-    mask: Tensor
-    confidence: Tensor
-    lost: Tensor
-
-
-class Engine(Protocol):
-    """What follows a thing through a clip."""
-
-    def check(self, cues: Sequence[Cue]) -> None:
-        """Raise ValueError with one sentence for a cue that this engine does not know."""
-
-    def __call__(self, clip: Clip, cues: Sequence[Cue], progress: Progress) -> Track:
-        """Follow what the cues, which were checked, point at."""
+__all__ = ["track_mask"]
 
 
 def track_mask(
@@ -71,10 +40,7 @@ def track_mask(
     Raises:
         TypeError, ValueError: cues that do not fit the clip (`check_cues`) or the engine.
     """
-    if engine is None:
-        from genhoi.masking.engine import GraphCutEngine
-
-        engine = GraphCutEngine()
+    engine = engine or GraphCutEngine()
     check_cues(cues, clip)
     engine.check(cues)
     return engine(clip, cues, progress or (lambda done, total, what: None))
