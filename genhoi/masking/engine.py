@@ -99,7 +99,7 @@ class GraphCutEngine:
             step(frame)
         found: list[list[tuple[int, _Found]]] = [[] for _ in range(clip.num_frames)]
         for i, anchor in enumerate(anchors):
-            found[anchor.frame].append((0, _Found(anchor.mask, 1.0)))
+            found[anchor.frame].append((0, _Found(anchor.mask, float(anchor.mask.any()))))
             before = anchors[i - 1].frame if i else -1
             after = anchors[i + 1].frame if i + 1 < len(anchors) else last + 1
             for way in (range(anchor.frame + 1, after), range(anchor.frame - 1, before, -1)):
@@ -169,8 +169,10 @@ def _confidence(picture: np.ndarray, mask: np.ndarray, clear: np.ndarray, anchor
 
 def _colors(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Make a histogram of a thing's hues; lightness is left out, because light changes."""
-    inside = cv2.cvtColor(picture[mask > 0][None], cv2.COLOR_RGB2LAB)[0]
     counts: np.ndarray = np.zeros((32, 32), np.float32)
+    if not mask.any():
+        return counts
+    inside = cv2.cvtColor(picture[mask > 0][None], cv2.COLOR_RGB2LAB)[0]
     np.add.at(counts, (inside[:, 1] // 8, inside[:, 2] // 8), 1)
     counts = cv2.GaussianBlur(counts, (0, 0), 1.0)
     return counts / max(1e-6, float(counts.sum()))

@@ -20,7 +20,7 @@ Corners = tuple[int, int, int, int]
 _ROUNDS = 5  # of GrabCut, from a box
 _MOVES = 1.0  # pixels against the background from which something moves of its own
 _MIDDLE = 0.3  # of a box's size: what lies there may be taken for the thing
-_GOOD_FIT = 0.9  # of the best outline's fit to the box
+_GOOD_FIT = 0.7  # of the best outline's fit to the box
 _BAND = 0.10  # of the thing's size: how far its outline may be from where flow put it
 _SPECK = 0.15  # of the largest part: what is smaller is no part of the thing
 _HOLE = 0.05  # of the thing: what is smaller is no hole in it
@@ -66,10 +66,10 @@ def cut_boxes(
 ) -> np.ndarray:
     """Find the thing in boxes around it.
 
-    Cuts begin from several guesses: all of the box, the ellipse in it, that with its middle for
-    certain, what moves of its own, and what moves in the ellipse. A box is meant to be tight, so
-    an outline that fits its box much worse than the best has gone astray; of the others every
-    pixel takes the majority.
+    Cuts begin from several guesses: the ellipse in the box, that with its middle for certain, what
+    moves of its own in the box, and in the ellipse. A box is meant to be tight, so an outline that
+    fits its box much worse than the best has gone astray; of the others every pixel takes the
+    majority.
 
     Args:
         picture: RGB.
@@ -84,7 +84,7 @@ def cut_boxes(
     ellipses = allowed & _ellipses(allowed.shape, boxes)
     middle = seeds.inside | (allowed & _ellipses(allowed.shape, boxes, part=_MIDDLE))
     moving = _moving(motion, allowed)
-    guesses = [(allowed, seeds.inside), (ellipses, seeds.inside), (ellipses, middle)]
+    guesses = [(ellipses, seeds.inside), (ellipses, middle)]
     if moving is not None:
         guesses += [(moving, seeds.inside), (moving & ellipses, seeds.inside)]
     masks = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.masks import box_around, iou, measure
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.masking import Box, Cue, Drawn, Point, Text, track_mask
+from genhoi.masking import Box, Cue, Drawn, Point, Text, engine, track_mask
 from genhoi.masking.areas import frame_ranges
 from genhoi.masking.overlay import overlay, preview
 from genhoi.masking.shape import boxed, grown
@@ -100,6 +101,17 @@ def test_boxes_on_two_frames_hold_what_is_between_them() -> None:
     still = boxes[0]  # the same box again: the square has left it by frame 7
     held = track_mask(clip, [boxes[0], Box(*still.corners[:2], still.width, still.height, 7)])
     assert not held.mask[4, :, int(still.corners[2] + 0.2 * still.width) :].any()
+
+
+def test_a_frame_with_cues_in_which_nothing_is_found_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A box on plain background may leave nothing; what is tracked from there is lost too."""
+    clip, mask = moving_square(3)
+    nothing = np.zeros((HEIGHT * 3, WIDTH * 3), np.uint8)
+    monkeypatch.setattr(engine, "cut_boxes", lambda *arguments: nothing)
+    found = track_mask(clip, [box_around(mask[0], 0.1)])
+    assert found.lost.all() and not found.mask.any()
 
 
 def test_progress_ends_with_all_done() -> None:
