@@ -1,8 +1,8 @@
 """Draws docs/masks.png, docs/masks-box.png and docs/object.png.
 
-The first two show `genhoi mask` on a held-out clip of genhoi.data.synthetic, from one box, tight and
-as boxes. The third shows `genhoi object` on a photograph that scikit-image carries (coffee, by Rachel
-Michetti, CC0): the box, the cut-out, and what the model sees.
+The first two show `genhoi mask` on a held-out clip of genhoi.data.synthetic, from one box, tight
+and as boxes. The third shows `genhoi object` on a photograph that scikit-image carries (coffee, by
+Rachel Michetti, CC0): the box, the cut-out, and what the model sees.
 
     python docs/draw_masks.py
 """

@@ -127,6 +127,8 @@ def _targets(out: Path, *, force: bool) -> tuple[Path, ...]:
 
 def _engine(model: str | None, device: str) -> Engine:
     if model is None:
+        if device != "cpu":
+            raise ValueError(f"--device: got {device} without --model, want cpu: there is no other")
         from genhoi.masking.engine import GraphCutEngine
 
         return GraphCutEngine()

@@ -56,11 +56,11 @@ class SAMEngine:
     Raises:
         FileNotFoundError: its files are not on this machine.
         ImportError: transformers is not installed.
-        ValueError: it is another model.
+        ValueError: it is another model, or there is no such device.
     """
 
     def __init__(self, model: str | Path, *, device: str | torch.device = "cpu") -> None:
-        self._model, self.device = str(model), torch.device(device)
+        self._model, self.device = str(model), _device(device)
         with needed_for("SAM"), _present(self._model):
             from transformers import AutoConfig
 
@@ -173,6 +173,16 @@ class SAMEngine:
             video_storage_device="cpu",
             dtype=torch.float32,
         )
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: got {name}, want cpu, cuda or the like") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {name}, but torch finds no GPU here; want cpu")
+    return device
 
 
 def _side(model: Any) -> int:

@@ -110,6 +110,8 @@ def test_a_model_from_a_folder(video: Path, tmp_path: Path) -> None:
         (["--from", "nowhere.png@2"], "there is no file or folder nowhere.png"),
         (["--box", "1,1,9,9", "--model", "nowhere"], "nothing is downloaded unasked"),
         (["--box", "1,1,9,9", "--out", "mask.png"], "want a name ending in .mp4"),
+        (["--box", "1,1,9,9", "--device", "cuda"], "got cuda without --model"),
+        (["--box", "1,1,9,9", "--device", "gpu", "--model", "x"], "device: got gpu, want cpu"),
     ],
 )
 def test_refusals(video: Path, tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.masks import box_around, iou, measure
 from genhoi.data.synthetic import SyntheticHOI
-from genhoi.masking import Box, Cue, Drawn, Point, Text, engine, track_mask
+from genhoi.masking import Box, Cue, Drawn, Point, Text, cutout, engine, track, track_mask
 from genhoi.masking.areas import frame_ranges
 from genhoi.masking.overlay import overlay, preview
 from genhoi.masking.shape import boxed, grown
@@ -124,6 +126,12 @@ def test_progress_ends_with_all_done() -> None:
     )
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("module", [track, cutout])
+def test_the_examples_in_docstrings_work(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 3 and result.failed == 0
 
 
 SQUARE = Drawn(torch.ones(HEIGHT, WIDTH).bool())
