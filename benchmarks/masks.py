@@ -2,9 +2,9 @@
 
     python -m benchmarks.masks
 
-makes clips of hand and object (`genhoi.data.synthetic`, split "test", of which nothing was used to
-choose the engine's settings but its photographs), gives the engine one box on frame 0, and writes
-masks.csv, a row for each clip, with intersection over union (IoU) over frames.
+makes clips of hand and object (`genhoi.data.synthetic`, split "test"), gives the engine one box on
+frame 0, and writes masks.csv, a row for each clip, with intersection over union (IoU) over frames.
+It prints the rows of the table in docs/results/masks/README.md.
 
 The truth is the masks that training sees: hand and object, two pixels wider. The engine's masks are
 made two pixels wider too (`--grow 2`). The columns that end in "exact" compare both without that.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ _CASES = ((96, 0.0), (96, 0.1), (240, 0.0))  # side of the frames; slack of the 
 )
 def main(clips: int, frames: int, seed: int, out: Path) -> None:
     """Measure the built-in engine of genhoi mask on clips whose masks are known."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side, slack in _CASES:
         data = SyntheticHOI("test", clips=clips, frames=frames, size=(side, side), seed=seed)
         here = []
@@ -118,8 +117,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _write(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
-    rows = list(rows)
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
