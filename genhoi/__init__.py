@@ -18,6 +18,11 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.inspection.summary import summary as summary
     from genhoi.inspection.summary import summary_table as summary_table
     from genhoi.inspection.summary import write_summary as write_summary
+    from genhoi.masking import Box as Box
+    from genhoi.masking import Drawn as Drawn
+    from genhoi.masking import Point as Point
+    from genhoi.masking import cut_out as cut_out
+    from genhoi.masking import track_mask as track_mask
     from genhoi.media import Clip as Clip
     from genhoi.media import fit_image as fit_image
     from genhoi.media import read_clip as read_clip
@@ -48,6 +53,7 @@ _NAMES = {
     "genhoi.inspection.figure": ["draw_inspection"],
     "genhoi.inspection.inspect": ["Inspection", "inspect_clip"],
     "genhoi.inspection.summary": ["summary", "summary_table", "write_summary"],
+    "genhoi.masking": ["Box", "Drawn", "Point", "cut_out", "track_mask"],
     "genhoi.media": [
         "Clip",
         "fit_image",

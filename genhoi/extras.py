@@ -13,6 +13,7 @@ _EXTRAS = {
     "av": ("av", "video"),
     "click": ("click", "video"),
     "cloup": ("cloup", "video"),
+    "cv2": ("opencv-python-headless", "video"),
     "diffusers": ("diffusers", "wan"),
     "filelock": ("filelock", "train"),
     "huggingface_hub": ("huggingface_hub", "wan"),
@@ -23,6 +24,7 @@ _EXTRAS = {
     "skimage": ("scikit-image", "train"),
     "tensorboard": ("tensorboard", "train"),
     "tqdm": ("tqdm", "wan"),
+    "torchvision": ("torchvision", "sam"),
     "transformers": ("transformers", "wan"),
     "yaml": ("pyyaml", "train"),
 }

@@ -15,6 +15,8 @@ __all__ = ["SECTIONS", "main"]
 # for, so that `genhoi --help` has not to wait for torch.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {
+        "mask": ("genhoi.cli.mask:mask", "Mask a thing in every frame, from a box on one."),
+        "object": ("genhoi.cli.object:object_command", "Cut the object out of a photograph."),
         "edit": ("genhoi.cli.edit:edit", "Put objects into a clip, where the masks are."),
         "inspect": ("genhoi.cli.inspect:inspect", "Show where a clip looks at an object."),
     },

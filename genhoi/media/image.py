@@ -12,7 +12,15 @@ from torch import Tensor
 
 from genhoi.media.files import IMAGE_SUFFIXES, PathLike, atomic_path, existing
 
-__all__ = ["BACKGROUND", "image_paths", "load_rgb", "load_rgba", "read_image", "write_image"]
+__all__ = [
+    "BACKGROUND",
+    "image_paths",
+    "load_rgb",
+    "load_rgba",
+    "read_image",
+    "read_image_with_alpha",
+    "write_image",
+]
 
 BACKGROUND = 128
 
@@ -32,6 +40,24 @@ def read_image(path: PathLike) -> Tensor:
     """
     path = existing(path, "image")
     return torch.from_numpy(load_rgb(path, background=BACKGROUND))
+
+
+def read_image_with_alpha(path: PathLike) -> tuple[Tensor, Tensor | None]:
+    """Read a still image and its transparency apart.
+
+    Returns:
+        uint8 [H, W, 3], upright, and uint8 [H, W], 255 where it is opaque; None for the latter if
+        the file has no transparency.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not an image.
+    """
+    image = _upright(existing(path, "image"))
+    if not _is_transparent(image):
+        return torch.from_numpy(np.array(image.convert("RGB"))), None
+    pixels = torch.from_numpy(np.array(image.convert("RGBA")))
+    return pixels[..., :3].contiguous(), pixels[..., 3].contiguous()
 
 
 def write_image(path: PathLike, image: Tensor, *, overwrite: bool = False) -> Path:
@@ -79,8 +105,8 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     Raises:
         ValueError: it is not an image.
     """
-    image = _load(path)
-    if _has_alpha(image):
+    image = _upright(path)
+    if _is_transparent(image):
         image = image.convert("RGBA")
         below = Image.new("RGBA", image.size, (background, background, background, 255))
         image = Image.alpha_composite(below, image)
@@ -93,11 +119,12 @@ def load_rgba(path: Path) -> np.ndarray | None:
     Raises:
         ValueError: it is not an image.
     """
-    image = _load(path)
-    return np.array(image.convert("RGBA")) if _has_alpha(image) else None
+    image = _upright(path)
+    return np.array(image.convert("RGBA")) if _is_transparent(image) else None
 
 
-def _load(path: Path) -> Image.Image:
+def _upright(path: Path) -> Image.Image:
+    """Open an image, turned as its file says, with 8 bits a channel."""
     try:
         with Image.open(path) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
@@ -110,7 +137,7 @@ def _load(path: Path) -> Image.Image:
     return image
 
 
-def _has_alpha(image: Image.Image) -> bool:
+def _is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "transparency" in image.info
 
 

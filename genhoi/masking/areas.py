@@ -1,0 +1,63 @@
+"""How large a mask is in every frame, and how far to trust it there: a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from torch import Tensor
+
+from genhoi.masking.cues import Cue, Text
+from genhoi.masking.protocol import Track
+from genhoi.media import atomic_path
+
+__all__ = ["frame_ranges", "write_areas"]
+
+_COLUMNS = ("frame", "pixels", "share", "tracked_pixels", "confidence", "state")
+
+
+def write_areas(
+    path: Path, mask: Tensor, track: Track, cues: Sequence[Cue], *, overwrite: bool = False
+) -> Path:
+    """Write a CSV with a row for each frame.
+
+    Its columns: the frame; pixels and share (0 to 1) of the mask as written; pixels before it was
+    grown or boxed; the track's confidence; and "cue", "tracked" or "lost".
+
+    Args:
+        path: the target.
+        mask: bool [F, H, W], as written.
+        track: that it was made of.
+        cues: that the track began with.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the target exists and `overwrite` is False.
+    """
+    given = {cue.frame for cue in cues if not isinstance(cue, Text)}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for frame in range(len(mask)):
+        pixels = int(mask[frame].sum())
+        state = "lost" if track.lost[frame] else "cue" if frame in given else "tracked"
+        share = f"{pixels / mask[frame].numel():.5f}"
+        tracked = int(track.mask[frame].sum())
+        confidence = f"{float(track.confidence[frame]):.3f}"
+        table.writerow([frame, pixels, share, tracked, confidence, state])
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    return path
+
+
+def frame_ranges(lost: Tensor) -> str:
+    """Write which frames are True as ranges: "7, 12-15"."""
+    numbers = lost.nonzero()[:, 0].tolist()
+    runs = []
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}")
+    return ", ".join(runs)
