@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from genhoi.media.frame_ranges import frame_ranges
+
 __all__ = ["notes_on_masks"]
 
 _MOST = 0.5  # of the frame
 _LEAP = 0.1  # intersection over union of a mask in two frames beside each other
 _GROWTH = 4.0  # of its area from one frame to the next
-_NAMED = 6  # frames that a sentence lists
+_NAMED = 6  # ranges of frames that a sentence lists
 
 
 def notes_on_masks(masks: Sequence[Tensor]) -> list[str]:
@@ -36,10 +38,10 @@ def _notes(name: str, mask: Tensor) -> Iterator[str]:
     drawn = areas > 0
     if drawn.any() and not drawn.all():
         empty = (~drawn).nonzero().flatten().tolist()
-        yield f"{name}: nothing in {_frames(empty)}, so nothing is generated there."
+        yield f"{name}: nothing in frames {frame_ranges(empty, most=_NAMED)}, so nothing is generated there."
     if leaps := _leaps(mask, areas):
         yield (
-            f"{name}: it leaps at {_frames(leaps)}, where it hardly overlaps with the frame before "
+            f"{name}: it leaps at frames {frame_ranges(leaps, most=_NAMED)}, where it hardly overlaps with the frame before "
             f"or changes its size at once. Does it belong to this clip, frame by frame?"
         )
 
@@ -62,13 +64,3 @@ def _leaps(mask: Tensor, areas: Tensor) -> list[int]:
         if both < _LEAP * (before + now - both) or grown > _GROWTH:
             found.append(i)
     return found
-
-
-def _frames(numbers: list[int]) -> str:
-    """Write frame numbers as runs: "frames 3 to 9, 12"."""
-    steps = torch.tensor([-2, *numbers]).diff()
-    begins = [n for n, step in zip(numbers, steps.tolist(), strict=True) if step > 1]
-    ends = [n for n in numbers if n + 1 not in set(numbers)]
-    runs = [str(a) if a == b else f"{a} to {b}" for a, b in zip(begins, ends, strict=True)]
-    more = f" and {len(runs) - _NAMED} more places" if len(runs) > _NAMED else ""
-    return ("frame " if len(numbers) == 1 else "frames ") + ", ".join(runs[:_NAMED]) + more

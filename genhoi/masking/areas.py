@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from genhoi.masking.cues import Cue, Text
 from genhoi.masking.protocol import Track
 from genhoi.media import atomic_path
 
-__all__ = ["frame_ranges", "write_areas"]
+__all__ = ["write_areas"]
 
 _COLUMNS = ("frame", "pixels", "share", "tracked_pixels", "confidence", "state")
 
@@ -51,13 +50,3 @@ def write_areas(
     with atomic_path(path, overwrite=overwrite) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
     return path
-
-
-def frame_ranges(lost: Tensor) -> str:
-    """Write which frames are True as ranges: "7, 12-15"."""
-    numbers = lost.nonzero()[:, 0].tolist()
-    runs = []
-    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        runs.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}")
-    return ", ".join(runs)

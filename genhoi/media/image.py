@@ -53,10 +53,10 @@ def read_image_with_alpha(path: PathLike) -> tuple[Tensor, Tensor | None]:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not an image.
     """
-    image = _upright(existing(path, "image"))
-    if not _is_transparent(image):
-        return torch.from_numpy(np.array(image.convert("RGB"))), None
-    pixels = torch.from_numpy(np.array(image.convert("RGBA")))
+    rgba = load_rgba(existing(path, "image"))
+    if rgba is None:
+        return read_image(path), None
+    pixels = torch.from_numpy(rgba)
     return pixels[..., :3].contiguous(), pixels[..., 3].contiguous()
 
 

@@ -293,8 +293,8 @@ def test_masks_that_are_odd_are_warned_of(files: Path) -> None:
     for phrase in (
         "white in 61 % of the frame",
         "looks inverted",
-        "nothing in frames 5 to 6",
-        "leaps at frames 9 to 10",
+        "nothing in frames 5-6",
+        "leaps at frames 9-10",
     ):
         assert phrase in result.output
 
