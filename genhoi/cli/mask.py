@@ -100,7 +100,8 @@ def mask(**options: Any) -> None:
         made = grown(track.mask, options["grow"])
         if options["kind"] == "box":
             made = boxed(made)
-        _write(targets, clip, made, track, cues, force=options["force"])
+        with Console().status("Writing"):
+            _write(targets, clip, made, track, cues, force=options["force"])
     _report(targets, track)
 
 

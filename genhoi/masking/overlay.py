@@ -67,8 +67,8 @@ def preview(clip: Clip, track: Track, cues: Sequence[Cue]) -> Tensor:
 def _drawn(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Tint a frame where the mask is, and draw its outline."""
     solid = mask.astype(np.uint8)
-    tinted = np.where(mask[..., None], 0.65 * frame + 0.35 * np.array(_TINT), frame)
-    out = np.ascontiguousarray(tinted.round().astype(np.uint8))
+    tint = np.full_like(frame, _TINT)
+    out = np.where(mask[..., None], cv2.addWeighted(frame, 0.65, tint, 0.35, 0), frame)
     outlines, _ = cv2.findContours(solid, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(out, outlines, -1, _LINE, thickness=max(1, round(max(mask.shape) / 480)))
     return out
