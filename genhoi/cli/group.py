@@ -15,8 +15,14 @@ __all__ = ["SECTIONS", "main"]
 # for, so that `genhoi --help` has not to wait for torch.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start here": {
-        "mask": ("genhoi.cli.mask:mask", "Mask a thing in every frame, from a box on one."),
-        "object": ("genhoi.cli.object:object_command", "Cut the object out of a photograph."),
+        "mask": (
+            "genhoi.cli.mask:mask",
+            "Mask a thing in every frame, from a box or points on one.",
+        ),
+        "object": (
+            "genhoi.cli.object:object_command",
+            "Cut an object out of a PHOTO, onto the model's grey.",
+        ),
         "edit": ("genhoi.cli.edit:edit", "Put objects into a clip, where the masks are."),
         "inspect": ("genhoi.cli.inspect:inspect", "Show where a clip looks at an object."),
     },

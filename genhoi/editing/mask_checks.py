@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from genhoi.media.frame_ranges import frame_ranges
@@ -38,11 +37,13 @@ def _notes(name: str, mask: Tensor) -> Iterator[str]:
     drawn = areas > 0
     if drawn.any() and not drawn.all():
         empty = (~drawn).nonzero().flatten().tolist()
-        yield f"{name}: nothing in frames {frame_ranges(empty, most=_NAMED)}, so nothing is generated there."
+        frames = frame_ranges(empty, most=_NAMED)
+        yield f"{name}: nothing in frames {frames}, so nothing is generated there."
     if leaps := _leaps(mask, areas):
         yield (
-            f"{name}: it leaps at frames {frame_ranges(leaps, most=_NAMED)}, where it hardly overlaps with the frame before "
-            f"or changes its size at once. Does it belong to this clip, frame by frame?"
+            f"{name}: it leaps at frames {frame_ranges(leaps, most=_NAMED)}, where it hardly "
+            f"overlaps with the frame before or changes its size at once. Does it belong to this "
+            f"clip, frame by frame?"
         )
 
 

@@ -25,6 +25,11 @@ class Box:
         x, y: of its upper left corner, in pixels.
         width, height: in pixels.
         frame: from 0.
+
+    Example:
+        >>> import genhoi
+        >>> str(genhoi.Box(320, 147, 121, 101, frame=24))
+        'box 320,147,121,101@24'
     """
 
     x: float
@@ -51,6 +56,11 @@ class Point:
         x, y: in pixels.
         frame: from 0.
         inside: False where it does not belong to the thing.
+
+    Example:
+        >>> import genhoi
+        >>> str(genhoi.Point(410, 160, inside=False))
+        'not-point 410,160@0'
     """
 
     x: float
@@ -69,6 +79,11 @@ class Drawn:
     Args:
         mask: bool [H, W].
         frame: from 0.
+
+    Example:
+        >>> import genhoi, torch
+        >>> str(genhoi.Drawn(torch.ones(48, 80, dtype=torch.bool), frame=3))
+        'drawn mask@3'
     """
 
     mask: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from support.tiny_sam import save_tiny_sam2
 
 from genhoi.cli import main
+from genhoi.cli.progress import progress_bar
 from genhoi.media import Clip, read_clip, read_image, read_mask, write_clip, write_image, write_mask
 
 HEIGHT, WIDTH = 48, 80
@@ -57,8 +59,19 @@ def test_a_box_gives_mask_overlay_picture_and_table(video: Path, tmp_path: Path)
     assert all(int(row["tracked_pixels"]) < int(row["pixels"]) for row in rows)
     assert read_clip(out.parent / "mask-overlay.mp4").frames.shape == clip.frames.shape
     assert read_image(out.parent / "mask-preview.png").shape[1] > 4 * 300
-    assert "5 of 5 steps" in result.output and "left" in result.output
-    assert "Lost" not in result.output
+    assert "lost" not in result.output
+
+
+def test_json_and_lines_of_progress(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(progress_bar.__kwdefaults__, "seconds", 0.0)
+    result = run(video, tmp_path / "mask.mp4", "--box", "18,12,28,24", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["frames"] == 5 and record["lost"] == []
+    assert Path(record["files"]["mask"]) == tmp_path / "mask.mp4"
+    assert "100%" in result.stderr and "left" in result.stderr
 
 
 def test_a_mask_from_a_folder_to_a_folder_as_boxes(video: Path, tmp_path: Path) -> None:
@@ -82,7 +95,7 @@ def test_lost_frames_are_said_with_what_to_do(video: Path, tmp_path: Path) -> No
     write_clip(tmp_path / "cut", Clip(frames))
     result = run(tmp_path / "cut", tmp_path / "mask", "--box", "18,12,28,24")
     assert result.exit_code == 0, result.output
-    assert "Lost in 2 of 5 frames" in result.output and "3-4" in result.output
+    assert "Warning: lost in 2 of 5 frames" in result.output and "3-4" in result.output
     assert "--box x,y,w,h@3" in result.output
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks.masks import box_around, iou, measure
 from genhoi.data.synthetic import SyntheticHOI
 from genhoi.masking import Box, Cue, Drawn, Point, Text, cutout, engine, track, track_mask
-from genhoi.masking.areas import frame_ranges
 from genhoi.masking.overlay import overlay, preview
 from genhoi.masking.shape import boxed, grown
 from genhoi.media import Clip
+from genhoi.media.frame_ranges import frame_ranges
 
 HEIGHT, WIDTH = 64, 96
 
@@ -92,7 +92,7 @@ def test_a_hidden_thing_is_lost_and_found_again() -> None:
     assert found.lost.tolist() == [frame in (4, 5) for frame in range(10)]
     assert not found.mask[4:6].any()
     assert iou(found.mask, mask).min() > 0.8
-    assert frame_ranges(found.lost) == "4-5"
+    assert frame_ranges(found.lost.nonzero()[:, 0].tolist()) == "4-5"
 
 
 def test_boxes_on_two_frames_hold_what_is_between_them() -> None:

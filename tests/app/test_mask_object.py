@@ -48,7 +48,7 @@ def test_without_a_box_one_is_assumed_and_said(photo: Path) -> None:
     result = run(photo)
     assert result.exit_code == 0, result.output
     assert "No box was given" in result.output
-    assert read_image(photo.parent / "object-preview.png").shape == (48, 96, 3)  # the base's: tiny
+    assert read_image(photo.parent / "object-preview.png").shape == (96, 96, 3)  # the base's: tiny
 
 
 def test_transparency_is_taken_as_it_is(tmp_path: Path) -> None:
