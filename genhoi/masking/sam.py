@@ -38,7 +38,6 @@ _SCALES = {  # mean and standard deviation of the colours that each was trained 
     "Sam3Video": _HALF,
     "Sam3TrackerVideo": _HALF,
 }
-_KINDS = ("sam2_video", "sam3_video", "sam3_tracker_video")
 
 
 class SAMEngine:
