@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class EditedRow:
 
 @dataclass(frozen=True)
 class _Row:
+    """A row of the sheet; `frames` are only those that it shows."""
+
     label: str
     frames: Tensor
     objects: Sequence[Tensor] = ()
@@ -99,7 +101,7 @@ def draw_contact_sheet(
                 f"{tuple(source.frames.shape)} as the source"
             )
     picks = sorted({round(i) for i in np.linspace(0, source.num_frames - 1, _FRAMES)})
-    rows = _rows(source, mask, edits, crop)
+    rows = _rows(source, mask, edits, crop, picks)
     cells = [_INCHES * row.frames.shape[1] / _longest(row.frames) for row in rows]
     width = _INCHES * max(row.frames.shape[2] / _longest(row.frames) for row in rows)
     figure = Figure(
@@ -109,7 +111,7 @@ def draw_contact_sheet(
     )
     grid: Any = figure.subplots(len(rows), len(picks) + 1, squeeze=False, height_ratios=cells)
     for axes, drawn in zip(grid, rows, strict=True):
-        _draw_row(axes, drawn, picks)
+        _draw_row(axes, drawn)
     for ax, i in zip(grid[0][1:], picks, strict=True):
         ax.set_title(f"frame {i}", fontsize=7)
     buffer = io.BytesIO()
@@ -118,16 +120,20 @@ def draw_contact_sheet(
         temporary.write_bytes(buffer.getvalue())
 
 
-def _rows(source: Clip, mask: Tensor, edits: Sequence[EditedRow], crop: Crop | None) -> list[_Row]:
-    rows = [_Row("source", source.frames), _Row("hidden", paint_grey(source.frames, mask))]
-    rows += [_Row(row.label, row.clip.frames, row.objects) for row in edits]
+def _rows(
+    source: Clip, mask: Tensor, edits: Sequence[EditedRow], crop: Crop | None, picks: list[int]
+) -> list[_Row]:
+    shown = source.frames[picks]
+    rows = [_Row("source", shown), _Row("hidden", paint_grey(shown, mask[picks]))]
+    rows += [_Row(row.label, row.clip.frames[picks], row.objects) for row in edits]
     if crop is None or crop.is_whole:
         return rows
-    parts = [("source", source.frames), *((row.label, row.clip.frames) for row in edits)]
-    return rows + [_Row(f"{label},\nits box", cut_boxes(frames, crop)) for label, frames in parts]
+    parts = [(row.label, row.frames) for row in rows if row.label != "hidden"]
+    at = replace(crop, corners=crop.corners[picks])
+    return rows + [_Row(f"{label},\nits box", cut_boxes(frames, at)) for label, frames in parts]
 
 
-def _draw_row(axes: Any, row: _Row, picks: Sequence[int]) -> None:
+def _draw_row(axes: Any, row: _Row) -> None:
     for ax in axes:
         ax.set_xticks([])
         ax.set_yticks([])
@@ -136,8 +142,8 @@ def _draw_row(axes: Any, row: _Row, picks: Sequence[int]) -> None:
     if row.objects:
         axes[0].imshow(_side_by_side(row.objects, row.frames).numpy())
         axes[0].set_xlabel("object" if len(row.objects) == 1 else "objects", fontsize=7)
-    for ax, i in zip(axes[1:], picks, strict=True):
-        ax.imshow(row.frames[i].numpy(), interpolation="nearest")
+    for ax, frame in zip(axes[1:], row.frames, strict=True):
+        ax.imshow(frame.numpy(), interpolation="nearest")
 
 
 def _longest(frames: Tensor) -> int:

@@ -93,7 +93,7 @@ def fingerprint(
     for name, x in tensors.items():
         hashed.update(f"{name}: {None if x is None else tuple(x.shape)}".encode())
         if x is not None:
-            hashed.update(x.contiguous().cpu().numpy().tobytes())
+            hashed.update(x.contiguous().cpu().numpy().data)
     for name, weight in model.named_parameters():
         hashed.update(f"{name}: {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:

@@ -52,7 +52,10 @@ class EditPlan:
 
     def cut(self, frames: Tensor) -> Tensor:
         """Make what the model works on, uint8 [frames, *crop.size, 3], of the clip's frames."""
-        return cut_frames(repeat_last(frames, self.frames), self.crop)
+        length = len(frames)
+        more = [cut_frames(frames[-1:], self.crop.at(i)) for i in range(length, self.frames)]
+        # The clip itself is not copied: a long one may be half of the memory.
+        return torch.cat([cut_frames(frames, self.crop.until(length)), *more])
 
     def cut_at(self, index: int, image: Tensor | None) -> Tensor | None:
         """Cut one frame, uint8 [H, W, 3], as `cut` would in its place; None of None."""

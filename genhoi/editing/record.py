@@ -105,7 +105,7 @@ def result_record(
     return {
         # Of the frames, not of the file: x264 does not always write the same bytes for the same
         # frames.
-        "edited_frames_sha256": hashlib.sha256(edited.frames.numpy().tobytes()).hexdigest(),
+        "edited_frames_sha256": hashlib.sha256(edited.frames.contiguous().numpy().data).hexdigest(),
         "seconds": round(seconds, 3),
         "windows_of_an_earlier_run": earlier_windows,
         "drift": dict(drift),

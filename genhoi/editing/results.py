@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from genhoi.media import Clip, atomic_path, check_target, has_sound, write_clip
+from genhoi.media import Clip, atomic_path, check_target, has_sound, write_clip, write_side_by_side
 from genhoi_kernels.files import remove_unfinished
 
 __all__ = ["Targets", "write_results"]
@@ -76,8 +74,9 @@ def write_results(
     """
     sound = sound if sound is not None and has_sound(sound) else None
     write_clip(targets.edited, edited, sound=sound, overwrite=targets.overwrite)
-    both = Clip(torch.cat([source.frames, edited.frames], dim=2), source.fps)
-    write_clip(targets.side_by_side, both, sound=sound, overwrite=targets.overwrite)
+    write_side_by_side(
+        targets.side_by_side, source, edited, sound=sound, overwrite=targets.overwrite
+    )
     with atomic_path(targets.record, overwrite=targets.overwrite) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(targets.parts)

@@ -5,7 +5,7 @@ An image is a uint8 tensor [H, W, 3].
 """
 
 from genhoi.media.clip import Clip
-from genhoi.media.clip_files import count_frames, read_clip, write_clip
+from genhoi.media.clip_files import count_frames, read_clip, write_clip, write_side_by_side
 from genhoi.media.files import atomic_path, check_target, digest
 from genhoi.media.image import read_image, write_image
 from genhoi.media.mask_files import read_mask, write_mask
@@ -30,4 +30,5 @@ __all__ = [
     "write_clip",
     "write_image",
     "write_mask",
+    "write_side_by_side",
 ]

@@ -21,7 +21,14 @@ from genhoi.media.video import (
     write_video,
 )
 
-__all__ = ["count_frames", "is_video", "read_clip", "same_sizes", "write_clip"]
+__all__ = [
+    "count_frames",
+    "is_video",
+    "read_clip",
+    "same_sizes",
+    "write_clip",
+    "write_side_by_side",
+]
 
 
 def read_clip(
@@ -123,6 +130,37 @@ def write_clip(
             write_gif(temporary, clip)
         else:
             write_video(temporary, clip, sound=sound)
+    return path
+
+
+def write_side_by_side(
+    path: PathLike,
+    left: Clip,
+    right: Clip,
+    *,
+    sound: PathLike | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write two clips of one length, size and rate beside each other, as an .mp4 or .webm.
+
+    Both are never joined in memory, where a long clip has no room for it.
+
+    Args:
+        path, sound, overwrite: as for `write_clip`.
+        left, right: the clips.
+
+    Raises:
+        FileExistsError: the target exists and `overwrite` is False.
+        ValueError: the clips differ in length, size or rate, or the suffix is another.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".mp4", ".webm"):
+        raise ValueError(f"path: got {path}, want a name ending in .mp4 or .webm")
+    if left.frames.shape != right.frames.shape or left.fps != right.fps:
+        raise ValueError(f"right: got {right!r}, want {left!r} as left")
+    sound = None if sound is None else existing(sound, "sound")
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        write_video(temporary, left, right, sound=sound)
     return path
 
 

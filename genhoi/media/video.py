@@ -70,8 +70,15 @@ def decode(path: Path, max_frames: int | None) -> Iterator[np.ndarray]:
         raise ValueError(f"{path}: holds no frame")
 
 
-def write_video(path: Path, clip: Clip, *, sound: Path | None = None) -> None:
-    """Write an .mp4 (H.264) or .webm (VP9), with the sound of another file; the suffix chooses."""
+def write_video(path: Path, *clips: Clip, sound: Path | None = None) -> None:
+    """Write an .mp4 (H.264) or .webm (VP9); the suffix chooses.
+
+    Args:
+        path: the target.
+        clips: of one length, height and rate; several stand beside each other.
+        sound: a file whose sound goes with them.
+    """
+    clip, width = clips[0], sum(clip.width for clip in clips)
     webm = path.suffix.lower() == ".webm"
     codec, options = (
         ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"})
@@ -81,14 +88,14 @@ def write_video(path: Path, clip: Clip, *, sound: Path | None = None) -> None:
     container = pyav().open(str(path), mode="w", format="webm" if webm else "mp4")
     with container:
         stream: Any = container.add_stream(codec, rate=Fraction(clip.fps), options=options)
-        stream.width, stream.height = clip.width, clip.height
-        even = clip.width % 2 == 0 and clip.height % 2 == 0
+        stream.width, stream.height = width, clip.height
+        even = width % 2 == 0 and clip.height % 2 == 0
         stream.pix_fmt = "yuv420p" if even else "yuv444p"
         # Untagged colours are guessed by players, differently by size; tagged ones are not.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         with copied_sound(sound, container, clip.num_frames / Fraction(clip.fps)) as copy_until:
-            for frame in _video_frames(clip):
+            for frame in _video_frames(*clips):
                 frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=_BT709)
                 container.mux(stream.encode(frame))
                 copy_until(frame.pts * frame.time_base)
@@ -123,9 +130,10 @@ def write_gif(path: Path, clip: Clip) -> None:
         container.mux(stream.encode(None))
 
 
-def _video_frames(clip: Clip) -> Iterator[Any]:
+def _video_frames(*clips: Clip) -> Iterator[Any]:
     new_frame = pyav().VideoFrame.from_ndarray
-    for i, pixels in enumerate(clip.frames):
-        frame = new_frame(np.ascontiguousarray(pixels.cpu().numpy()), format="rgb24")
-        frame.pts, frame.time_base = i, 1 / Fraction(clip.fps)
+    for i, together in enumerate(zip(*(clip.frames for clip in clips), strict=True)):
+        pixels = np.concatenate([frame.cpu().numpy() for frame in together], axis=1)
+        frame = new_frame(pixels, format="rgb24")
+        frame.pts, frame.time_base = i, 1 / Fraction(clips[0].fps)
         yield frame

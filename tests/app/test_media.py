@@ -388,3 +388,18 @@ def test_only_videos_need_pyav(tmp_path: Path) -> None:
     )
     sentence = "reading and writing videos needs av (pip install 'genhoi-kernels[video]')"
     assert finished.stdout.strip() == sentence
+
+
+def test_clips_side_by_side(tmp_path: Path) -> None:
+    left, right = (
+        media.Clip(torch.full((5, 32, 48, 3), value, dtype=torch.uint8), 12) for value in (40, 200)
+    )
+    path = media.write_side_by_side(tmp_path / "both.mp4", left, right)
+    both = media.read_clip(path)
+    assert both.frames.shape == (5, 32, 96, 3) and both.fps == 12
+    assert (both.frames[:, :, :44].float() - 40).abs().max() < 6
+    assert (both.frames[:, :, 52:].float() - 200).abs().max() < 6
+    with pytest.raises(ValueError, match=r"right: got .* as left"):
+        media.write_side_by_side(tmp_path / "x.mp4", left, media.Clip(right.frames[:3], 12))
+    with pytest.raises(ValueError, match=r"ending in \.mp4 or \.webm"):
+        media.write_side_by_side(tmp_path / "x.gif", left, right)
