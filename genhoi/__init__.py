@@ -89,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List what there is to use, for tab completion."""
-    return list(__all__)
+    return [name for name in __all__ if not name.startswith("_")]

@@ -44,4 +44,4 @@ __all__ = [
 
 def __dir__() -> list[str]:
     """List what is public; the modules behind it stay importable."""
-    return sorted(__all__)
+    return sorted(name for name in __all__ if not name.startswith("_"))
