@@ -57,6 +57,13 @@ _FORMATS = (".mp4", ".webm", ".gif", "")
         help="A finished mask of one frame, white the thing, to be carried through the clip.",
     ),
     cloup.option(
+        "--rulers",
+        metavar="FRAME",
+        type=click.IntRange(0),
+        help="Only draw this frame under a grid with its coordinates, NAME-rulers.png, to read a "
+        "box or a point from.",
+    ),
+    cloup.option(
         "--frames",
         type=click.IntRange(1),
         help="Mask only so many frames from the start.  [default: all]",
@@ -111,10 +118,16 @@ def mask(output: Output, **options: Any) -> None:
     from genhoi.masking.shape import boxed, grown
     from genhoi.media import read_clip
 
+    if options["rulers"] is not None:
+        _draw_rulers(output, options)
+        return
     targets = _targets(options["out"], force=options["force"])
     cues = parse_cues(options["boxes"], options["points"], options["not_points"], options["text"])
     if not cues and not options["drawn"]:
-        raise ValueError("cues: got none, want --box, --point, --from, or --text with --model")
+        raise ValueError(
+            "cues: got none, want --box, --point, --from, or --text with --model; --rulers 0 draws "
+            "frame 0 with its coordinates, to read a box from"
+        )
     engine = _engine(options["model"], options["device"])
     engine.check(cues)
     with output.status("Reading the clip"):
@@ -127,6 +140,25 @@ def mask(output: Output, **options: Any) -> None:
     with output.status("Writing the results"):
         _write(targets, clip, made, track, cues, force=options["force"])
     _report(output, targets, track)
+
+
+def _draw_rulers(output: Output, options: dict[str, Any]) -> None:
+    from genhoi.masking.rulers import draw_rulers
+    from genhoi.media import read_clip
+
+    frame, out = options["rulers"], options["out"]
+    (target,) = free_targets(out.parent, f"{out.stem}-rulers.png", force=options["force"])
+    clip = read_clip(options["video"], max_frames=frame + 1)
+    if frame >= clip.num_frames:
+        raise ValueError(f"--rulers: got {frame}, want 0 to {clip.num_frames - 1}")
+    title = f"{options['video'].name}, frame {frame}: x to the right, y down, in pixels"
+    draw_rulers(target, clip.frames[frame], title=title, overwrite=options["force"])
+    output.say(
+        f"Coordinates: {target}\n"
+        f"A tight box around the thing is --box x,y,w,h, from its upper left corner"
+        + (f", and @{frame} behind it." if frame else ".")
+    )
+    output.finish({"files": {"rulers": target}})
 
 
 def _targets(out: Path, *, force: bool) -> tuple[Path, ...]:

@@ -74,6 +74,19 @@ def test_json_and_lines_of_progress(
     assert "100%" in result.stderr and "left" in result.stderr
 
 
+def test_a_frame_with_its_coordinates(video: Path, tmp_path: Path) -> None:
+    result = run(video, tmp_path / "mask.mp4", "--rulers", "3")
+    assert result.exit_code == 0, result.output
+    assert "--box x,y,w,h" in result.output and "@3" in result.output
+    assert [p.name for p in tmp_path.glob("mask*")] == ["mask-rulers.png"]
+    picture = read_image(tmp_path / "mask-rulers.png").float()
+    red = (picture[..., 0] > 150) & (picture[..., 1] < 90)
+    columns = red.any(0).nonzero().flatten()
+    left = 26 / WIDTH  # of the square in frame 3, in a picture that is little wider than the frame
+    assert abs(float(columns.min()) / picture.shape[1] - left) < 0.05
+    refused(run(video, tmp_path / "mask.mp4", "--rulers", "5", "--force"), "want 0 to 4")
+
+
 def test_a_mask_from_a_folder_to_a_folder_as_boxes(video: Path, tmp_path: Path) -> None:
     drawn = torch.zeros(1, 2 * HEIGHT, 2 * WIDTH).bool()
     drawn[:, 28:68, 44:92] = True  # of frame 1, at twice the size
@@ -111,7 +124,7 @@ def test_a_model_from_a_folder(video: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "cues: got none, want --box, --point, --from"),
+        ([], "want --box, --point, --from, or --text with --model; --rulers 0"),
         (["--box", "1,2,3"], "--box: got '1,2,3', want x,y,w,h"),
         (["--box", "1,2,nan,4"], "--box: got '1,2,nan,4'"),
         (["--box", "1,2,3,4@x"], "want x,y,w,h@frame"),
