@@ -139,7 +139,7 @@ def mask(output: Output, **options: Any) -> None:
         made = boxed(made)
     with output.status("Writing the results"):
         _write(targets, clip, made, track, cues, force=options["force"])
-    _report(output, targets, track)
+    _report(output, targets, track, cues)
 
 
 def _draw_rulers(output: Output, options: dict[str, Any]) -> None:
@@ -224,7 +224,8 @@ def _write(
     write_areas(targets[3], made, track, cues, overwrite=force)
 
 
-def _report(output: Output, targets: tuple[Path, ...], track: Track) -> None:
+def _report(output: Output, targets: tuple[Path, ...], track: Track, cues: list[Cue]) -> None:
+    from genhoi.masking.areas import grown_frames
     from genhoi.media.frame_ranges import frame_ranges
 
     lost = track.lost.nonzero()[:, 0].tolist()
@@ -234,10 +235,18 @@ def _report(output: Output, targets: tuple[Path, ...], track: Track) -> None:
             f"{frame_ranges(lost)}. If the thing is in view there, give a box on one of them, such "
             f"as --box x,y,w,h@{lost[0]}."
         )
+    grown = grown_frames(track, cues)
+    if grown:
+        output.warn(
+            f"Warning: the mask is twice as large as where you said what it is, or larger, in "
+            f"frames {frame_ranges(grown)}. If the thing does not come that much nearer, the mask "
+            f"has run out into what surrounds it: give a tighter box, or another one there, such "
+            f"as --box x,y,w,h@{grown[0]}."
+        )
     output.say(
         f"Mask: {targets[0]}\nOver the clip: {targets[1]}\nSome frames: {targets[2]}\n"
         f"Areas: {targets[3]}"
     )
     names = ("mask", "overlay", "preview", "areas")
     files = dict(zip(names, targets, strict=True))
-    output.finish({"frames": len(track.lost), "lost": lost, "files": files})
+    output.finish({"frames": len(track.lost), "lost": lost, "grown": grown, "files": files})

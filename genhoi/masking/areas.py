@@ -13,9 +13,23 @@ from genhoi.masking.cues import Cue, Text
 from genhoi.masking.protocol import Track
 from genhoi.media import atomic_path
 
-__all__ = ["write_areas"]
+__all__ = ["grown_frames", "write_areas"]
 
+_TWICE = 2.0
 _COLUMNS = ("frame", "pixels", "share", "tracked_pixels", "confidence", "state")
+
+
+def grown_frames(track: Track, cues: Sequence[Cue]) -> list[int]:
+    """List frames whose mask is twice as large as in any frame with a cue, or larger.
+
+    A thing that comes nearer grows too, but so does a mask that runs out into what surrounds it,
+    which its confidence need not show.
+    """
+    known = [cue.frame for cue in cues if not isinstance(cue, Text)]
+    areas = track.mask.flatten(1).sum(1)
+    if not known or not (largest := int(areas[known].max())):
+        return []
+    return (areas >= _TWICE * largest).nonzero()[:, 0].tolist()
 
 
 def write_areas(

@@ -13,6 +13,9 @@ from support.tiny_sam import save_tiny_sam2
 
 from genhoi.cli import main
 from genhoi.cli.progress import progress_bar
+from genhoi.masking.areas import grown_frames
+from genhoi.masking.cues import Box, Text
+from genhoi.masking.protocol import Track
 from genhoi.media import Clip, read_clip, read_image, read_mask, write_clip, write_image, write_mask
 
 HEIGHT, WIDTH = 48, 80
@@ -110,6 +113,16 @@ def test_lost_frames_are_said_with_what_to_do(video: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "Warning: lost in 2 of 5 frames" in result.output and "3-4" in result.output
     assert "--box x,y,w,h@3" in result.output
+
+
+def test_a_mask_that_runs_out_is_warned_of() -> None:
+    mask = torch.zeros(5, HEIGHT, WIDTH, dtype=torch.bool)
+    mask[:, :10, :10] = True
+    mask[2:4, :20, :10] = True
+    track = Track(mask, torch.ones(5), torch.zeros(5, dtype=torch.bool))
+    assert grown_frames(track, [Box(0, 0, 10, 10)]) == [2, 3]
+    assert grown_frames(track, [Box(0, 0, 10, 10), Box(0, 0, 20, 10, frame=2)]) == []
+    assert grown_frames(track, [Text("mug")]) == []
 
 
 def test_a_model_from_a_folder(video: Path, tmp_path: Path) -> None:
