@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genhoi.masking.cues import Box, Cue, Drawn, Point, Text
-from genhoi.media import Clip, read_mask
+from genhoi.media import Clip, count_frames, read_mask
 
 __all__ = ["numbers", "parse_cues", "read_drawn"]
-
-_SAME_SHAPE = 0.01  # by how much widths over heights may differ
 
 
 def parse_cues(
@@ -44,15 +42,8 @@ def read_drawn(values: Sequence[str], clip: Clip) -> list[Drawn]:
     drawn = []
     for value in values:
         path, frame = _from(value)
-        mask = read_mask(path)
-        count, height, width = mask.shape
-        if count != 1:
+        if (count := count_frames(path)) != 1:
             raise ValueError(f"--from: {path} has {count} frames, want one picture")
-        if abs(width / height / (clip.width / clip.height) - 1) > _SAME_SHAPE:
-            raise ValueError(
-                f"--from: {path} is {width}x{height}, want {clip.width}x{clip.height} like the "
-                "clip, or that shape in another size"
-            )
         still = Clip(clip.frames[:1], clip.fps)
         drawn.append(Drawn(read_mask(path, like=still)[0], frame=frame))
     return drawn

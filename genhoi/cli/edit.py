@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import cloup
@@ -16,19 +16,8 @@ from genhoi.cli.output import Output, with_output
 
 __all__ = ["edit"]
 
+_TEXTS_AND_SEED = ("prompt", "negative_prompt", "seed")
 _INTERRUPTED = 130  # the exit code that shells give after Ctrl-C
-_SETTINGS = (  # the base has defaults
-    "steps",
-    "guidance",
-    "shift",
-    "window",
-    "overlap",
-    "match_colour",
-    "mask_rule",
-    "crop",
-    "keep_background",
-)
-_CALL = ("prompt", "negative_prompt", "seed", *_SETTINGS)
 
 
 @cloup.command()
@@ -44,7 +33,7 @@ def edit(output: Output, **options: Any) -> None:
     is repeated.
     """
     from genhoi.bases.load import base_config, base_kind
-    from genhoi.bases.settings import resolve
+    from genhoi.bases.settings import EditSettings, resolve
     from genhoi.cli.edit_screen import say_plan, show_dry_run
     from genhoi.editing.plan import plan_edit
     from genhoi.editing.results import Targets
@@ -57,7 +46,8 @@ def edit(output: Output, **options: Any) -> None:
     targets = Targets(options["out"], overwrite=options["force"])
     config = base_config(options["base"])
     kind = base_kind(options["base"])
-    settings = resolve(kind.defaults, **{name: options[name] for name in _SETTINGS})
+    names = [field.name for field in fields(EditSettings)]
+    settings = resolve(kind.defaults, **{name: options[name] for name in names})
     options |= asdict(settings)
     inputs = _read(output, options)
     plan = plan_edit(kind, inputs.masks, settings=settings, size=size)
@@ -65,7 +55,9 @@ def edit(output: Output, **options: Any) -> None:
     if options["dry_run"]:
         show_dry_run(output, options, inputs, plan, config, targets)
         return
-    _run(output, options, inputs, plan, targets, schedule, notes)
+    call = asdict(settings) | {name: options[name] for name in _TEXTS_AND_SEED}
+    call["strengths"] = list(options["strengths"]) or None
+    _run(output, options, call, inputs, plan, targets, schedule, notes)
 
 
 def _size(options: dict[str, Any]) -> tuple[int, int] | None:
@@ -103,6 +95,7 @@ def _read(output: Output, options: dict[str, Any]) -> Any:
 def _run(
     output: Output,
     options: dict[str, Any],
+    settings: dict[str, Any],
     inputs: Any,
     plan: Any,
     targets: Any,
@@ -115,8 +108,6 @@ def _run(
     pipeline = _load(output, options, schedule)
     for note in (more := notes_on(pipeline, inputs)):
         output.say(note)
-    settings = {name: options[name] for name in _CALL}
-    settings["strengths"] = list(options["strengths"]) or None
     layer = pipeline.base.model.sizes.num_layers // 2
     watched = Watched()
     start = time.monotonic()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from genhoi.bases.base import CropMode
 from genhoi.conditioning.grid import STRIDES, Strides
 
-__all__ = ["Crop", "choose_crop", "whole_frame_size"]
+__all__ = ["Crop", "choose_crop", "scaled_down"]
 
 Size = tuple[int, int]
 
@@ -122,7 +122,7 @@ def choose_crop(
         frame=frame,
         box=frame,
         corners=torch.zeros(len(mask), 2, dtype=torch.int64),
-        size=size or whole_frame_size(frame, native, strides),
+        size=size or scaled_down(frame, max(native), strides),
     )
     if mode == "none" or math.prod(frame) <= math.prod(size or native) or not mask.any():
         return whole
@@ -130,17 +130,10 @@ def choose_crop(
     return whole if crop is None or crop.share >= below else crop
 
 
-def whole_frame_size(frame: Size, native: Size, strides: Strides = STRIDES) -> Size:
-    """Scale a frame (height, width) down to a base's long side, in whole tokens.
-
-    Nothing is enlarged.
-    """
-    scale = min(1.0, max(native) / max(frame))
-
-    def side(pixels: int) -> int:
-        return max(strides.token, round(scale * pixels / strides.token) * strides.token)
-
-    return side(frame[0]), side(frame[1])
+def scaled_down(frame: Size, long_side: int, strides: Strides = STRIDES) -> Size:
+    """Scale (height, width) down to a long side, and round it down to whole tokens."""
+    scale = min(1.0, long_side / max(frame))
+    return strides.side(scale * frame[0]), strides.side(scale * frame[1])
 
 
 def _sizes(frame: Size, native: Size, strides: Strides) -> list[Size]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from genhoi.conditioning.grid import STRIDES
+from genhoi.editing.crop import scaled_down
 from genhoi.media import (
     Clip,
     count_frames,
@@ -19,11 +20,10 @@ from genhoi.media import (
     resize_clip,
     resize_image,
     resize_mask,
+    same_shape,
 )
 
-__all__ = ["EditInputs", "default_size", "read_clip_and_masks", "read_inputs"]
-
-_ASPECT = 1.03  # two sizes whose sides differ by more are of another shape
+__all__ = ["EditInputs", "read_clip_and_masks", "read_inputs"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def read_clip_and_masks(
         frames: so many from the start, 1 + 4 n. None: as many as there are, at most `most_frames`,
             rounded down to that.
         most_frames: for that; None: no limit.
-        size, long_side: as for `read_inputs`.
+        size: (height, width), multiples of 16. None: the video's, scaled down to `long_side`.
+        long_side: for that.
 
     Returns:
         The clip, and bool [F, H, W] for each mask.
@@ -139,16 +140,9 @@ def read_clip_and_masks(
     length = _common_length(video, masks)
     taken = _frames_to_take(video, length, frames, most_frames)
     clip = read_clip(video, max_frames=taken)
-    size = default_size((clip.height, clip.width), long_side) if size is None else size
+    size = scaled_down((clip.height, clip.width), long_side) if size is None else size
     inside = [resize_mask(read_mask(path, like=clip, max_frames=taken), size) for path in masks]
     return resize_clip(clip, size), inside
-
-
-def default_size(stored: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """Scale (height, width) down to a long side, and round it down to multiples of 16."""
-    scale = min(1.0, long_side / max(stored))
-    height, width = stored
-    return STRIDES.side(scale * height), STRIDES.side(scale * width)
 
 
 def _common_length(video: Path, masks: Sequence[Path]) -> int:
@@ -193,8 +187,7 @@ def _finished(name: str, path: Path, clip: Clip, notes: list[str]) -> Tensor:
     height, width = image.shape[:2]
     if (height, width) == (clip.height, clip.width):
         return image
-    stretch = (width / height) / (clip.width / clip.height)
-    if max(stretch, 1 / stretch) > _ASPECT:
+    if not same_shape((height, width), (clip.height, clip.width)):
         raise ValueError(
             f"{name}: {path} is {width}x{height}, want {clip.width}x{clip.height} like the clip's "
             f"frames, or the same shape"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genhoi.media import Clip, atomic_path, check_target, has_sound, write_clip, write_side_by_side
+from genhoi.media import Clip, atomic_path, check_target, write_clip, write_side_by_side
 from genhoi_kernels.files import remove_unfinished
 
 __all__ = ["Targets", "write_results"]
@@ -72,7 +72,6 @@ def write_results(
         record: for edit.json.
         sound: the file whose sound the clips get; one without sound gives none.
     """
-    sound = sound if sound is not None and has_sound(sound) else None
     write_clip(targets.edited, edited, sound=sound, overwrite=targets.overwrite)
     write_side_by_side(
         targets.side_by_side, source, edited, sound=sound, overwrite=targets.overwrite

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base, CropMode
+from genhoi.bases.base import Base
+from genhoi.bases.settings import EditSettings
 from genhoi.conditioning.condition import Condition, reference_tokens
-from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
 from genhoi.media import Clip, fit_image
@@ -47,22 +47,13 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditArguments:
+class EditArguments(EditSettings):
     """Arguments of `GenHOIPipeline` that need no tensor; see there."""
 
     prompt: str
     negative_prompt: str
     strengths: Sequence[float] | None
-    steps: int
-    guidance: float
-    shift: float
     seed: int
-    window: int
-    overlap: int
-    match_colour: bool
-    mask_rule: MaskRule
-    crop: CropMode
-    keep_background: bool
 
 
 class EditRun:

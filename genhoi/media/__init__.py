@@ -9,7 +9,14 @@ from genhoi.media.clip_files import count_frames, read_clip, write_clip, write_s
 from genhoi.media.files import atomic_path, check_target, digest
 from genhoi.media.image import read_image, write_image
 from genhoi.media.mask_files import read_mask, write_mask
-from genhoi.media.resize import ResizeMode, fit_image, resize_clip, resize_image, resize_mask
+from genhoi.media.resize import (
+    ResizeMode,
+    fit_image,
+    resize_clip,
+    resize_image,
+    resize_mask,
+    same_shape,
+)
 from genhoi.media.sound import has_sound
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "resize_clip",
     "resize_image",
     "resize_mask",
+    "same_shape",
     "write_clip",
     "write_image",
     "write_mask",

@@ -19,7 +19,7 @@ from genhoi.media.clip import DEFAULT_FPS, Clip
 from genhoi.media.clip_files import is_video, same_sizes, write_clip
 from genhoi.media.files import PathLike, existing
 from genhoi.media.image import image_paths, load_rgb, load_rgba
-from genhoi.media.resize import nearest
+from genhoi.media.resize import nearest, same_shape
 from genhoi.media.video import decode
 
 __all__ = ["read_mask", "write_mask"]
@@ -30,7 +30,6 @@ _COLOURED = 80  # that red, green and blue differ by
 _MOST_GREY = 0.02  # of a frame, and
 _GREY_A_WHITE = 0.5  # of what is white: a soft edge around it
 _MOST_PIXELS = 1 << 15  # of a frame, that are looked at for this
-_ASPECT = 1.03  # two sizes whose sides differ by more are of another shape
 _WANTED = "want white where to generate, hand and object, and black elsewhere"
 
 
@@ -159,8 +158,7 @@ def _match(mask: Tensor, like: Clip, path: Path) -> Tensor:
             f"want {like.num_frames}, or a single frame for all"
         )
     height, width = mask.shape[1:]
-    stretch = (width / height) / (like.width / like.height)
-    if max(stretch, 1 / stretch) > _ASPECT:
+    if not same_shape((height, width), (like.height, like.width)):
         raise ValueError(
             f"mask {path}: is {width}x{height}, another shape than the clip's "
             f"{like.width}x{like.height}; want a mask drawn over the clip's own frames"

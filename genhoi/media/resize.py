@@ -13,9 +13,19 @@ from torch.nn import functional as F
 from genhoi.media.clip import Clip
 from genhoi.media.image import BACKGROUND
 
-__all__ = ["ResizeMode", "fit_image", "nearest", "resize_clip", "resize_image", "resize_mask"]
+__all__ = [
+    "ResizeMode",
+    "fit_image",
+    "nearest",
+    "resize_clip",
+    "resize_image",
+    "resize_mask",
+    "same_shape",
+]
 
 ResizeMode = Literal["crop", "exact"]
+
+_ROUNDED = 1.03
 
 
 def resize_clip(clip: Clip, size: tuple[int, int], *, mode: ResizeMode = "crop") -> Clip:
@@ -105,6 +115,12 @@ def fit_image(image: Tensor, size: tuple[int, int], *, background: int = BACKGRO
     out = torch.full((height, width, 3), background, dtype=torch.uint8)
     out[top : top + inner[0], left : left + inner[1]] = resize_image(image, inner)
     return out
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Tell whether two sizes (height, width) have one aspect, but for rounding."""
+    stretch = (one[1] / one[0]) / (other[1] / other[0])
+    return max(stretch, 1 / stretch) <= _ROUNDED
 
 
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:

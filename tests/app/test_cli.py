@@ -27,7 +27,7 @@ from genhoi.cli.group import SECTIONS
 from genhoi.cli.output import Output, with_output
 from genhoi.cli.progress import progress_bar
 from genhoi.cli.tune import tune
-from genhoi.editing.inputs import default_size
+from genhoi.editing.crop import scaled_down
 from genhoi.media import Clip
 from genhoi_kernels.tune import command
 
@@ -106,8 +106,8 @@ def test_options_reach_the_computation(inputs: list[str], tmp_path: Path) -> Non
 
 
 def test_large_clips_are_scaled_down_by_default() -> None:
-    assert default_size((360, 640), 480) == (256, 480)
-    assert default_size((100, 90), 480) == (96, 80)
+    assert scaled_down((360, 640), 480) == (256, 480)
+    assert scaled_down((100, 90), 480) == (96, 80)
 
 
 def test_results_are_not_overwritten_and_this_is_said_at_once(

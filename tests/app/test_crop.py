@@ -11,7 +11,7 @@ from torch import Tensor
 from genhoi.bases.settings import resolve
 from genhoi.bases.tiny import TinyBase
 from genhoi.bases.wan import WanBase
-from genhoi.editing.crop import Crop, choose_crop, whole_frame_size
+from genhoi.editing.crop import Crop, choose_crop, scaled_down
 from genhoi.editing.paste import cut_boxes, cut_frames, cut_masks, paste
 from genhoi.editing.plan import plan_edit
 
@@ -127,7 +127,7 @@ def test_wan_crops_below_a_third_of_the_frame() -> None:
 def test_the_size_of_a_whole_frame(
     frame: tuple[int, int], native: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    assert whole_frame_size(frame, native) == size
+    assert scaled_down(frame, max(native)) == size
 
 
 def test_what_was_cut_comes_back_in_place() -> None:

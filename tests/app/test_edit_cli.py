@@ -366,7 +366,7 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
         (["--frames", "4"], ["--frames: got 4, want 5 to 11"]),
         (["--frames", "13"], ["--frames: got 13, want 5 to 11"]),
         (["--overlap", "5"], ["overlap: got 5, wanted 1 + 4 n, at most half of the window of 5"]),
-        (["--device", "cuda"], ["--device: got cuda, but torch sees no CUDA GPU"]),
+        (["--device", "cuda:99"], ["--device: got cuda:99, but torch sees"]),
         (["--size", "48"], ["--size: got '48', want WIDTHxHEIGHT"]),
         (["--size", "40x32"], ["--size: got 40x32, want both sides multiples of 16"]),
         (["--first-frame", "small.png"], ["--first-frame", "is 48x20, want 48x32"]),
