@@ -18,9 +18,9 @@ from genhoi_kernels import schema
 from genhoi_kernels.backends import registry
 from genhoi_kernels.reference import wide_dtype
 from genhoi_kernels.registration import Gradient, no_second_derivatives, operator, run_operator
-from genhoi_kernels.rope import ReferenceFramesRope, Rope, decode_rope
+from genhoi_kernels.rope import Rope, decode_rope
 from genhoi_kernels.schema import AttentionInputs
-from genhoi_kernels.spec import AttentionCall, AttentionGrads, RopeCall
+from genhoi_kernels.spec import AttentionGrads, RopeCall
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -30,20 +30,13 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
     return torch.autocast(device.type, enabled=False)
 
 
-def _pick(options: AttentionCall | RopeCall, rope: Rope | None, backend: str | None) -> Any:
-    """Return the backend of a call; no kernel has the rotation of reference frames yet."""
-    if isinstance(rope, ReferenceFramesRope):
-        backend = "eager"
-    return registry.pick(options, backend)
-
-
 # ------------------------------------------------------------------------------------- attention
 
 
 def _attention(*inputs: Any) -> tuple[Tensor, ...]:
     """Compute the forward pass; return reference.AttentionResult."""
     options, tensors = schema.unflatten(inputs)
-    backend = _pick(options, options.rope, AttentionInputs(*inputs).backend)
+    backend = registry.pick(options, AttentionInputs(*inputs).backend)
     with _no_autocast(options.device):
         result = backend.attention_forward(options, tensors)
     return tuple(x.contiguous() for x in result)
@@ -76,7 +69,7 @@ def _attention_backward(
     ``o`` is the attention output before the gate.
     """
     options, tensors = schema.unflatten(inputs)
-    backend = _pick(options, options.rope, AttentionInputs(*inputs).backend)
+    backend = registry.pick(options, AttentionInputs(*inputs).backend)
     grads = AttentionGrads(
         *(None if g is None else g.contiguous() for g in (grad_out, grad_lse, grad_gate_sum))
     )
@@ -162,7 +155,7 @@ class NormRopeOptions(NamedTuple):
         """Return the backend for x ``[B, N, H*D]``, and the rotation."""
         rope = decode_rope(self.rope, self.rope_floats)
         options = RopeCall(x.device, x.dtype, self.head_dim, x.shape[-1] // self.head_dim)
-        return _pick(options, rope, self.backend), rope
+        return registry.pick(options, self.backend), rope
 
 
 def _qk_norm_rope(
@@ -248,11 +241,9 @@ def _apply_rope(
     backend: str | None,
 ) -> Tensor:
     """Rotate x ``[B, N, H, D]``, forward or by the inverse, which is also the adjoint."""
-    decoded = decode_rope(rope, rope_floats)
-    options = RopeCall(x.device, x.dtype, x.shape[-1], x.shape[-2])
-    chosen = _pick(options, decoded, backend)
+    chosen = registry.pick(RopeCall(x.device, x.dtype, x.shape[-1], x.shape[-2]), backend)
     with _no_autocast(x.device):
-        rotated = chosen.apply_rope(x.contiguous(), decoded, inverse)
+        rotated = chosen.apply_rope(x.contiguous(), decode_rope(rope, rope_floats), inverse)
     return rotated.contiguous()
 
 
