@@ -21,8 +21,8 @@ __all__ = ["convert"]
         required=True,
         multiple=True,
         type=PATH,
-        help="The release's weights: .safetensors or .pth, an index.json, or a folder; may be "
-        "repeated.",
+        help="The release's weights: files of safetensors or torch.save under any name, an "
+        "index.json, or a folder; may be repeated.",
     ),
     cloup.option(
         "--config", type=PATH, help="The release's settings, JSON.  [default: told by the weights]"
