@@ -16,6 +16,7 @@ from genhoi.bases.wan_files import (
     INDEX,
     PIPELINES,
     SUGGESTED,
+    find_base,
     locate_base,
     missing_files,
     pipeline_name,
@@ -23,6 +24,7 @@ from genhoi.bases.wan_files import (
 )
 from genhoi.extras import need
 from genhoi.media import pixel_values
+from genhoi.models.adapter_config import CONFIG_NAME
 
 __all__ = ["WanFolderBase"]
 
@@ -141,6 +143,14 @@ class WanFolderBase(Base):
     ) -> Self:
         """Load the pipeline; no weight is random, so the seed has no say."""
         return cls(locate_base(name), device=device, dtype=dtype, transformer=transformer)
+
+    @classmethod
+    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
+        """Name the folder adapter/, which `genhoi convert --pipeline` writes beside the rest."""
+        folder = find_base(name)
+        if folder is None or not (folder / "adapter" / CONFIG_NAME).is_file():
+            return None
+        return folder / "adapter"
 
     @classmethod
     def _task(cls) -> str:

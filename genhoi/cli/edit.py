@@ -45,9 +45,9 @@ def edit(output: Output, **options: Any) -> None:
     schedule = _schedule(options["schedule"])
     size = _size(options)
     targets = Targets(options["out"], overwrite=options["force"])
-    config = base_config(options["base"])
+    config = base_config(options["base"], transformer=options["transformer"])
     if not options["dry_run"]:
-        check_base(options["base"])
+        check_base(options["base"], transformer=options["transformer"])
     kind = base_kind(options["base"])
     if options["strengths"] and not kind.takes_strengths:
         raise ValueError(
@@ -151,6 +151,7 @@ def _load(output: Output, options: dict[str, Any], schedule: str | float | None)
         return GenHOIPipeline.from_pretrained(
             options["base"],
             adapter=options["adapter"],
+            transformer=options["transformer"],
             untrained_adapter=options["untrained_adapter"],
             video_lora=options["video_lora"],
             device=options["device"],
