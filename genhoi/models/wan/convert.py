@@ -56,7 +56,7 @@ def from_official(
         ValueError: names missing or unknown, or sizes that contradict the weights.
 
     Warns:
-        UserWarning: the LoRA file's gates differ from the ones in use.
+        GatesWarning: the LoRA file's gates differ from the ones in use.
 
     Example:
         >>> import genhoi

@@ -27,7 +27,12 @@ from genhoi.models.wan.official_sizes import (
 from genhoi.models.wan.vace.official_names import is_low_rank, official_name, rename
 from genhoi_kernels.reference import GATE_NORM_EPS
 
-__all__ = ["from_official", "infer_config", "is_vace", "to_official"]
+__all__ = ["GatesWarning", "from_official", "infer_config", "is_vace", "to_official"]
+
+
+class GatesWarning(UserWarning):
+    """A LoRA file holds gates that are not used."""
+
 
 _GATE = "vace_blocks.0.self_attn.attn.gate.mlp.0.weight"
 
@@ -99,7 +104,8 @@ def _with_lora(
                 f"lora: it holds {len(gates)} gate tensors, of which {len(different)} differ from "
                 f"the VACE branch's; the branch's are used, as in the release. gates_from='lora' "
                 f"(--gates-from lora) takes the LoRA file's",
-                stacklevel=4,
+                GatesWarning,
+                stacklevel=5,
             )
         gates = {name: x for name, x in gates.items() if name not in state_dict}
     return {**state_dict, **{n: x for n, x in lora.items() if is_low_rank(n)}, **gates}
