@@ -9,7 +9,7 @@ from typing import Any
 
 from genhoi.bases.load import base_config, base_kind
 from genhoi.bases.replaced import check_same_sizes
-from genhoi.bases.wan_files import INDEX, locate_base, read_json
+from genhoi.bases.wan_files import INDEX, has_weights, locate_base, read_json
 from genhoi.media.files import check_space, size_of
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi_kernels.files import whole_folder
@@ -41,9 +41,10 @@ class Surroundings:
         self.components = [n for n in named if n != "transformer" and (self.folder / n).is_dir()]
 
     @property
-    def transformer(self) -> Path:
-        """Return the folder of the pipeline's own transformer, whose weights may be missing."""
-        return self.folder / "transformer"
+    def own_weights(self) -> list[Path]:
+        """Return the folder of the pipeline's own transformer; none where its weights are missing."""
+        folder = self.folder / "transformer"
+        return [folder] if has_weights(folder) else []
 
     def place_in(self, folder: Path, *, final: Path, copy: bool) -> bool:
         """Put the components into a folder.
