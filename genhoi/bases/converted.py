@@ -42,7 +42,7 @@ class Surroundings:
 
     @property
     def own_weights(self) -> list[Path]:
-        """Return the folder of the pipeline's own transformer; none where its weights are missing."""
+        """Return the folder of its own transformer; none where the weights are missing."""
         folder = self.folder / "transformer"
         return [folder] if has_weights(folder) else []
 
