@@ -17,7 +17,6 @@ from genhoi_kernels.files import whole_folder
 __all__ = ["Surroundings", "check_out", "save_converted"]
 
 _OURS = ("transformer", "adapter")
-_SHARD = "5GB"  # writing copies one shard at a time
 
 
 class Surroundings:
@@ -127,8 +126,11 @@ def save_converted(
     with whole_folder(out.absolute()) as folder:
         if surroundings is not None:
             linked = surroundings.place_in(folder, final=out.absolute(), copy=copy)
-        transformer.save_pretrained(folder / "transformer", max_shard_size=_SHARD)
+        transformer.save_pretrained(folder / "transformer")
         adapter.save_pretrained(folder / "adapter")
+        for path in [x for part in _OURS for x in (folder / part).glob("*.safetensors")]:
+            # safetensors' own files only their owner may read.
+            shutil.copymode(folder / "transformer" / "config.json", path)
         if surroundings is not None:
             shutil.copyfile(surroundings.folder / INDEX, folder / INDEX)
     return linked

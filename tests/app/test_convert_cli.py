@@ -77,6 +77,7 @@ def test_two_folders(weights: Path, tmp_path: Path) -> None:
     arguments = ["--weights", weights, "--config", config, "--out", out]
     assert convert(*arguments).exit_code == 0
     assert sorted(path.name for path in out.iterdir()) == ["adapter", "transformer"]
+    assert len({path.stat().st_mode & 0o777 for path in out.glob("*/*")}) == 1
     transformer = WanTransformer3DModel.from_pretrained(out / "transformer")
     assert is_published(transformer, GenHOIAdapter.from_pretrained(out / "adapter"), weights)
     refused("--out: ", *arguments)
