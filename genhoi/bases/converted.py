@@ -12,7 +12,7 @@ from genhoi.bases.replaced import check_same_sizes
 from genhoi.bases.wan_files import INDEX, locate_base, read_json
 from genhoi.media.files import check_space, size_of
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi_kernels.files import whole_folder
+from genhoi_kernels.files import remove_unfinished, whole_folder
 
 __all__ = ["Surroundings", "check_out", "save_converted"]
 
@@ -120,6 +120,7 @@ def save_converted(
     if surroundings is not None:
         config = dict(transformer.config) | {"_class_name": type(transformer).__name__}
         check_same_sizes(config, surroundings.config, what="the converted one")
+    remove_unfinished(out.absolute().parent, target=out)
     weights = [*transformer.state_dict().values(), *adapter.state_dict().values()]
     check_space(out.absolute().parent, sum(x.nbytes for x in weights))
     linked = False
