@@ -89,7 +89,7 @@ class TinyBase(Base):
     caution = (
         "The tiny base shows how an edit works; it is no tool for real clips. It paints a square "
         "of 96 x 96 pixels in cells of 4 x 4, so an object keeps its colours and loses its shape "
-        "and its letters. For more, name a Wan2.1 image-to-video pipeline (--base) and an adapter "
+        "and its letters. For more, name a Wan2.1 or VACE pipeline (--base) and an adapter "
         "that was trained on it (--adapter)."
     )
 

@@ -87,7 +87,7 @@ _GROUPS = (
             default="tiny",
             show_default=True,
             help="tiny (a demonstration, no download), tiny-untrained, the folder of a tiny base, "
-            "or the folder or Hub name of a diffusers Wan2.1 image-to-video pipeline.",
+            "or the folder or Hub name of a diffusers Wan2.1 image-to-video or VACE pipeline.",
         ),
         cloup.option(
             "--adapter",

@@ -106,7 +106,7 @@ class GenHOIPipeline:
 
         Args:
             base: "tiny", trained and shipped with the package; "tiny-untrained"; or the folder of
-                a tiny base or of a diffusers Wan2.1 image-to-video pipeline; or the name of one on
+                a tiny base or of a diffusers Wan2.1 or VACE pipeline; or the name of one on
                 the Hugging Face Hub that has been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
                 None for the one that comes with the base, with "tiny" or in the folder adapter/ of

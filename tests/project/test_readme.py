@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.pages import model_layer_block, python_blocks, write_inputs, write_pipeline
+from support.pages import (
+    model_layer_block,
+    python_block,
+    python_blocks,
+    vace_block,
+    write_inputs,
+    write_pipeline,
+)
 
 from genhoi import media
 
@@ -49,8 +56,24 @@ def test_the_plug_in() -> None:
 
 
 def test_one_example_of_the_model_layer() -> None:
-    (ours,) = (block for block in BLOCKS if "attach(" in block)
-    assert ours in python_blocks("docs/model_layer.md")
+    (stream,) = (block for block in BLOCKS if "set_reference([" in block)
+    assert stream in python_blocks("docs/model_layer.md")
+    (frames,) = (block for block in BLOCKS if "set_reference_frames(" in block)
+    assert frames in python_blocks("docs/vace.md")
+
+
+@pytest.mark.usefixtures("files")
+def test_the_plug_in_on_vace() -> None:
+    """Both of docs/vace.md: diffusers' own pipeline, and the context in our order."""
+    write_pipeline(Path())
+    names: dict[str, Any] = {}
+    exec(compile(vace_block("README.md"), "README.md", "exec"), names)
+    assert names["video"].shape == (9, 32, 48, 3)
+    assert not names["handle"]._attached
+    names |= {"frames": names["clip"].frames, "height": 32, "width": 48}
+    names |= {"mask": media.read_mask("mask.mp4")}
+    exec(compile(python_block("docs/vace.md", "vace_context("), "docs/vace.md", "exec"), names)
+    assert names["context"].shape == (1, 96, 4, 4, 6)
 
 
 @pytest.mark.usefixtures("files")

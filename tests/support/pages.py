@@ -9,9 +9,17 @@ import torch
 
 from genhoi import media
 from support.tiny_base import save_tiny_base
+from support.tiny_vace import save_tiny_vace_base, tiny_vace
 from support.tiny_wan import lively_adapter, tiny_wan
 
-__all__ = ["model_layer_block", "python_block", "python_blocks", "write_inputs", "write_pipeline"]
+__all__ = [
+    "model_layer_block",
+    "python_block",
+    "python_blocks",
+    "vace_block",
+    "write_inputs",
+    "write_pipeline",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +38,7 @@ def python_block(page: str, having: str) -> str:
 
 def model_layer_block(page: str) -> str:
     """Find the example of the model layer, at sizes and steps that a test can afford."""
-    block = python_block(page, "attach(")
+    block = python_block(page, "set_reference([")
     quick = (
         ("81, 480, 832", "9, 32, 48"),
         ("frames}", 'frames, "num_inference_steps": 2, "output_type": "np"}'),
@@ -39,6 +47,15 @@ def model_layer_block(page: str) -> str:
         assert block.count(large) == 1
         block = block.replace(large, small)
     return block
+
+
+def vace_block(page: str) -> str:
+    """Find the example on Wan VACE, at sizes and steps that a test can afford."""
+    block = python_block(page, "set_reference_frames(")
+    large = '"height": 480, "width": 832, "num_frames": 81}'
+    assert block.count(large) == 1
+    small = '"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2}'
+    return block.replace(large, small)
 
 
 def write_inputs(folder: Path) -> None:
@@ -51,6 +68,8 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_pipeline(folder: Path) -> None:
-    """Write the pipeline with an adapter that the examples name, small."""
+    """Write the pipelines with an adapter that the examples name, small."""
     save_tiny_base(folder / "genhoi-wan")
     lively_adapter(tiny_wan()).save_pretrained(folder / "genhoi-wan" / "adapter")
+    save_tiny_vace_base(folder / "genhoi-vace")
+    lively_adapter(tiny_vace()).save_pretrained(folder / "genhoi-vace" / "adapter")
