@@ -29,8 +29,8 @@ _FEWEST_ROUNDS = 1
     "--suite",
     "suites",
     multiple=True,
-    help="attention, fused, norm_rope, block, sweeps, shapes, all, quick; may be repeated.  "
-    "[default: all but shapes]",
+    help="attention, fused, norm_rope, reference_frames, block, sweeps, shapes, all, quick; may be "
+    "repeated.  [default: all but reference_frames and shapes]",
 )
 @click.option("--shapes", multiple=True, help="Named shape; may be repeated.  [default: suite's]")
 @click.option("--peers", multiple=True, help="Peer of the bare attention; may be repeated.")

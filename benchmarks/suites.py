@@ -13,7 +13,7 @@ from benchmarks.bare_attention import build_attention, op_backends, op_label
 from benchmarks.block import LABELS, build_block
 from benchmarks.case import Case
 from benchmarks.fused import build_fused
-from benchmarks.norm_rope import build_norm_rope
+from benchmarks.norm_rope import build_norm_rope, build_reference_frames
 from benchmarks.peers import GATHERED, PEERS, strongest
 from benchmarks.shapes import merge_equal, sweep_shapes
 from genhoi_kernels.tune.problem import Direction
@@ -113,6 +113,8 @@ def contender_labels(case: Case) -> list[str]:
         return [*ours, *fused.peer_labels(case.device)]
     if case.build is build_norm_rope:
         return [*ours, *norm_rope.PEER_LABELS]
+    if case.build is build_reference_frames:
+        return [*ours, norm_rope.TWO_PASSES]
     return [*ours, *(peer.label for peer in PEERS.values())]
 
 
@@ -159,6 +161,11 @@ def _norm_rope(selection: Selection) -> Iterator[Case]:
                 yield replace(case, direction=direction, build=build_norm_rope)
 
 
+def _reference_frames(selection: Selection) -> Iterator[Case]:
+    for case in _norm_rope(selection):
+        yield replace(case, suite="reference_frames", build=build_reference_frames)
+
+
 def _block(selection: Selection) -> Iterator[Case]:
     for dtype in selection.given_dtypes():
         for shape in selection.given_or([HEADLINE["forward"]]):
@@ -196,7 +203,7 @@ def _quick(selection: Selection) -> Iterator[Case]:
 
 
 def _all(selection: Selection) -> Iterator[Case]:
-    for suite in (_attention, _fused, _norm_rope, _block, _sweeps, _shapes):
+    for suite in (_attention, _fused, _norm_rope, _reference_frames, _block, _sweeps, _shapes):
         yield from suite(selection)
 
 
@@ -204,6 +211,7 @@ SUITES: dict[str, Callable[[Selection], Iterator[Case]]] = {
     "attention": _attention,
     "fused": _fused,
     "norm_rope": _norm_rope,
+    "reference_frames": _reference_frames,
     "block": _block,
     "sweeps": _sweeps,
     "shapes": _shapes,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genhoi_kernels import GateWeights, HeadSlidingRope, VideoRope
-from genhoi_kernels.reference import GATE_NORM_EPS, rotation
+from genhoi_kernels.reference import GATE_NORM_EPS, rotations
 
 __all__ = ["cos_sin", "rotate", "token_gate"]
 
@@ -16,7 +16,7 @@ def cos_sin(
     rope: VideoRope | HeadSlidingRope, tokens: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Compute cosines and sines of all tokens, ``[1, tokens, 1 or H, D/2]`` float32."""
-    turn = rotation(rope, tokens, device, torch.float32)
+    (turn,) = rotations(rope, tokens, device, torch.float32)
     return turn.real.contiguous()[None], turn.imag.contiguous()[None]
 
 

@@ -95,8 +95,9 @@ def check_rope(name: str, rope: VideoRope | ReferenceFramesRope | None, x: Tenso
     if rope is None:
         return
     if not isinstance(rope, (VideoRope, ReferenceFramesRope)):
-        wanted = "VideoRope, ReferenceFramesRope or None"
-        raise TypeError(f"{name}: got {type(rope).__name__}, wanted {wanted}")
+        raise TypeError(
+            f"{name}: got {type(rope).__name__}, wanted VideoRope, ReferenceFramesRope or None"
+        )
     check_head_dim(name, rope.head_dim, x.shape[-1])
     if isinstance(rope, ReferenceFramesRope):
         check_heads(name, x.shape[2], rope.num_heads, rope.first_head)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genhoi_kernels.flow_gate import GateWeights
-from genhoi_kernels.rope import AxisTables, Rope, rope_runs, token_places
+from genhoi_kernels.rope import Rope, VideoRope, rope_runs, token_places
 from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, InputGrads
 
 GATE_NORM_EPS = 1e-5
@@ -41,33 +41,34 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rotation(tables: AxisTables, places: Tensor, heads: int | None) -> Tensor:
-    """Return R of tokens at ``places``: unit complex numbers, ``[tokens, H or 1, D/2]``.
+def rotations(rope: Rope, tokens: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Return R of every token: unit complex numbers, ``[run, 1 or H, D/2]`` of each run.
 
-    heads: H where the tokens turn per head, None where they don't.
+    A run (``rope_runs``) turns per head or plainly, so that no plain token has numbers of H heads.
     """
-    frame, row, col = (torch.view_as_complex(table) for table in tables)
-    t, y, x = places.to(torch.int64)[:, None].unbind(-1)
-    if heads is not None:
-        t = ~t + torch.arange(heads, device=t.device)
-    space = torch.cat((row[y], col[x]), dim=-1)
-    return torch.cat((frame[t], space.expand(-1, t.shape[1], -1)), dim=-1)
+    frame, row, col = map(torch.view_as_complex, rope.tables(device=device, dtype=dtype))
+    places = token_places(rope, tokens, device).to(torch.int64)[:, None]
+    heads = 0 if isinstance(rope, VideoRope) else len(rope.frames)
+    runs = rope_runs(rope, tokens)
+    units = []
+    for (_, by_head), at in zip(runs, places.split([n for n, _ in runs]), strict=True):
+        t, y, x = at.unbind(-1)
+        if by_head:
+            t = ~t + torch.arange(heads, device=device)
+        space = torch.cat((row[y], col[x]), dim=-1)
+        units.append(torch.cat((frame[t], space.expand(-1, t.shape[1], -1)), dim=-1))
+    return units
 
 
 def apply_rope(x: Tensor, rope: Rope, *, inverse: bool = False) -> Tensor:
     """Rotate the interleaved pairs (2i, 2i+1) of x ``[B, N, H, D]`` as complex numbers."""
-    wide, runs = wide_dtype(x.dtype), rope_runs(rope, x.shape[1])
-    tables = rope.tables(device=x.device, dtype=wide)
-    places = token_places(rope, x.shape[1], x.device)
+    wide = wide_dtype(x.dtype)
+    units = rotations(rope, x.shape[1], x.device, wide)
+    if inverse:  # conj() is lazy, which not every dispatch mode resolves
+        units = [torch.conj_physical(unit) for unit in units]
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
-    rotated = []
-    lengths = [tokens for tokens, _ in runs]
-    for (_, by_head), some, at in zip(
-        runs, pairs.split(lengths, 1), places.split(lengths), strict=True
-    ):
-        unit = rotation(tables, at, x.shape[2] if by_head else None)
-        # conj() is lazy, which not every dispatch mode resolves.
-        rotated.append(some * (torch.conj_physical(unit) if inverse else unit))
+    runs = pairs.split([len(unit) for unit in units], 1)
+    rotated = [run * unit[:, : x.shape[2]] for run, unit in zip(runs, units, strict=True)]
     whole = rotated[0] if len(rotated) == 1 else torch.cat(rotated, 1)
     return torch.view_as_real(whole).flatten(-2).to(x.dtype)
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from support.bench_cases import CPU, CUDA, FEW_PEERS, HAS_MODEL_LAYER, bench, case_of, rows_of
 
 from benchmarks import cli, machine, report, runner
+from benchmarks.norm_rope import TWO_PASSES
 from benchmarks.peers import GATHERED, PEERS
 from genhoi_kernels.files import whole_file
 from genhoi_kernels.tune.shapes import SHAPES
@@ -29,6 +30,17 @@ pytest_plugins = ["support.bench_cases"]
 
 
 # ------------------------------------------------------------------------------------- the whole
+
+
+def test_reference_frames_in_one_pass_and_in_two(tmp_path: Path, quick: None) -> None:
+    result = bench(tmp_path, "--suite", "reference_frames", "--shapes", "tiny")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path)
+    for direction in ("forward", "backward"):
+        names = [row["contender"] for row in rows if row["direction"] == direction]
+        assert names[0].startswith("this op (") and names[-1] == TWO_PASSES
+    for row in rows:
+        assert not row["reason"] and float(row["error"]) <= float(row["error_allowed"]), row
 
 
 def test_a_suite_end_to_end(tmp_path: Path, quick: None) -> None:

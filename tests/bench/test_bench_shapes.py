@@ -56,6 +56,7 @@ def test_sweeps_vary_what_they_say() -> None:
         ("attention", ["wan1.3b-480p", "wan14b-720p"]),
         ("fused", ["wan1.3b-480p"]),
         ("norm_rope", ["wan1.3b-480p"]),
+        ("reference_frames", ["wan1.3b-480p"]),
         ("block", []),
     ],
 )

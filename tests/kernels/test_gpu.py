@@ -79,7 +79,9 @@ def test_budget(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "rotation", [norm_rope_tests.ROPES[i] for i in (1, 5, 7)], ids=["D24", "D128", "heads"]
+    "rotation",
+    [norm_rope_tests.ROPES[i] for i in (1, 5, 7, 12)],
+    ids=["D24", "D128", "heads", "frames"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 def test_norm_rope(rotation: Any, dtype: torch.dtype) -> None:

@@ -194,9 +194,7 @@ class ReferenceFramesBlock(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         frames = x.shape[1] // (GRID[1] * GRID[2])
-        rope = gk.ReferenceFramesRope(
-            (frames, *GRID[1:]), (0,), head_dim=DIM, num_heads=HEADS, schedule="release"
-        )
+        rope = gk.ReferenceFramesRope((frames, *GRID[1:]), (0,), head_dim=DIM, num_heads=HEADS)
         q, k = gk.qk_norm_rope(q, k, *self.weights, rope, backend=self.backend)
         rotated = gk.apply_rope(v.unflatten(-1, (HEADS, DIM)), rope, backend=self.backend)
         return gk.reference_attention(q, k, rotated, rope=rope, backend=self.backend).flatten(2)
