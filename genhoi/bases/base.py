@@ -118,11 +118,25 @@ class Base(ABC):
     @classmethod
     @abstractmethod
     def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read the transformer's configuration, as diffusers saves it.
+        """Read the transformer's configuration, as diffusers saves it; no weights are wanted.
 
         Raises:
             FileNotFoundError, ValueError: no such base, or one of another kind.
         """
+
+    @classmethod
+    def check_complete(cls, name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
+        """Check that everything is there that `load` reads; nothing is loaded.
+
+        Args:
+            name: of the base.
+            own_transformer: whether its transformer's weights are wanted too.
+
+        Raises:
+            FileNotFoundError: files are missing; the message lists them.
+            ValueError: as `read_config`.
+        """
+        cls.read_config(name)
 
     @classmethod
     @abstractmethod
@@ -133,6 +147,7 @@ class Base(ABC):
         device: torch.device | str,
         dtype: torch.dtype,
         seed: int,
+        transformer: Any = None,
     ) -> Base:
         """Load the base that a name means; `genhoi.bases.load.load_base` says more."""
 

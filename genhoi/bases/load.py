@@ -12,7 +12,14 @@ import torch
 
 from genhoi.bases.base import Base, EditDefaults
 
-__all__ = ["base_config", "base_defaults", "base_kind", "load_base", "shipped_adapter"]
+__all__ = [
+    "base_config",
+    "base_defaults",
+    "base_kind",
+    "check_base",
+    "load_base",
+    "shipped_adapter",
+]
 
 # Module and class of each kind. The first that takes a name has it, and the last takes them all.
 _KINDS = (
@@ -27,12 +34,25 @@ def base_kind(name: str | os.PathLike[str]) -> type[Base]:
 
 
 def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the transformer's configuration, without loading it.
+    """Read the transformer's configuration; its weights need not be there.
 
     Raises:
         FileNotFoundError, ValueError: no such base, or one of another kind.
     """
     return base_kind(name).read_config(name)
+
+
+def check_base(name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
+    """Check that everything is there that `load_base` reads; nothing is loaded.
+
+    Args:
+        name: as for `load_base`.
+        own_transformer: whether its transformer's weights are wanted too.
+
+    Raises:
+        FileNotFoundError, ValueError: no such base, a part of one, or one of another kind.
+    """
+    base_kind(name).check_complete(name, own_transformer=own_transformer)
 
 
 def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
@@ -46,6 +66,7 @@ def load_base(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    transformer: Any = None,
 ) -> Base:
     """Load a base; its encoders stay where they are until they are placed.
 
@@ -56,12 +77,15 @@ def load_base(
         device: where to compute.
         dtype: of the transformer, and of a text encoder.
         seed: of random weights.
+        transformer: a loaded one of the base's sizes, in its own's place.
 
     Raises:
         FileNotFoundError: no such base; the message says what to fetch.
         ValueError: one of another kind.
     """
-    return base_kind(name).load(name, device=device, dtype=dtype, seed=seed)
+    return base_kind(name).load(
+        name, device=device, dtype=dtype, seed=seed, transformer=transformer
+    )
 
 
 def shipped_adapter(name: str | os.PathLike[str]) -> Path | None:

@@ -71,6 +71,7 @@ class TinyBase(Base):
         seed: of random weights.
         device: where to compute.
         dtype: of the weights.
+        transformer: to be used instead of the folder's.
 
     Raises:
         FileNotFoundError, ValueError: no such weights in the folder.
@@ -99,26 +100,18 @@ class TinyBase(Base):
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        transformer: Any = None,
     ) -> None:
         self.device = torch.device(device)
-        self.trained = folder is not None
-        if folder is None:
-            self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                transformer = WanTransformer3DModel.from_config(dict(TINY_CONFIG))
-        else:
+        self.trained = folder is not None or transformer is not None
+        if transformer is not None:
+            self.about = "tiny, with another transformer"
+        elif folder is not None:
             self.about = f"tiny: {_read_mark(folder)['about']}"
-            # Not `from_pretrained`, which wants accelerate for a model that keeps parts in float32.
-            transformer = WanTransformer3DModel.from_config(
-                WanTransformer3DModel.load_config(folder)
-            )
-            transformer.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
-        keep = transformer._keep_in_fp32_modules
-        for name, weight in transformer.named_parameters():
-            # As `from_pretrained` does; `to` would cast all.
-            if not any(part in name for part in keep):
-                weight.data = weight.data.to(dtype)
+            transformer = _cast(_read_transformer(folder), dtype)
+        else:
+            self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
+            transformer = _cast(_random_transformer(seed), dtype)
         self.transformer = transformer.to(self.device).eval()
 
     @classmethod
@@ -132,6 +125,13 @@ class TinyBase(Base):
         return dict(TINY_CONFIG)
 
     @classmethod
+    def check_complete(cls, name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
+        """Check that a folder has weights."""
+        path = Path(name) / SAFETENSORS_WEIGHTS_NAME
+        if own_transformer and (Path(name) / _MARK).is_file() and not path.is_file():
+            raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a tiny base")
+
+    @classmethod
     def load(
         cls,
         name: str | os.PathLike[str],
@@ -139,10 +139,11 @@ class TinyBase(Base):
         device: torch.device | str,
         dtype: torch.dtype,
         seed: int,
+        transformer: Any = None,
     ) -> TinyBase:
         """Load trained weights, or make random ones for "tiny-untrained"."""
         folder = {SHIPPED: SHIPPED_BASE, UNTRAINED: None}.get(str(name), Path(name))
-        return cls(folder, seed=seed, device=device, dtype=dtype)
+        return cls(folder, seed=seed, device=device, dtype=dtype, transformer=transformer)
 
     @classmethod
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
@@ -230,6 +231,28 @@ class TinyBase(Base):
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
         """Return None: what the model sees of the clip lies in the condition's channels."""
         return None
+
+
+def _random_transformer(seed: int) -> WanTransformer3DModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WanTransformer3DModel.from_config(dict(TINY_CONFIG))
+
+
+def _read_transformer(folder: Path) -> WanTransformer3DModel:
+    # Not `from_pretrained`, which wants accelerate for a model that keeps parts in float32.
+    transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    transformer.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    return transformer
+
+
+def _cast(transformer: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
+    """Cast the weights as `from_pretrained` does; `to` would cast all."""
+    keep = transformer._keep_in_fp32_modules
+    for name, weight in transformer.named_parameters():
+        if not any(part in name for part in keep):
+            weight.data = weight.data.to(dtype)
+    return transformer
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:

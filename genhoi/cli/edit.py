@@ -32,7 +32,7 @@ def edit(output: Output, **options: Any) -> None:
     repeat it. An edit that was interrupted goes on after its last finished window when the command
     is repeated.
     """
-    from genhoi.bases.load import base_config, base_kind
+    from genhoi.bases.load import base_config, base_kind, check_base
     from genhoi.bases.settings import EditSettings, resolve
     from genhoi.cli.edit_screen import say_plan, show_dry_run
     from genhoi.editing.plan import plan_edit
@@ -45,6 +45,8 @@ def edit(output: Output, **options: Any) -> None:
     size = _size(options)
     targets = Targets(options["out"], overwrite=options["force"])
     config = base_config(options["base"])
+    if not options["dry_run"]:
+        check_base(options["base"])
     kind = base_kind(options["base"])
     names = [field.name for field in fields(EditSettings)]
     settings = resolve(kind.defaults, **{name: options[name] for name in names})

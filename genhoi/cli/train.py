@@ -79,7 +79,7 @@ def train(
     with plain_errors(path="data"):
         changes = {name: value for name, value in flags.items() if value is not None}
         settings = _read_settings(config, changes, out, fresh)
-        _check_early(settings, changes, device)
+        _check_early(settings, changes, device, dry_run)
         if dry_run:
             show_dry_run(settings, chosen_device(device))
             return
@@ -109,14 +109,16 @@ def _read_settings(
     return read_config(config, changes)
 
 
-def _check_early(config: TrainConfig, changes: dict[str, Any], device: str | None) -> None:
+def _check_early(
+    config: TrainConfig, changes: dict[str, Any], device: str | None, dry_run: bool
+) -> None:
     """Refuse what can be known to fail before anything is loaded, encoded or started."""
-    from genhoi.bases.load import base_config, base_kind
+    from genhoi.bases.load import base_config, base_kind, check_base
     from genhoi.training.config import TrainConfig
     from genhoi.training.trained_weights import load_adapter
     from genhoi_kernels import backends
 
-    base_config(config.base)
+    (base_config if dry_run else check_base)(config.base)
     apart = sorted({"near", "mixed"} & set(config.given))
     if apart and not base_kind(config.base).frames_apart:
         raise ValueError(

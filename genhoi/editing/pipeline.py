@@ -139,7 +139,7 @@ class GenHOIPipeline:
             name, adapter = os.fspath(adapter), GenHOIAdapter.from_pretrained(adapter)
         else:
             name = "adapter"
-        kind.read_config(base)  # raises for a base that is not there
+        kind.check_complete(base)  # raises
         if not (untrained_adapter or kind.is_untrained(base)):
             _refuse_fresh(adapter, name, os.fspath(base))  # before the base is loaded
         loaded = load_base(base, device=device, dtype=dtype)

@@ -18,8 +18,9 @@ from support.tiny_wan import GRID, inputs, lively_adapter, reference, some_token
 from torch import Tensor
 
 from genhoi import Clip, attach
-from genhoi.bases.load import load_base
-from genhoi.bases.wan import WanBase, locate_base
+from genhoi.bases.load import base_config, check_base, load_base
+from genhoi.bases.wan import WanBase
+from genhoi.bases.wan_files import locate_base
 from genhoi.editing.crop import choose_crop
 from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
@@ -524,6 +525,18 @@ def test_incomplete_and_other_bases_are_refused(folder: Path, tmp_path: Path) ->
     refused(ValueError, "Wan 2.2")
     index.write_text(json.dumps(values | {"_class_name": "WanPipeline"}))
     refused(ValueError, "holds a WanPipeline, wanted a WanImageToVideoPipeline")
+
+
+def test_a_config_is_read_without_weights(folder: Path, tmp_path: Path) -> None:
+    for name in ("model_index.json", "transformer/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / name, tmp_path / name)
+    assert base_config(tmp_path) == base_config(folder)
+    with pytest.raises(FileNotFoundError, match=r"lacks transformer/ .*, vae/ .*tokenizer_config"):
+        check_base(tmp_path)
+    with pytest.raises(FileNotFoundError, match="lacks vae/"):
+        check_base(tmp_path, own_transformer=False)
+    check_base(folder)
 
 
 @pytest.mark.parametrize("offload", ["model", "group", "disk"])

@@ -119,6 +119,7 @@ class OtherBase(TinyBase):
         device: torch.device | str,
         dtype: torch.dtype,
         seed: int,
+        transformer: Any = None,
     ) -> OtherBase:
         base = cls(None, seed=seed, device=device, dtype=dtype)
         base.transformer = empty_model(cls.read_config(name)).transformer.eval()

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from genhoi import GenHOIAdapter, attach
-from genhoi.bases.load import base_config, base_defaults, base_kind, load_base, shipped_adapter
+from genhoi.bases.load import (
+    base_config,
+    base_defaults,
+    base_kind,
+    check_base,
+    load_base,
+    shipped_adapter,
+)
 from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TINY_CONFIG, TinyBase
 from genhoi.bases.wan import WanBase
 from genhoi.data.encoded import EncodedClips, encode_dataset
@@ -40,6 +47,10 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"version": 2}))
     with pytest.raises(ValueError, match="wanted"):
         TinyBase(tmp_path)
+    check_base(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="wanted the folder of a tiny base"):
+        check_base(tmp_path)
 
 
 def test_names() -> None:

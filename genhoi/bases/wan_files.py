@@ -1,0 +1,144 @@
+"""The files of a diffusers Wan pipeline's folder: where it is, what it says, what it lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genhoi.extras import needed_for
+
+__all__ = [
+    "INDEX",
+    "PIPELINES",
+    "SUGGESTED",
+    "find_base",
+    "locate_base",
+    "missing_files",
+    "pipeline_name",
+    "read_json",
+    "wanted_text",
+]
+
+INDEX = "model_index.json"
+# diffusers' pipelines that are bases, and what people call them.
+PIPELINES = {"WanImageToVideoPipeline": "image-to-video"}
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+SUGGESTED = (
+    "for example Wan-AI/Wan2.1-I2V-14B-480P-Diffusers: 16.4 billion parameters in the "
+    "transformer, 5.7 in the text encoder, 0.8 in the rest, so about 46 GB in bfloat16 and 91 GB "
+    "in float32"
+)
+
+
+def wanted_text(suggested: str = SUGGESTED) -> str:
+    """Say which pipelines are bases.
+
+    Args:
+        suggested: an example, with its size.
+    """
+    kinds = " or ".join(PIPELINES.values())
+    return f"a diffusers Wan {kinds} pipeline ({suggested})"
+
+
+def find_base(base: str | os.PathLike[str]) -> Path | None:
+    """Find a pipeline's folder, as `locate_base` does; None where there is none."""
+    path = Path(base)
+    if path.is_dir():
+        return path
+    if not _may_be_of_the_hub(base):
+        return None
+    with needed_for("a base of the Hugging Face Hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(base), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def locate_base(base: str | os.PathLike[str]) -> Path:
+    """Find a pipeline's folder: the path itself, or one downloaded from the Hugging Face Hub.
+
+    Nothing is downloaded: it may be 90 GB.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what to fetch and how large it is.
+    """
+    found = find_base(base)
+    if found is not None:
+        return found
+    if not _may_be_of_the_hub(base):
+        raise FileNotFoundError(
+            f"base: there is no folder {base}; wanted one of {wanted_text()}, or the name of one "
+            f"on the Hugging Face Hub"
+        )
+    raise FileNotFoundError(
+        f"base: there is no folder {base}, and nothing of that name has been downloaded. Fetch "
+        f"it with `hf download {base}`: {_hub_size(str(base))}"
+    )
+
+
+def pipeline_name(base: str | os.PathLike[str]) -> str | None:
+    """Read which pipeline of diffusers a folder holds; None where nothing says so."""
+    folder = find_base(base)
+    if folder is None or not (folder / INDEX).is_file():
+        return None
+    name = read_json(folder / INDEX).get("_class_name")
+    return name if isinstance(name, str) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the folder's configurations.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"base: there is no {path}; wanted the folder of {wanted_text()}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"base: {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"base: {path} holds {values!r}, wanted settings by name")
+    return values
+
+
+def missing_files(folder: Path, *, weights: Sequence[str], configs: Sequence[str]) -> list[str]:
+    """List what a folder lacks.
+
+    Args:
+        folder: of the pipeline.
+        weights: components of which weights have to be there.
+        configs: files that have to be there.
+    """
+    missing = [f"{name}/ (weights)" for name in weights if not _has_weights(folder / name)]
+    return missing + [path for path in configs if not (folder / path).is_file()]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def _may_be_of_the_hub(base: str | os.PathLike[str]) -> bool:
+    name = str(base)
+    is_path = name.startswith((".", "/", "~")) or Path(base).exists()
+    return name.count("/") == 1 and not is_path
+
+
+def _hub_size(name: str) -> str:
+    """Say how large a repository is, or what is known of it without a connection."""
+    try:
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(name, files_metadata=True, timeout=5)
+        size = sum(file.size or 0 for file in info.siblings or [])
+        return f"{size / 1e9:.0f} GB"
+    except Exception:
+        # No connection, no such repository, no permission: `hf download` will tell.
+        return f"its size could not be looked up ({SUGGESTED})"
