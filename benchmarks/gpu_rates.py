@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.block import BRANCHES, LABELS, TEXT_TOKENS, block_config
 from benchmarks.gpu_report.folder import REPORT, RESULTS, read_json
-from benchmarks.gpu_report.table import is_ours, label
+from benchmarks.gpu_report.table import is_ours
 from benchmarks.report import Row, read_numbers
 from benchmarks.results import newest
 from genhoi.editing.gpu_rates import RATES_FILE
@@ -71,7 +71,7 @@ def _attention(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "head_dim": int(row["head_dim"]),
             "tokens": int(row["n"]),
-            "backend": label(row),
+            "backend": ", ".join(filter(None, (backend_of(row["contender"]), row["kernel"]))),
             "rate": _rounded(row["tflops"] * 1e12),
         }
         for row in fastest.values()

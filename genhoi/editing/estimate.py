@@ -123,9 +123,7 @@ def estimate_edit(
         assumed=around.assumed,
         cache_bytes=longest.cache_bytes,
         activation_bytes=longest.activation_bytes,
-        memory=tuple(
-            memory_of_edit(around, transformer, windows=len(spans), offloads=offloads)
-        ),
+        memory=tuple(memory_of_edit(around, transformer, windows=len(spans), offloads=offloads)),
         references=sum((passes[x].once for x in fresh), Work()),
         denoising=sum((passes[x].each for x in lengths), Work()) * (steps * branches),
     )

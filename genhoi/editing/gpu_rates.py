@@ -85,9 +85,7 @@ def nearest_measured(gpu: Gpu, rates: Sequence[GpuRates] | None = None) -> tuple
     Returns:
         Its rates, and its line of the table.
     """
-    known = [
-        (row, its) for row in (rates or measured_rates()) if (its := gpu_called(row.title))
-    ]
+    known = [(row, its) for row in (rates or measured_rates()) if (its := gpu_called(row.title))]
 
     def distance(pair: tuple[GpuRates, Gpu]) -> tuple[bool, bool, float]:
         its = pair[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GPUS", "Gpu", "find_gpu", "gpu_called"]
+__all__ = ["GPUS", "GPU_NAMES", "Gpu", "find_gpu", "gpu_called"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ GPUS = (
     _gpu("rtx5090", "GeForce RTX 5090", "blackwell", 32, 209.5, 1.792),
 )
 _ALIASES = {"h100": "h100-80gb", "a100": "a100-80gb"}
+GPU_NAMES = (*(gpu.name for gpu in GPUS), *_ALIASES)
+"""All that `find_gpu` knows."""
 
 
 def find_gpu(name: str) -> Gpu | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -50,6 +49,9 @@ class Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.scaled_dot_product_attention.default:
+            # On the meta device torch's own would write out the weights of all pairs.
+            return self._attention(*args[:3])
         with self:  # a composite operation, such as a linear layer, comes back in its parts
             out = func.decompose(*args, **kwargs)
         if out is not NotImplemented:
@@ -69,10 +71,12 @@ class Counter(TorchDispatchMode):
             self.moved_bytes += sum(map(_bytes, _tensors((args, kwargs, out))))
         return out
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Count torch's attention over ``[..., N, D]`` as one kernel that keeps no weights."""
         self._count_attention(q.transpose(-2, -3), k.transpose(-2, -3))
-        return q.new_empty(*q.shape[:-1], v.shape[-1])
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        self._keep(out)
+        return out
 
     def _count_attention(self, q: Tensor, *keys: Tensor) -> None:
         """Count two products of ``[B, N, H, D]`` with every ``[B, M, H, D]``."""
@@ -92,28 +96,11 @@ class Counter(TorchDispatchMode):
         self.live_bytes -= self._storages.pop(key)
 
 
-class _OneKernel(TorchFunctionMode):
-    """Gives torch's attention to a counter: on the meta device it would write out its weights."""
-
-    def __init__(self, counter: Counter) -> None:
-        super().__init__()
-        self.counter = counter
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        return self.counter.attention(named["query"], named["key"], named["value"])
-
-
 @contextlib.contextmanager
 def counting() -> Iterator[Counter]:
     """Count what is computed in the block, without gradients, on tensors of the meta device."""
     counter = Counter()
-    with torch.inference_mode(), counter, _OneKernel(counter):
+    with torch.inference_mode(), counter:
         yield counter
 
 

@@ -147,9 +147,11 @@ class EmptyModel:
             image: shape of the encoded image.
         """
         f, height, width = latent_grid
-        with torch.device("meta"), torch.inference_mode():
-            channels = self.sizes.latent_channels
-            self._attachment.set_reference([torch.empty(1, channels, 1, *x) for x in references])
+        channels = self.sizes.latent_channels
+        with torch.inference_mode():
+            self._attachment.set_reference(
+                [torch.empty(1, channels, 1, *x, device="meta") for x in references]
+            )
             first = self._pass(latent_grid, text_tokens, image)
             kept = first.live_bytes
             later = self._pass(latent_grid, text_tokens, image)
@@ -172,13 +174,13 @@ class EmptyModel:
         extra = self._attachment.reference_frames
 
         def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=self._dtype)
+            return torch.empty(*shape, dtype=self._dtype, device="meta")
 
         with counting() as counter:
             arguments = self._model.inputs(
                 empty(1, self.sizes.latent_channels, extra + f, height, width),
                 empty(1, self._channels, f, height, width),
-                torch.empty(1),
+                torch.empty(1, device="meta"),
                 empty(1, text_tokens, self.sizes.text_dim),
                 None if image is None else empty(*image),
             )
