@@ -14,6 +14,7 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.bare_attention import backend_of
 from benchmarks.block import BRANCHES, LABELS, TEXT_TOKENS, block_config
 from benchmarks.gpu_report.folder import REPORT, RESULTS, read_json
 from benchmarks.gpu_report.table import is_ours

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genhoi.bases.base import Base, EditDefaults
+from genhoi.bases.replaced import check_transformer, load_transformer
 
 __all__ = [
     "base_config",
@@ -33,26 +34,39 @@ def base_kind(name: str | os.PathLike[str]) -> type[Base]:
     return next(kind for kind in _kinds() if kind.takes(name))
 
 
-def base_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+def base_config(
+    name: str | os.PathLike[str], *, transformer: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Read the transformer's configuration; its weights need not be there.
 
+    Args:
+        name, transformer: as for `load_base`.
+
     Raises:
-        FileNotFoundError, ValueError: no such base, or one of another kind.
+        FileNotFoundError, ValueError: no such base, or one of another kind; a transformer that
+            does not fit it.
     """
-    return base_kind(name).read_config(name)
+    config = base_kind(name).read_config(name)
+    if transformer is not None:
+        check_transformer(transformer, config, weights=False)
+    return config
 
 
-def check_base(name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
+def check_base(
+    name: str | os.PathLike[str], *, transformer: str | os.PathLike[str] | None = None
+) -> None:
     """Check that everything is there that `load_base` reads; nothing is loaded.
 
     Args:
-        name: as for `load_base`.
-        own_transformer: whether its transformer's weights are wanted too.
+        name, transformer: as for `load_base`.
 
     Raises:
-        FileNotFoundError, ValueError: no such base, a part of one, or one of another kind.
+        FileNotFoundError, ValueError: as `base_config`; or a part is missing.
     """
-    base_kind(name).check_complete(name, own_transformer=own_transformer)
+    kind = base_kind(name)
+    kind.check_complete(name, own_transformer=transformer is None)
+    if transformer is not None:
+        check_transformer(transformer, kind.read_config(name), weights=True)
 
 
 def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
@@ -66,7 +80,7 @@ def load_base(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    transformer: Any = None,
+    transformer: str | os.PathLike[str] | None = None,
 ) -> Base:
     """Load a base; its encoders stay where they are until they are placed.
 
@@ -77,15 +91,19 @@ def load_base(
         device: where to compute.
         dtype: of the transformer, and of a text encoder.
         seed: of random weights.
-        transformer: a loaded one of the base's sizes, in its own's place.
+        transformer: folder of one to take instead of the base's own, which is not loaded: of the
+            same sizes, as `genhoi convert` or diffusers writes it.
 
     Raises:
         FileNotFoundError: no such base; the message says what to fetch.
-        ValueError: one of another kind.
+        ValueError: one of another kind; a transformer that does not fit.
     """
-    return base_kind(name).load(
-        name, device=device, dtype=dtype, seed=seed, transformer=transformer
-    )
+    check_base(name, transformer=transformer)
+    given = None if transformer is None else load_transformer(transformer, dtype=dtype)
+    base = base_kind(name).load(name, device=device, dtype=dtype, seed=seed, transformer=given)
+    if transformer is not None:
+        base.about += f", with the transformer of {os.fspath(transformer)}"
+    return base
 
 
 def shipped_adapter(name: str | os.PathLike[str]) -> Path | None:

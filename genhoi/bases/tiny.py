@@ -105,7 +105,7 @@ class TinyBase(Base):
         self.device = torch.device(device)
         self.trained = folder is not None or transformer is not None
         if transformer is not None:
-            self.about = "tiny, with another transformer"
+            self.about = "tiny"
         elif folder is not None:
             self.about = f"tiny: {_read_mark(folder)['about']}"
             transformer = _cast(_read_transformer(folder), dtype)

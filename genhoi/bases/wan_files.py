@@ -15,6 +15,7 @@ __all__ = [
     "PIPELINES",
     "SUGGESTED",
     "find_base",
+    "has_weights",
     "locate_base",
     "missing_files",
     "pipeline_name",
@@ -117,11 +118,12 @@ def missing_files(folder: Path, *, weights: Sequence[str], configs: Sequence[str
         weights: components of which weights have to be there.
         configs: files that have to be there.
     """
-    missing = [f"{name}/ (weights)" for name in weights if not _has_weights(folder / name)]
+    missing = [f"{name}/ (weights)" for name in weights if not has_weights(folder / name)]
     return missing + [path for path in configs if not (folder / path).is_file()]
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Tell whether a component's folder holds weights."""
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
 
 

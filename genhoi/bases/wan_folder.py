@@ -17,6 +17,7 @@ from genhoi.bases.wan_files import (
     INDEX,
     PIPELINES,
     SUGGESTED,
+    find_base,
     locate_base,
     missing_files,
     pipeline_name,
@@ -24,6 +25,7 @@ from genhoi.bases.wan_files import (
 )
 from genhoi.bases.wan_needs import wan_needs
 from genhoi.extras import need
+from genhoi.models.adapter_config import CONFIG_NAME
 
 __all__ = ["WanFolderBase"]
 
@@ -162,6 +164,14 @@ class WanFolderBase(Base):
     ) -> Self:
         """Load the pipeline; no weight is random, so the seed has no say."""
         return cls(locate_base(name), device=device, dtype=dtype, transformer=transformer)
+
+    @classmethod
+    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
+        """Name the folder adapter/, which `genhoi convert --pipeline` writes beside the rest."""
+        folder = find_base(name)
+        if folder is None or not (folder / "adapter" / CONFIG_NAME).is_file():
+            return None
+        return folder / "adapter"
 
     @classmethod
     def _task(cls) -> str:

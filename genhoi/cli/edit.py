@@ -46,7 +46,8 @@ def edit(output: Output, **options: Any) -> None:
     schedule = _schedule(options["schedule"])
     size = _size(options)
     targets = Targets(options["out"], overwrite=options["force"])
-    (base_config if options["dry_run"] else check_base)(options["base"])
+    check = base_config if options["dry_run"] else check_base
+    check(options["base"], transformer=options["transformer"])
     kind = base_kind(options["base"])
     names = [field.name for field in fields(EditSettings)]
     settings = resolve(kind.defaults, **{name: options[name] for name in names})
@@ -148,6 +149,7 @@ def _load(output: Output, options: dict[str, Any], schedule: str | float | None)
         return GenHOIPipeline.from_pretrained(
             options["base"],
             adapter=options["adapter"],
+            transformer=options["transformer"],
             untrained_adapter=options["untrained_adapter"],
             video_lora=options["video_lora"],
             device=options["device"],

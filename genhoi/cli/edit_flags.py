@@ -93,7 +93,13 @@ _GROUPS = (
         cloup.option(
             "--adapter",
             help="The folder or Hub name of an adapter that was trained on the base.  [default: "
-            "tiny's own]",
+            "tiny's own; the base's folder adapter/]",
+        ),
+        cloup.option(
+            "--transformer",
+            type=PATH,
+            help="Folder of a transformer of the same sizes, as genhoi convert writes it, in the "
+            "place of the base's own.  [default: the base's]",
         ),
         cloup.option(
             "--untrained-adapter",

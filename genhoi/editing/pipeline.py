@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from genhoi.bases.base import Base, CropMode, Offload
-from genhoi.bases.load import base_kind, load_base
+from genhoi.bases.load import base_kind, check_base, load_base
 from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.bar import shown
@@ -94,6 +94,7 @@ class GenHOIPipeline:
         base: str | os.PathLike[str] = "tiny",
         *,
         adapter: str | os.PathLike[str] | GenHOIAdapter | None = None,
+        transformer: str | os.PathLike[str] | None = None,
         video_lora: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -108,8 +109,12 @@ class GenHOIPipeline:
                 a tiny base or of a diffusers Wan2.1 image-to-video pipeline; or the name of one on
                 the Hugging Face Hub that has been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
-                None for the one that comes with the base "tiny", else for a fresh one, which is
-                refused unless `untrained_adapter` is True or the base is not trained either.
+                None for the one that comes with the base, with "tiny" or in the folder adapter/ of
+                a pipeline, else for a fresh one, which is refused unless `untrained_adapter` is
+                True or the base is not trained either.
+            transformer: folder of one to take instead of the base's own, which is not loaded: of
+                the same sizes, as `genhoi convert` or diffusers writes it. The base's adapter does
+                not come with it.
             untrained_adapter: see the class.
             video_lora: folder of low-rank weights for the video's own attention, as `genhoi train
                 --video-rank` writes them for bases in diffusers' format.
@@ -122,7 +127,8 @@ class GenHOIPipeline:
         Raises:
             FileNotFoundError: no such base; the message says what to fetch. Or no video_lora.
             ImportError: video_lora needs peft.
-            TypeError, ValueError: as the class; a base that takes no video_lora.
+            TypeError, ValueError: as the class; a base that takes no video_lora; a transformer of
+                other sizes.
         """
         device = torch.device(device)
         if offload not in get_args(Offload):
@@ -133,16 +139,17 @@ class GenHOIPipeline:
                 f"offload: got {offload!r} for base {base} on {device}, wanted 'none': it serves "
                 f"large bases on a GPU"
             )
-        if adapter is None:
+        if adapter is None and transformer is None:
             adapter = kind.shipped_adapter(base)
         if isinstance(adapter, (str, os.PathLike)):
             name, adapter = os.fspath(adapter), GenHOIAdapter.from_pretrained(adapter)
         else:
             name = "adapter"
-        kind.check_complete(base)  # raises
-        if not (untrained_adapter or kind.is_untrained(base)):
-            _refuse_fresh(adapter, name, os.fspath(base))  # before the base is loaded
-        loaded = load_base(base, device=device, dtype=dtype)
+        check_base(base, transformer=transformer)
+        own = base if transformer is None else transformer
+        if not (untrained_adapter or kind.is_untrained(own)):
+            _refuse_fresh(adapter, name, os.fspath(own))  # before the base is loaded
+        loaded = load_base(base, device=device, dtype=dtype, transformer=transformer)
         pipeline = cls(loaded, adapter, untrained_adapter=untrained_adapter, **options)
         if video_lora is not None:
             loaded.load_video_lora(video_lora)

@@ -64,6 +64,7 @@ def make_record(
             "name": options["base"],
             "about": pipeline.base.about,
             "trained": pipeline.base.trained,
+            "transformer": None if options["transformer"] is None else str(options["transformer"]),
             "video_lora": None if options["video_lora"] is None else str(options["video_lora"]),
         },
         "adapter": {"name": options["adapter"], "trained": pipeline.adapter_trained},

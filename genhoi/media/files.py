@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,10 +24,12 @@ __all__ = [
     "PathLike",
     "alone_in",
     "atomic_path",
+    "check_space",
     "check_target",
     "digest",
     "existing",
     "one_after_the_other",
+    "size_of",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -93,6 +96,21 @@ def existing(path: PathLike, what: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{what}: there is no file or folder {path}")
     return path
+
+
+def size_of(folder: Path) -> int:
+    """Count the bytes of all files in a folder and below; links count as what they lead to."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OSError unless so many bytes are free where a folder is or would be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: got {free / 1e9:.3g} GB of free space, wanted {needed / 1e9:.3g} GB"
+        )
 
 
 @contextmanager

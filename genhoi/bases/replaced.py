@@ -1,0 +1,82 @@
+"""A transformer from a folder of its own, in the place of a base's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genhoi.bases.wan_files import has_weights
+from genhoi.models.registry import empty_model
+
+__all__ = ["check_same_sizes", "check_transformer", "load_transformer"]
+
+_WANTED = "wanted the folder transformer/ that genhoi convert or diffusers writes"
+
+
+def check_transformer(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], *, weights: bool
+) -> None:
+    """Check that a folder holds a transformer that fits a base; nothing is loaded.
+
+    Args:
+        folder: of a transformer as diffusers saves it.
+        config: of the base's own.
+        weights: whether its weights have to be there.
+
+    Raises:
+        FileNotFoundError: there is none, or no weights. ValueError: it does not fit.
+    """
+    if weights and not has_weights(Path(folder)):
+        raise FileNotFoundError(f"transformer: there are no weights in {folder}; {_WANTED}")
+    check_same_sizes(_read_config(folder), config, what=f"the one in {folder}")
+
+
+def check_same_sizes(config: Mapping[str, Any], wanted: Mapping[str, Any], *, what: str) -> None:
+    """Compare configurations of transformers; what one leaves out has diffusers' default.
+
+    Args:
+        config: of the transformer that came.
+        wanted: of the base's own.
+        what: came, in words.
+
+    Raises:
+        ValueError: they differ. TypeError: no family of models takes one of them.
+    """
+    came, own = _complete(config), _complete(wanted)
+    names = [name for name in sorted({*came, *own}) if came.get(name) != own.get(name)]
+    if names:
+        differ = ", ".join(f"{name} {came.get(name)} instead of {own.get(name)}" for name in names)
+        raise ValueError(f"transformer: got {what}, wanted the base's sizes: it has {differ}")
+
+
+def load_transformer(folder: str | os.PathLike[str], *, dtype: torch.dtype) -> Any:
+    """Load a transformer as diffusers saves it, in this dtype, on the CPU."""
+    with torch.device("meta"):
+        kind = type(empty_model(_read_config(folder)).transformer)
+    return kind.from_pretrained(os.fspath(folder), local_files_only=True, torch_dtype=dtype)
+
+
+def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"transformer: there is no {path}; {_WANTED}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return dict(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"transformer: {path} holds no settings: {error}") from error
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add defaults; leave out what has no say in the weights."""
+    with torch.device("meta"):
+        transformer = empty_model(config).transformer
+    values = {n: x for n, x in dict(transformer.config).items() if not n.startswith("_")}
+    values.pop("rope_max_seq_len", None)  # the length of a table of angles, not of weights
+    values = {n: list(x) if isinstance(x, tuple) else x for n, x in values.items()}
+    return values | {"class": type(transformer).__name__}
