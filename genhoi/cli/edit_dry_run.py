@@ -123,11 +123,12 @@ def _others(estimate: Estimate) -> list[tuple[str, int]]:
 def _of_time(
     estimate: Estimate, speeds: Speeds | None, target: Target, options: dict[str, Any]
 ) -> dict[str, str]:
-    passes = f"{options['steps']} steps x {1 if options['guidance'] == 1 else 2} x windows"
     work = estimate.references + estimate.denoising
+    branches = "" if options["guidance"] == 1 else " x 2 for guidance"
     rows = {
         "work": f"{work.attention:.3g} operations of attention, {work.products:.3g} of other "
-        f"products ({passes})"
+        f"products: {options['steps']} steps{branches} x {len(estimate.windows)} windows, and the "
+        f"objects once"
     }
     if speeds is None:
         return rows | {
@@ -136,8 +137,8 @@ def _of_time(
     total, once = speeds.seconds(work), speeds.seconds(estimate.references)
     rows[f"time on {target.name}"] = (
         f"about {time_text(total.total)}: attention {time_text(total.attention)}, other products "
-        f"{time_text(total.products)}, the rest {time_text(total.rest)}; of it the objects, once, "
-        f"{once.total:.2g} s. Encoding and decoding come on top"
+        f"{time_text(total.products)}, the rest {time_text(total.rest)}; {once.total:.2g} s of it "
+        f"for the objects. Encoding and decoding come on top"
     )
     rows["how known"] = speeds.source
     return rows

@@ -67,7 +67,7 @@ class Counter(TorchDispatchMode):
         elif func.overloadpacket in flop_registry:
             flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.product_flops += float(flops)
-        elif not func.is_view:
+        elif not func.is_view and "empty" not in func.overloadpacket.__name__:
             self.moved_bytes += sum(map(_bytes, _tensors((args, kwargs, out))))
         return out
 

@@ -23,7 +23,7 @@ from genhoi.models.options import Preset
 from genhoi.models.protocol import ModelSizes, VideoModel
 from genhoi.models.registry import empty_model
 
-__all__ = ["EmptyModel", "ForwardNeeds", "Work"]
+__all__ = ["EmptyModel", "ForwardNeeds", "Work", "cast_weights"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class EmptyModel:
             self._model = empty_model(config)
             self._dtype = dtype
             transformer = self._model.transformer.eval()
-            _cast(transformer, dtype)
+            cast_weights(transformer, dtype)
             self.parameters = sum(p.numel() for p in transformer.parameters())
             self.weight_bytes = _bytes(transformer)
             if adapter is None:
@@ -193,7 +193,7 @@ def _work(counter: Counter) -> Work:
     return Work(counter.attention_flops, counter.product_flops, counter.moved_bytes)
 
 
-def _cast(transformer: Any, dtype: torch.dtype) -> None:
+def cast_weights(transformer: Any, dtype: torch.dtype) -> None:
     """Cast as loading in a dtype does: some parts stay in float32."""
     keep = transformer._keep_in_fp32_modules or ()
     for name, weight in transformer.named_parameters():
