@@ -9,6 +9,7 @@ from genhoi.extras import needed_for
 if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.conditioning.masks import clear_first_frame as clear_first_frame
     from genhoi.conditioning.masks import token_mask as token_mask
+    from genhoi.conditioning.vace import vace_context as vace_context
     from genhoi.editing.pipeline import GenHOIPipeline as GenHOIPipeline
     from genhoi.editing.plan import EditWarning as EditWarning
     from genhoi.evaluation.measure import evaluate as evaluate
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
 # seconds, and diffusers, PyAV and the like are there only where an extra brought them.
 _NAMES = {
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
+    "genhoi.conditioning.vace": ["vace_context"],
     "genhoi.editing.pipeline": ["GenHOIPipeline"],
     "genhoi.editing.plan": ["EditWarning"],
     "genhoi.evaluation.measure": ["evaluate"],

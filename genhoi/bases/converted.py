@@ -40,6 +40,11 @@ class Surroundings:
         named = [n for n, x in index.items() if isinstance(x, list) and len(x) == 2 and x[0]]
         self.components = [n for n in named if n != "transformer" and (self.folder / n).is_dir()]
 
+    @property
+    def transformer(self) -> Path:
+        """Return the folder of the pipeline's own transformer, whose weights may be missing."""
+        return self.folder / "transformer"
+
     def place_in(self, folder: Path, *, final: Path, copy: bool) -> bool:
         """Put the components into a folder.
 

@@ -25,6 +25,7 @@ from genhoi.bases.wan_files import (
 )
 from genhoi.bases.wan_needs import wan_needs
 from genhoi.extras import need
+from genhoi.media import pixel_values
 from genhoi.models.adapter_config import CONFIG_NAME
 
 __all__ = ["WanFolderBase"]
@@ -220,8 +221,8 @@ class WanFolderBase(Base):
     def encode(self, frames: Tensor) -> Tensor:
         """Take the mode of the VAE's distribution, normalised by its statistics."""
         vae = self.pipe.vae
-        pixels = frames.to(self.device).permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist.mode().float()
+        pixels = pixel_values(frames.to(self.device)).permute(3, 0, 1, 2)[None]
+        latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
         mean, std = self._statistics()
         return (latents - mean) / std
 

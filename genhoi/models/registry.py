@@ -11,7 +11,11 @@ from genhoi.models.protocol import VideoModel
 __all__ = ["empty_model", "model_of"]
 
 # Module and class of each family; the first that takes a transformer has it.
-_FAMILIES = (("genhoi.models.wan.model", "WanModel"),)
+_FAMILIES = (
+    ("genhoi.models.wan.model", "WanModel"),
+    ("genhoi.models.wan.vace.model", "VaceModel"),
+)
+_WANTED = "WanTransformer3DModel or WanVACETransformer3DModel"
 
 
 def model_of(transformer: Any) -> VideoModel:
@@ -26,7 +30,7 @@ def model_of(transformer: Any) -> VideoModel:
     for family in _families():
         if any(family.takes(name, config) for name in names):
             return family(transformer)
-    raise TypeError(f"transformer: got {names[0]}, wanted a diffusers WanTransformer3DModel")
+    raise TypeError(f"transformer: got {names[0]}, wanted a diffusers {_WANTED}")
 
 
 def empty_model(config: Mapping[str, Any]) -> VideoModel:
@@ -42,7 +46,7 @@ def empty_model(config: Mapping[str, Any]) -> VideoModel:
     for family in _families():
         if family.takes(name, config):
             return family.empty(config)
-    raise TypeError(f"config: got one of a {name}, wanted one of a WanTransformer3DModel")
+    raise TypeError(f"config: got one of a {name}, wanted one of a {_WANTED}")
 
 
 def _families() -> Iterator[type[VideoModel]]:
