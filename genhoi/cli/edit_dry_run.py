@@ -107,7 +107,9 @@ def _of_model(estimate: Estimate) -> dict[str, str]:
         "transformer": f"{estimate.parameters:,} parameters, "
         f"{bytes_text(estimate.weight_bytes['transformer'])}",
         "other weights": ", ".join(weights),
-        "kept of the objects": bytes_text(estimate.cache_bytes),
+        "kept of the objects": bytes_text(estimate.cache_bytes)
+        if estimate.cache_bytes
+        else "nothing: they run with the clip",
         "activations": f"{bytes_text(estimate.activation_bytes)} in the transformer",
     }
     if estimate.assumed:

@@ -121,7 +121,7 @@ class EmptyModel:
             self.adapter_bytes = _bytes(weights)
             # The mask gate asks for values, and takes no memory to speak of.
             self._attachment = attach(transformer, weights, preset=preset, mask_gate=False)
-        blocks = [_bytes(block.module) for block in self._model.blocks]
+        blocks = [_bytes(block) for block in self._model.all_blocks]
         self.block_bytes = _bytes(transformer) - sum(blocks) + max(blocks)
         self._channels = _condition_channels(self._model)
 
@@ -146,21 +146,17 @@ class EmptyModel:
             text_tokens: that the transformer gets.
             image: shape of the encoded image.
         """
-        f, height, width = latent_grid
         channels = self.sizes.latent_channels
         with torch.inference_mode():
-            self._attachment.set_reference(
-                [torch.empty(1, channels, 1, *x, device="meta") for x in references]
-            )
-            first = self._pass(latent_grid, text_tokens, image)
+            given = [torch.empty(1, channels, 1, *x, device="meta") for x in references]
+            self._attachment.set_reference(given)
+            first, tokens = self._pass(latent_grid, given, text_tokens, image)
             kept = first.live_bytes
-            later = self._pass(latent_grid, text_tokens, image)
+            later, _ = self._pass(latent_grid, given, text_tokens, image)
             self._attachment.set_reference(None)
         once, each = _work(first), _work(later)
-        frames, rows, columns = self.sizes.patch
-        sequence = f + self._attachment.reference_frames
         return ForwardNeeds(
-            tokens=(sequence // frames) * (height // rows) * (width // columns),
+            tokens=tokens,
             once=once + each * -1,
             each=each,
             cache_bytes=kept,
@@ -168,25 +164,34 @@ class EmptyModel:
         )
 
     def _pass(
-        self, latent_grid: Grid, text_tokens: int, image: tuple[int, int, int] | None
-    ) -> Counter:
-        f, height, width = latent_grid
-        extra = self._attachment.reference_frames
+        self,
+        latent_grid: Grid,
+        references: Sequence[Tensor],
+        text_tokens: int,
+        image: tuple[int, int, int] | None,
+    ) -> tuple[Counter, int]:
+        """Run one pass; return what it took, and the tokens of its sequence."""
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(*shape, dtype=self._dtype, device="meta")
 
         with counting() as counter:
-            arguments = self._model.inputs(
-                empty(1, self.sizes.latent_channels, extra + f, height, width),
-                empty(1, self._channels, f, height, width),
-                torch.empty(1, device="meta"),
-                empty(1, text_tokens, self.sizes.text_dim),
-                None if image is None else empty(*image),
+            condition = self._model.with_references(
+                empty(1, self._channels, *latent_grid), references
             )
-            self._model.transformer(**arguments)
-            del arguments
-        return counter
+            latents = empty(1, self.sizes.latent_channels, *condition.shape[2:])
+            f, h, w = self.sizes.grid(latents)
+            self._model.transformer(
+                **self._model.inputs(
+                    latents,
+                    condition,
+                    torch.empty(1, device="meta"),
+                    empty(1, text_tokens, self.sizes.text_dim),
+                    None if image is None else empty(*image),
+                )
+            )
+            del latents, condition
+        return counter, f * h * w
 
 
 def _work(counter: Counter) -> Work:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support.command_lines import command_line
 from support.tiny_base import save_tiny_base
+from support.tiny_vace import save_tiny_vace_base
 
 from genhoi import media
 from genhoi.bases.base import Offload
@@ -106,6 +107,14 @@ def test_json_has_everything(files: Path, base: Path) -> None:
     assert not values["speeds"]["measured"] and "not measured" in values["speeds"]["source"]
     phases = values["estimate"]["memory"][0]["phases"]
     assert set(phases) > {"encoding text", "denoising", "decoding frames"}
+
+
+def test_a_vace_pipeline(files: Path) -> None:
+    vace = save_tiny_vace_base(files / "vace")
+    result = dry_run(files, vace, "--device", "b200")
+    assert result.exit_code == 0, result.output
+    assert "nothing: they run with the clip" in result.output
+    assert "encoding images" not in result.output
 
 
 def test_a_type_that_was_not_measured(files: Path) -> None:

@@ -17,7 +17,7 @@ from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import AdapterConfig
 from genhoi.models.attach import attach
 from genhoi.models.counted import counting
-from genhoi.models.forward_needs import EmptyModel, cast_weights
+from genhoi.models.forward_needs import EmptyModel, Work, cast_weights
 from genhoi.models.registry import empty_model
 
 AGREES = 0.25  # of the measured bytes
@@ -140,6 +140,37 @@ def test_the_references_are_computed_once() -> None:
     n, m, width, layers = 48, 16, 128, 2
     assert one.each.attention == 4 * n * (n + m + 512) * width * layers
     assert one.once.attention == 4 * m * m * width * layers
+
+
+def test_references_in_the_sequence_are_in_every_pass() -> None:
+    """A VACE: its references are frames, its VACE blocks stand beside the trunk."""
+    vace = SMALL | {
+        "_class_name": "WanVACETransformer3DModel",
+        "in_channels": 16,
+        "vace_in_channels": 96,
+        "vace_layers": [0],
+    }
+    f, height, width = grid = (5, 16, 24)
+    references = [torch.zeros(1, 16, 1, height, width)] * 2
+    model = empty_model(vace)
+    adapter = GenHOIAdapter.for_transformer(model.transformer.eval())
+    attach(model.transformer, adapter).set_reference(references)
+
+    def work() -> Tensor:
+        condition = model.with_references(torch.zeros(1, 96, *grid), references)
+        latents = torch.zeros(1, 16, f + 2, height, width)
+        text = torch.zeros(1, 512, 64)
+        arguments = model.inputs(latents, condition, torch.zeros(1), text, None)
+        out: Tensor = model.transformer(**arguments)[0]
+        return out
+
+    empty_vace = EmptyModel(vace, dtype=torch.float32)
+    needs = empty_vace.forward_needs(grid, references=[(height, width)] * 2, text_tokens=512)
+    assert needs.activation_bytes == pytest.approx(peak_of_allocator(work), rel=AGREES)
+    assert needs.tokens == (f + 2) * height * width // 4
+    assert (needs.cache_bytes, needs.once) == (0, Work())
+    # Two blocks of the trunk and one of VACE.
+    assert needs.each.attention == 4 * needs.tokens * (needs.tokens + 512) * 128 * 3
 
 
 def test_weights_are_those_of_the_model() -> None:
