@@ -140,7 +140,7 @@ def _of_time(
     rows[f"time on {target.name}"] = (
         f"about {time_text(total.total)}: attention {time_text(total.attention)}, other products "
         f"{time_text(total.products)}, the rest {time_text(total.rest)}; {once.total:.2g} s of it "
-        f"for the objects. Encoding and decoding come on top"
+        f"for the objects. Encoding, decoding and what --offload copies come on top"
     )
     rows["how known"] = speeds.source
     return rows

@@ -192,7 +192,7 @@ def test_an_adapter_of_another_base_is_refused() -> None:
 # ------------------------------------------------------------------------------------------- VAEs
 
 
-@pytest.mark.parametrize("frames, size", [(9, (64, 64)), (17, (64, 96))])
+@pytest.mark.parametrize("frames, size", [(9, (64, 64)), (17, (32, 48))])
 def test_a_vae_takes_what_was_counted(
     frames: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +205,6 @@ def test_a_vae_takes_what_was_counted(
     latent = (1 + frames // 4, size[0] // 8, size[1] // 8)
     convolve_without_scratch(monkeypatch)
     measured = peak_of_allocator(lambda: vae.encode(torch.zeros(1, 3, frames, *size)))
-    assert encoding.activation_bytes == pytest.approx(measured, rel=AGREES)
+    assert encoding.activation_bytes == pytest.approx(measured, rel=0.05)
     measured = peak_of_allocator(lambda: vae.decode(torch.zeros(1, 16, *latent)))
-    assert decoding.activation_bytes == pytest.approx(measured, rel=AGREES)
+    assert decoding.activation_bytes == pytest.approx(measured, rel=0.05)
