@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import WanVACETransformer3DModel
+from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from support.tiny_vace import GRID, tiny_vace, vace_inputs
+from PIL import Image
+from support.tiny_vace import GRID, save_tiny_vace_base, tiny_vace, vace_inputs
 from support.tiny_wan import lively_adapter, tiny_wan
 from torch import Tensor
 from torch.nn import functional as F
@@ -411,3 +412,84 @@ def test_the_family_is_known() -> None:
     model = model_of(tiny_vace())
     assert model.references_in_sequence and len(model.blocks) == 2 and len(model.all_blocks) == 6
     assert model.sizes.num_layers == 4
+
+
+# ------------------------------------------------------------------------------ with other tools
+
+
+def attached(model: WanVACETransformer3DModel) -> Any:
+    handle: Any = attach(model, lively_adapter(model))
+    handle.set_reference_frames(2)
+    return handle
+
+
+def test_compiled_blocks_are_one_graph_each_and_stay() -> None:
+    model = tiny_vace()
+    attached(model)
+    arguments = vace_inputs(model)
+    eager = run(model, **arguments)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(model, **arguments), eager, rtol=1e-5, atol=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run(model, **(arguments | {"timestep": torch.tensor([250.0])}))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offload(kind: str) -> None:
+    model = tiny_vace()
+    attached(model)
+    arguments = vace_inputs(model)
+    wanted = run(model, **arguments)
+    size = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    cpu = torch.device("cpu")
+    model.enable_group_offload(cpu, cpu, offload_type=kind, **size)
+    assert torch.equal(run(model, **arguments), wanted)
+
+
+def test_layerwise_casting_leaves_the_adapter_alone() -> None:
+    model = tiny_vace()
+    handle = attached(model)
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    run(model, **vace_inputs(model))
+    assert {p.dtype for p in handle.adapter.parameters()} == {torch.float32}
+    assert model.vace_blocks[0].attn1.to_q.weight.dtype == torch.float8_e4m3fn
+
+
+def test_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """It puts references in front by itself; only their number has to be said."""
+    pipe = WanVACEPipeline.from_pretrained(save_tiny_vace_base(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [Image.new("RGB", (48, 32), colour) for colour in ("red", "white")]
+    common: dict[str, Any] = {
+        "prompt": "a hand",
+        "video": [pictures[0]] * 5,
+        "mask": [Image.new("L", (48, 32), 255)] * 5,
+        "reference_images": pictures,
+        "height": 32,
+        "width": 48,
+        "num_frames": 5,
+        "num_inference_steps": 2,
+        "output_type": "latent",
+    }
+
+    def latents() -> Tensor:
+        made: Tensor = pipe(**common, generator=torch.Generator().manual_seed(0)).frames
+        return made
+
+    base = latents()
+    handle: Any = attach(pipe.transformer, lively_adapter(pipe.transformer))
+    handle.set_reference_frames(len(pictures))
+    assert latents().shape == base.shape
+    assert not torch.equal(latents(), base)
+    handle.detach()
+    assert torch.equal(latents(), base)
+
+
+def test_a_stream_has_no_reference_frames() -> None:
+    model = tiny_wan()
+    with pytest.raises(TypeError, match="set_reference_frames: references of this model are a str"):
+        attach(model, lively_adapter(model)).set_reference_frames(1)

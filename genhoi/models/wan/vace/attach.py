@@ -67,21 +67,7 @@ class VaceAttachment(WanProcessors):
         return own, text
 
     def set_reference_frames(self, count: int, *, sliding: Sliding = "all") -> None:
-        """Say how many latent frames at the front are references, and which of them slide.
-
-        It holds for all forward passes until the next call. The frames themselves are in the
-        transformer's inputs: noise of theirs at the front of ``hidden_states``, and
-        ``genhoi.vace_context`` for ``control_hidden_states``.
-
-        Args:
-            count: of the references; 0 for none.
-            sliding: which turn per head: "all"; "last", as in the authors' release, whose other
-                references stay where their frame is; or "none".
-
-        Raises:
-            TypeError: count is no integer. ValueError: it is below 0, or sliding is unknown.
-            RuntimeError: after ``detach``.
-        """
+        """Keep both until the next call."""
         self._check_attached("set_reference_frames")
         if isinstance(count, bool) or not hasattr(count, "__index__"):
             raise TypeError(f"count: got {count!r}, wanted an integer")
