@@ -8,13 +8,14 @@ __all__ = ["how_to_install", "is_installed", "need", "needed_for"]
 
 # Name of the module to import: (package, extra of pyproject.toml that brings it).
 _EXTRAS = {
-    "PIL": ("pillow", "video"),
+    "PIL": ("pillow", "wan"),
     "accelerate": ("accelerate", "wan"),
     "av": ("av", "video"),
     "click": ("click", "video"),
     "cloup": ("cloup", "video"),
     "cv2": ("opencv-python-headless", "video"),
     "diffusers": ("diffusers", "wan"),
+    "ftfy": ("ftfy", "wan"),
     "filelock": ("filelock", "train"),
     "huggingface_hub": ("huggingface_hub", "wan"),
     "matplotlib": ("matplotlib", "video"),

@@ -184,7 +184,12 @@ class Base(ABC):
         seed: int,
         transformer: Any = None,
     ) -> Base:
-        """Load the base that a name means; `genhoi.bases.load.load_base` says more."""
+        """Load the base that a name means; `genhoi.bases.load.load_base` says more.
+
+        Args:
+            name, device, dtype, seed: as there.
+            transformer: a loaded one of the base's sizes, in its own's place.
+        """
 
     @classmethod
     def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:

@@ -9,15 +9,14 @@ from typing import Any
 
 from genhoi.bases.load import base_config, base_kind
 from genhoi.bases.replaced import check_same_sizes
-from genhoi.bases.wan_files import INDEX, locate_base, read_json
+from genhoi.bases.wan_files import INDEX, has_weights, locate_base, read_json
 from genhoi.media.files import check_space, size_of
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi_kernels.files import whole_folder
+from genhoi_kernels.files import remove_unfinished, whole_folder
 
 __all__ = ["Surroundings", "check_out", "save_converted"]
 
 _OURS = ("transformer", "adapter")
-_SHARD = "5GB"  # writing copies one shard at a time
 
 
 class Surroundings:
@@ -41,9 +40,10 @@ class Surroundings:
         self.components = [n for n in named if n != "transformer" and (self.folder / n).is_dir()]
 
     @property
-    def transformer(self) -> Path:
-        """Return the folder of the pipeline's own transformer, whose weights may be missing."""
-        return self.folder / "transformer"
+    def own_weights(self) -> list[Path]:
+        """Return the folder of its own transformer; none where the weights are missing."""
+        folder = self.folder / "transformer"
+        return [folder] if has_weights(folder) else []
 
     def place_in(self, folder: Path, *, final: Path, copy: bool) -> bool:
         """Put the components into a folder.
@@ -126,14 +126,18 @@ def save_converted(
     if surroundings is not None:
         config = dict(transformer.config) | {"_class_name": type(transformer).__name__}
         check_same_sizes(config, surroundings.config, what="the converted one")
+    remove_unfinished(out.absolute().parent, target=out)
     weights = [*transformer.state_dict().values(), *adapter.state_dict().values()]
     check_space(out.absolute().parent, sum(x.nbytes for x in weights))
     linked = False
     with whole_folder(out.absolute()) as folder:
         if surroundings is not None:
             linked = surroundings.place_in(folder, final=out.absolute(), copy=copy)
-        transformer.save_pretrained(folder / "transformer", max_shard_size=_SHARD)
+        transformer.save_pretrained(folder / "transformer")
         adapter.save_pretrained(folder / "adapter")
+        for path in [x for part in _OURS for x in (folder / part).glob("*.safetensors")]:
+            # safetensors' own files only their owner may read.
+            shutil.copymode(folder / "transformer" / "config.json", path)
         if surroundings is not None:
             shutil.copyfile(surroundings.folder / INDEX, folder / INDEX)
     return linked

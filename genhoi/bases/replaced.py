@@ -58,7 +58,7 @@ def load_transformer(folder: str | os.PathLike[str], *, dtype: torch.dtype) -> A
     """Load a transformer as diffusers saves it, in this dtype, on the CPU."""
     with torch.device("meta"):
         kind = type(empty_model(_read_config(folder)).transformer)
-    return kind.from_pretrained(os.fspath(folder), local_files_only=True, torch_dtype=dtype)
+    return kind.from_pretrained(os.fspath(folder), local_files_only=True, dtype=dtype)
 
 
 def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -118,13 +118,24 @@ def missing_files(folder: Path, *, weights: Sequence[str], configs: Sequence[str
         weights: components of which weights have to be there.
         configs: files that have to be there.
     """
-    missing = [f"{name}/ (weights)" for name in weights if not has_weights(folder / name)]
+    missing = [file for name in weights for file in _missing_weights(folder / name)]
     return missing + [path for path in configs if not (folder / path).is_file()]
 
 
 def has_weights(folder: Path) -> bool:
-    """Tell whether a component's folder holds weights."""
-    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+    """Tell whether a component's folder holds its weights, all parts of them."""
+    return not _missing_weights(folder)
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """List the parts that an index names and that are not there, else say that there is none."""
+    present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    named = [set(read_json(x)["weight_map"].values()) for x in folder.glob("*.index.json")]
+    # There may be one index for .safetensors and one for .bin files, of which one set is there.
+    if not present:
+        return [f"{folder.name}/ (weights)"]
+    lacks = min((parts - present for parts in named), key=len, default=set())
+    return [f"{folder.name}/{part}" for part in sorted(lacks)]
 
 
 def _may_be_of_the_hub(base: str | os.PathLike[str]) -> bool:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from genhoi.bases.base import TEXT_TOKENS, Base, Offload
 from genhoi.bases.needs import BaseNeeds
+from genhoi.bases.wan_codec import decode_latents, encode_frames
 from genhoi.bases.wan_files import (
     INDEX,
     PIPELINES,
@@ -25,7 +26,6 @@ from genhoi.bases.wan_files import (
 )
 from genhoi.bases.wan_needs import wan_needs
 from genhoi.extras import need
-from genhoi.media import pixel_values
 from genhoi.models.adapter_config import CONFIG_NAME
 
 __all__ = ["WanFolderBase"]
@@ -219,20 +219,12 @@ class WanFolderBase(Base):
                 getattr(self.pipe, name).to(device)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Take the mode of the VAE's distribution, normalised by its statistics."""
-        vae = self.pipe.vae
-        pixels = pixel_values(frames.to(self.device)).permute(3, 0, 1, 2)[None]
-        latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
-        mean, std = self._statistics()
-        return (latents - mean) / std
+        """Run the VAE."""
+        return encode_frames(self.pipe.vae, frames.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Undo the normalisation and run the VAE."""
-        vae = self.pipe.vae
-        mean, std = self._statistics()
-        pixels = vae.decode((latents.float() * std + mean).to(vae.dtype), return_dict=False)[0]
-        pixels = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
-        return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu()
+        """Run the VAE."""
+        return decode_latents(self.pipe.vae, latents.to(self.device))
 
     def encode_text(self, text: str) -> Tensor:
         """Run the text encoder on the text, padded as in training."""
@@ -249,11 +241,3 @@ class WanFolderBase(Base):
         states = encoder(ids.to(self.device), seen.to(self.device)).last_hidden_state
         states = states.to(self.device, self.transformer.dtype)
         return F.pad(states[:, :tokens], (0, 0, 0, TEXT_TOKENS - tokens))
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        config = self.pipe.vae.config
-        mean, std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean, std

@@ -91,7 +91,6 @@ def _convert(
     gates_from: Literal["base", "lora"] | None,
 ) -> tuple[Any, Any]:
     """Make transformer and adapter; warnings become lines for people."""
-    from genhoi.bases.wan_files import has_weights
     from genhoi.convert import (
         GatesWarning,
         from_official,
@@ -108,8 +107,7 @@ def _convert(
     if surroundings is None:
         parts = join_files(files)
     else:
-        stock = surroundings.transformer
-        parts = join_files(files, load_weights([stock]) if has_weights(stock) else None)
+        parts = join_files(files, load_weights(surroundings.own_weights) or None)
         known = {"vace_layers": surroundings.config.get("vace_layers")}
         sizes = {name: x for name, x in known.items() if x is not None} | (sizes or {})
     with warnings.catch_warnings(record=True) as caught:

@@ -8,7 +8,7 @@ from typing import Any
 
 from genhoi.models.protocol import VideoModel
 
-__all__ = ["empty_model", "model_of"]
+__all__ = ["empty_model", "family_of", "model_of"]
 
 # Module and class of each family; the first that takes a transformer has it.
 _FAMILIES = (
@@ -42,10 +42,22 @@ def empty_model(config: Mapping[str, Any]) -> VideoModel:
     Raises:
         TypeError: no family takes it.
     """
+    return family_of(config).empty(config)
+
+
+def family_of(config: Mapping[str, Any]) -> type[VideoModel]:
+    """Find the family of a transformer by its configuration; nothing is made.
+
+    Args:
+        config: as diffusers saves it, with its ``_class_name``.
+
+    Raises:
+        TypeError: no family takes it.
+    """
     name = str(config.get("_class_name"))
     for family in _families():
         if family.takes(name, config):
-            return family.empty(config)
+            return family
     raise TypeError(f"config: got one of a {name}, wanted one of a {_WANTED}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ _PREFIXES = (
 _LISTED = 8
 
 
-def load_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+def load_weights(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
     """Read weights, mapped into memory: nothing is loaded before it is used.
 
     A file is recognised by what it holds; its name may be any. A prefix that all names have, such
@@ -47,13 +48,16 @@ def load_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
 
     Raises:
         OSError: no such file.
+        TypeError: one path instead of several.
         ValueError: another kind of file; other content than tensors by name; a name that comes
             twice.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"weights: got {os.fspath(paths)!r}, wanted a list of paths")
     weights: dict[str, Tensor] = {}
     came: dict[str, Path] = {}
     for path in paths:
-        for file in _files(path):
+        for file in _files(Path(path)):
             for name, tensor in _load_file(file).items():
                 if name in weights:
                     raise ValueError(

@@ -95,8 +95,12 @@ class Batch:
         return Batch(**moved)
 
 
-def reference_dropout(config: TrainConfig, model: VideoModel) -> float:
+def reference_dropout(config: TrainConfig, model: VideoModel | type[VideoModel]) -> float:
     """Say how often a sample sees no reference.
+
+    Args:
+        config: of the run.
+        model: of its base, or its family.
 
     Raises:
         ValueError: some shall not, of a model with references in the sequence.

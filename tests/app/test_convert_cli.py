@@ -77,10 +77,13 @@ def test_two_folders(weights: Path, tmp_path: Path) -> None:
     arguments = ["--weights", weights, "--config", config, "--out", out]
     assert convert(*arguments).exit_code == 0
     assert sorted(path.name for path in out.iterdir()) == ["adapter", "transformer"]
+    assert len({path.stat().st_mode & 0o777 for path in out.glob("*/*")}) == 1
     transformer = WanTransformer3DModel.from_pretrained(out / "transformer")
     assert is_published(transformer, GenHOIAdapter.from_pretrained(out / "adapter"), weights)
     refused("--out: ", *arguments)
     refused("--force overwrites it", *arguments)
+    left = tmp_path / ".out.01234567.tmp"  # by a program that was killed
+    left.mkdir()
     assert convert(*arguments, "--force").exit_code == 0
     config.write_text(json.dumps({"num_heads": 5}))
     refused("config['num_heads']: got 5, wanted 4", *arguments, "--force")
@@ -210,6 +213,14 @@ def test_on_a_stock_base(stock: Path, whole: Path, tmp_path: Path) -> None:
     arguments = {"steps": 2, "window": 5, "progress_bar": False}
     edited = put_together(*clip(), **arguments)
     assert torch.equal(edited.frames, one(*clip(), **arguments).frames)
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one(*clip(), parts=tmp_path / "parts", callback=interrupt, **arguments)
+    with pytest.raises(FileExistsError, match="an unfinished edit with other inputs or settings"):
+        put_together(*clip(), parts=tmp_path / "parts", **arguments)
     assert put_together.base.about == f"{bare}, with the transformer of {whole / 'transformer'}"
 
 

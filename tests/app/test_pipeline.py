@@ -20,7 +20,7 @@ from torch import Tensor
 from genhoi import Clip, attach
 from genhoi.bases.load import base_config, check_base, load_base
 from genhoi.bases.wan import WanBase
-from genhoi.bases.wan_files import locate_base
+from genhoi.bases.wan_files import locate_base, pipeline_name
 from genhoi.editing.crop import choose_crop
 from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
@@ -527,6 +527,33 @@ def test_incomplete_and_other_bases_are_refused(folder: Path, tmp_path: Path) ->
     refused(ValueError, "holds a WanPipeline, wanted a WanImageToVideoPipeline")
 
 
+def test_half_a_download_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The parts that an index names and that are not there are listed."""
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    vae = base / "vae"
+    (part,) = vae.glob("*.safetensors")
+    shards = {"a": "1-of-3.safetensors", "b": "2-of-3.safetensors", "c": "3-of-3.safetensors"}
+    part.rename(vae / shards["a"])
+    index = vae / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks vae/2-of-3\.safet\w+, vae/3-of-3\.safet\w+;"
+    ):
+        check_base(base)
+    for name in shards.values():
+        (vae / name).touch()
+    check_base(base)
+
+
+def test_a_pipeline_says_what_it_is(folder: Path, tmp_path: Path) -> None:
+    assert pipeline_name(folder) == "WanImageToVideoPipeline"
+    assert pipeline_name(tmp_path) is None and pipeline_name(tmp_path / "none") is None
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model_index\.json is not JSON"):
+        base_config(tmp_path)
+
+
 def test_a_config_is_read_without_weights(folder: Path, tmp_path: Path) -> None:
     for name in ("model_index.json", "transformer/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -535,7 +562,7 @@ def test_a_config_is_read_without_weights(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lacks transformer/ .*, vae/ .*tokenizer_config"):
         check_base(tmp_path)
     with pytest.raises(FileNotFoundError, match="lacks vae/"):
-        check_base(tmp_path, own_transformer=False)
+        check_base(tmp_path, transformer=folder / "transformer")
     check_base(folder)
 
 

@@ -277,3 +277,19 @@ def test_dropped_references_are_refused(folder: Path, tmp_path: Path) -> None:
     config = config_on(folder, reference_dropout=0.5)
     with pytest.raises(ValueError, match=r"reference_dropout: got 0\.5, wanted 0 or none"):
         Trainer(config, tmp_path / "run", clips, base=base, accelerator=fresh_accelerator(config))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mask-gate"], "--mask-gate: got it, wanted none: references of a VACE model"),
+        (["--reference-dropout", "0.2"], "--reference-dropout: got 0.2, wanted 0 or none"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_encoded(
+    folder: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    command = command_line("train", base=folder / "base", out=tmp_path / "run")
+    result = CliRunner().invoke(main, [*command, *flags])
+    assert result.exit_code == 1
+    assert message in result.output and not (tmp_path / "run").exists(), result.output

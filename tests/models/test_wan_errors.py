@@ -7,7 +7,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from support.tiny_wan import TOKENS, inputs, lively_adapter, reference, some_tokens, tiny_wan
 
-from genhoi import Attachment, GenHOIAdapter, attach
+from genhoi import Attachment, GenHOIAdapter, attach, token_mask
+
+IMAGE = torch.zeros(32, 48, 3, dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -87,7 +89,10 @@ def test_wrong_kinds(model: WanTransformer3DModel) -> None:
 @pytest.mark.parametrize(
     ("references", "error", "message"),
     [
-        (reference(), TypeError, r"references: got Tensor, wanted a list"),
+        (reference(), TypeError, r"references: got Tensor, wanted a list.*encode_reference\(vae"),
+        ([IMAGE], TypeError, r"references: got torch.uint8, wanted .*encode_reference\(vae"),
+        ([IMAGE.permute(2, 0, 1)[None] / 255], ValueError, r"\(1, 3, 32, 48\).*encode_reference"),
+        ([torch.zeros(1, 3, 1, 32, 48)], ValueError, r"\(1, 3, 1, 32, 48\).*encode_reference"),
         (["a.png"], TypeError, r"references: got str, wanted floating-point tensors"),
         ([reference().long()], TypeError, r"references: got torch.int64"),
         ([reference(channels=20)], ValueError, r"references: got 20 channels, wanted 16 or 36"),
@@ -112,6 +117,11 @@ def test_references(
         (some_tokens().to("meta"), ValueError, r"mask: got device meta, wanted cpu"),
         (some_tokens()[0], ValueError, r"mask: got shape \(72,\), wanted latents"),
         (torch.zeros(1, 3, 3, 8, 12), ValueError, r"mask: got shape \(1, 3, 3, 8, 12\)"),
+        (
+            torch.zeros(9, 64, 96),
+            ValueError,
+            r'token_mask\(mask, \(f, h, w\), kind="pixel"\) makes',
+        ),
     ],
 )
 def test_masks(handle: Attachment, mask: Any, error: type[Exception], message: str) -> None:
@@ -151,6 +161,17 @@ def test_mask_of_another_grid(handle: Attachment) -> None:
     handle.set_reference([reference()], torch.ones(1, 1, 3, 12, 8))  # as many tokens
     with pytest.raises(ValueError, match=r"mask: .*\(3, 6, 4\), wanted \(3, 4, 6\)"):
         forward(handle)
+
+
+def test_mask_over_pixels(handle: Attachment) -> None:
+    """Taken for latents it has another grid, which tells it apart from all other mistakes."""
+    call = r'token_mask\(mask, \(3, 4, 6\), kind="pixel"\) makes tokens of a mask over pixels'
+    for mask in (torch.ones(1, 9, 64, 96), torch.ones(1, 1, 9, 64, 96, dtype=torch.bool)):
+        handle.set_reference([reference()], mask)
+        with pytest.raises(ValueError, match=call):
+            forward(handle)
+    handle.set_reference([reference()], token_mask(mask[:, 0], (3, 4, 6), kind="pixel"))
+    forward(handle)
 
 
 def test_batches_that_differ(handle: Attachment) -> None:

@@ -159,6 +159,13 @@ def test_other_files(write: Callable[[Path], None], match: str, tmp_path: Path) 
     refused(tmp_path / PUBLISHED, match)
 
 
+def test_one_path_alone(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / PUBLISHED)
+    assert same(load_weights([str(tmp_path / PUBLISHED)]))
+    with pytest.raises(TypeError, match="wanted a list of paths"):
+        load_weights(str(tmp_path / PUBLISHED))
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     refused(tmp_path / PUBLISHED, "no such file", FileNotFoundError)
 

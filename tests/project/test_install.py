@@ -12,15 +12,14 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.environments import installed_with, link_packages
 
 import genhoi
 from build_tools.sources import ISA_FLAGS, isa_of, sources
-from genhoi.extras import _EXTRAS
 from genhoi_kernels.backends.native import MIN_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,35 +145,13 @@ def test_wheel_without_extension(case: str, tree: Path, tmp_path: Path) -> None:
     assert statuses["eager"][0] == "True"
 
 
-def installed_with(*packages: str) -> Iterator[metadata.Distribution]:
-    """The packages and all that they require, as far as it is installed."""
-    names, seen = list(packages), set()
-    while names:
-        name = names.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue  # required on other systems
-        yield distribution
-        for requirement in distribution.requires or []:
-            if "extra ==" not in requirement:
-                names += re.findall(r"^[\w.-]+", requirement)
-
-
 @pytest.fixture
 def bare(tree: Path, tmp_path: Path) -> Path:
     """A new environment with the package's wheel, and nothing besides but torch and numpy."""
     environment = tmp_path / "bare"
     run_checked(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
     offered = tmp_path / "offered"
-    offered.mkdir()
-    for distribution in installed_with("torch", "numpy"):
-        for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            if not (offered / name).exists():
-                (offered / name).symlink_to(distribution.locate_file(name))
+    link_packages(offered, installed_with("torch", "numpy"))
     python = environment / "bin" / "python"
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run_checked(python, "-c", where, cwd=tmp_path).strip())
@@ -225,20 +202,6 @@ def test_the_op_alone(bare: Path, tmp_path: Path) -> None:
     assert command.returncode == 1
     needed = "genhoi: the command line needs click (pip install 'genhoi-kernels[video]')\n"
     assert command.stdout == needed
-
-
-def test_extras_are_named_as_they_are_defined() -> None:
-    """The sentence for a missing package names an extra that brings it."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    named = {extra: set() for extra in extras}
-    for package, extra in _EXTRAS.values():
-        named[extra].add(package)
-    for extra in ("wan", "video", "train"):
-        defined = {re.match(r"[\w-]+", requirement)[0] for requirement in extras[extra]}
-        assert named[extra] <= defined
-        assert defined <= set().union(*named.values(), {"genhoi-kernels"})
 
 
 def test_names_of_genhoi() -> None:

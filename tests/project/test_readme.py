@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.pages import model_layer_block, python_blocks, write_inputs, write_pipeline
 
 from genhoi import media
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+BLOCKS = python_blocks("README.md")
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that the examples name, small, in the current folder."""
-    frames = torch.randint(0, 255, (9, 32, 48, 3), dtype=torch.uint8)
-    media.write_clip(tmp_path / "clip.mp4", media.Clip(frames))
-    media.write_mask(tmp_path / "mask.mp4", torch.ones(9, 32, 48, dtype=torch.bool))
-    media.write_image(tmp_path / "mug.png", frames[0])
+    write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,27 +36,21 @@ def test_the_op_in_your_own_model() -> None:
     assert not out.isnan().any()
 
 
-def test_the_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small transformer, and one step of it in the pipeline's place."""
-    from support.tiny_wan import inputs, lively_adapter, reference, some_tokens, tiny_wan
-
-    monkeypatch.chdir(tmp_path)
-    model = tiny_wan()
-    lively_adapter(model).save_pretrained("path/to/adapter")
-    arguments = inputs(model)
-
-    class Pipe:
-        transformer = model
-
-        @torch.no_grad()
-        def __call__(self, *_: object) -> torch.Tensor:
-            return model(**arguments)[0]
-
-    pipe = Pipe()
-    names = {"pipe": pipe, "object_latent": reference(), "mask": some_tokens()}
-    (block,) = (block for block in BLOCKS if "attach(" in block)
+@pytest.mark.usefixtures("files")
+def test_the_plug_in() -> None:
+    """The reference is seen, and the base is the base again."""
+    write_pipeline(Path())
+    block = model_layer_block("README.md")
+    names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)
-    assert not torch.equal(names["video"], pipe())
+    assert names["video"].shape == (9, 32, 48, 3)
+    assert not names["handle"]._attached and names["handle"].reference_passes == 1
+    assert names["mask"].shape == (1, 3 * 2 * 3) and names["mask"].any()
+
+
+def test_one_example_of_the_model_layer() -> None:
+    (ours,) = (block for block in BLOCKS if "attach(" in block)
+    assert ours in python_blocks("docs/model_layer.md")
 
 
 @pytest.mark.usefixtures("files")

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline, WanVACEPipeline
+from safetensors.torch import save_file
 from support.tiny_base import save_tiny_base
+from support.tiny_vace import save_tiny_vace_base, tiny_vace
 from support.tiny_wan import lively_adapter, tiny_wan
 
 from genhoi import media, to_official
@@ -22,6 +24,7 @@ from genhoi.cli.group import main
 from genhoi.media import Clip
 
 PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+VACE_BRANCH = "step-5000-gate_attn.safetensors"
 QUICK = ["--crop", "none", "--size", "48x32", "--steps", "1", "--device", "cpu"]
 
 
@@ -31,10 +34,23 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
-def stand_in(words: list[str], stock: Path) -> None:
+def stand_in(words: list[str], stock: Path, stock_vace: Path) -> None:
     """Do what `hf download` does, with what a small model has."""
     options = dict(pairwise(words))
     target = Path(options["--local-dir"])
+    if VACE_BRANCH in words:
+        target.mkdir()
+        model = tiny_vace()
+        weights = to_official(model, lively_adapter(model))
+        lora = {n for n in weights if ".lora_" in n}
+        gates = {n: x.neg() for n, x in weights.items() if ".attn.gate." in n}
+        branch = {n: x for n, x in weights.items() if n.startswith("vace_") and n not in lora}
+        save(branch, target / VACE_BRANCH)
+        save({n: weights[n] for n in lora} | gates, target / words[4])
+        return
+    if words[2] == "Wan-AI/Wan2.1-VACE-14B-diffusers":
+        shutil.copytree(stock_vace, target)
+        return
     if "GenHOI_wan_flf.consolidated" in words:
         target.mkdir()
         model = tiny_wan()
@@ -48,6 +64,10 @@ def stand_in(words: list[str], stock: Path) -> None:
         if fnmatch(name := path.relative_to(stock).as_posix(), options["--exclude"]):
             (target / name).unlink()
     assert not list(target.glob("transformer/*.safetensors"))
+
+
+def save(weights: dict[str, torch.Tensor], path: Path) -> None:
+    save_file({n: x.detach().contiguous() for n, x in weights.items()}, path)
 
 
 @pytest.fixture
@@ -65,21 +85,24 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("inputs")
 def test_every_command(tmp_path: Path) -> None:
-    stock = save_tiny_base(tmp_path / "stock")
+    stocks = save_tiny_base(tmp_path / "stock"), save_tiny_vace_base(tmp_path / "stock-vace")
     kinds = []
     for words in commands():
         kinds.append(" ".join(words[:2]))
         if words[:2] == ["pip", "install"]:
             continue
         if words[:2] == ["hf", "download"]:
-            stand_in(words, stock)
+            stand_in(words, *stocks)
             continue
         assert words[0] == "genhoi"
         result = CliRunner().invoke(main, words[1:] + QUICK * (words[1] == "edit"))
         assert result.exit_code == 0, (words, result.output)
-    assert kinds.count("genhoi edit") == 3 and kinds.count("genhoi convert") == 2
-    assert kinds.count("hf download") == 2
+    assert kinds.count("genhoi edit") == 5 and kinds.count("genhoi convert") == 3
+    assert kinds.count("hf download") == 4
     WanImageToVideoPipeline.from_pretrained("genhoi-wan")
+    WanVACEPipeline.from_pretrained("genhoi-vace")
+    vace = json.loads(Path("genhoi-edit-vace", "edit.json").read_text("utf-8"))
+    assert vace["adapter"]["trained"]
     whole, parts = (
         json.loads(Path(out, "edit.json").read_text("utf-8"))
         for out in ("genhoi-edit", "genhoi-edit-2")

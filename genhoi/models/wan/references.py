@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from genhoi.conditioning.grid import Grid
+from genhoi.conditioning.grid import STRIDES, Grid
 from genhoi.conditioning.masks import token_mask
 from genhoi.models.placement import check_device, execution_device
 from genhoi.models.protocol import ReferenceStreamModel
 from genhoi_kernels import MaskGate
 
 __all__ = ["References", "Visibility"]
+
+_OF_AN_IMAGE = "genhoi.encode_reference(vae, image, size=(height, width)) makes one of an image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,18 +140,22 @@ class References:
 def _checked_latents(model: ReferenceStreamModel, latents: Sequence[Tensor]) -> list[Tensor]:
     if not isinstance(latents, (list, tuple)):
         raise TypeError(
-            f"references: got {type(latents).__name__}, wanted a list of tensors or None"
+            f"references: got {type(latents).__name__}, wanted a list of tensors or None; "
+            f"{_OF_AN_IMAGE}"
         )
     _, rows, columns = model.sizes.patch
     device = execution_device(model.transformer)
     for x in latents:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"references: got {came}, wanted floating-point tensors")
-        if x.dim() != 5 or x.shape[2] != 1 or x.shape[3] % rows or x.shape[4] % columns:
+            raise TypeError(
+                f"references: got {came}, wanted floating-point tensors of latents; {_OF_AN_IMAGE}"
+            )
+        is_latent = x.dim() == 5 and x.shape[1] != 3 and x.shape[2] == 1
+        if not is_latent or x.shape[3] % rows or x.shape[4] % columns:
             raise ValueError(
                 f"references: got shape {tuple(x.shape)}, wanted [1 or B, C, 1, h, w], h a "
-                f"multiple of {rows} and w of {columns}"
+                f"multiple of {rows} and w of {columns}; {_OF_AN_IMAGE}"
             )
         check_device("references", x, device, "the transformer")
         model.check_reference(x)
@@ -181,9 +187,10 @@ def _checked_mask(mask: Tensor | None, latents: Sequence[Tensor]) -> Tensor:
         )
     check_device("mask", mask, latents[0].device, "references")
     if mask.dim() not in (2, 4, 5):
+        pixels = f"; {_of_pixels('(f, h, w)')}" if mask.dim() == 3 else ""
         raise ValueError(
             f"mask: got shape {tuple(mask.shape)}, wanted latents [1 or B, 4 or 1, F, H, W] or "
-            f"tokens [1 or B, f*h*w]"
+            f"tokens [1 or B, f*h*w]{pixels}"
         )
     if mask.dtype == torch.uint8 and mask.dim() == 2 and len(latents) > 8:
         raise ValueError(
@@ -193,10 +200,18 @@ def _checked_mask(mask: Tensor | None, latents: Sequence[Tensor]) -> Tensor:
     return mask
 
 
+def _of_pixels(grid: str) -> str:
+    return f'genhoi.token_mask(mask, {grid}, kind="pixel") makes tokens of a mask over pixels'
+
+
 def _check_mask_fits(visibility: Visibility, grid: Grid, batch: int) -> None:
     if visibility.grid not in (None, grid):
+        came, (f, h, w) = visibility.grid, grid
+        # Taken for latents, pixels make a grid that is larger by the codec's strides.
+        of_pixels = (STRIDES.pixel_frames(f), STRIDES.space * h, STRIDES.space * w)
+        call = f"; {_of_pixels(str(grid))}" if came == of_pixels else ""
         raise ValueError(
-            f"mask: got one for grid {visibility.grid}, wanted {grid} as the video's tokens"
+            f"mask: got one for grid {came}, wanted {grid} as the video's tokens{call}"
         )
     shape, tokens = tuple(visibility.gate.bits.shape), grid[0] * grid[1] * grid[2]
     if shape[1] != tokens or shape[0] not in (1, batch):
