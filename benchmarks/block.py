@@ -22,16 +22,17 @@ from benchmarks.torch_parts import cos_sin, rotate, token_gate
 from genhoi_kernels import FlowGate, GateWeights, HeadSlidingRope, VideoRope
 from genhoi_kernels.tune.accuracy import Results, Truth
 from genhoi_kernels.tune.problem import draw_normal
+from genhoi_kernels.tune.shapes import Shape
 
 if TYPE_CHECKING:  # else where it is used: the other suites do without the model layer
     from genhoi import GenHOIAdapter
 
-__all__ = ["LABELS", "build_block"]
+__all__ = ["BRANCHES", "LABELS", "TEXT_TOKENS", "block_config", "build_block"]
 
 LABELS = ("genhoi.attach", "release's way in torch calls")
 
 BRANCHES = 2  # with and without the prompt
-_TEXT_TOKENS = 512
+TEXT_TOKENS = 512
 _FFN = 2  # times the width
 
 Table = tuple[Tensor, Tensor]
@@ -76,10 +77,24 @@ def _block_flops(case: Case, model: Any) -> float:
     layers = [layer for layer in block.modules() if isinstance(layer, nn.Linear)]
     of_text = [block.attn2.to_k, block.attn2.to_v]
     products = sum(
-        layer.weight.numel() * (_TEXT_TOKENS if any(layer is x for x in of_text) else n)
+        layer.weight.numel() * (TEXT_TOKENS if any(layer is x for x in of_text) else n)
         for layer in layers
     )
-    return attention_flops(case) + 2.0 * products + 4.0 * n * _TEXT_TOKENS * width
+    return attention_flops(case) + 2.0 * products + 4.0 * n * TEXT_TOKENS * width
+
+
+def block_config(shape: Shape) -> dict[str, Any]:
+    """Return the configuration of a Wan of one block."""
+    return {
+        "num_attention_heads": shape.heads,
+        "attention_head_dim": shape.head_dim,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 64,
+        "freq_dim": 256,
+        "num_layers": 1,
+        "ffn_dim": _FFN * shape.heads * shape.head_dim,
+    }
 
 
 def _models(case: Case) -> tuple[Any, GenHOIAdapter]:
@@ -89,17 +104,7 @@ def _models(case: Case) -> tuple[Any, GenHOIAdapter]:
     from genhoi import GenHOIAdapter
 
     torch.manual_seed(0)
-    shape = case.shape
-    model = WanTransformer3DModel(
-        num_attention_heads=shape.heads,
-        attention_head_dim=shape.head_dim,
-        in_channels=16,
-        out_channels=16,
-        text_dim=64,
-        freq_dim=256,
-        num_layers=1,
-        ffn_dim=_FFN * shape.heads * shape.head_dim,
-    ).eval()
+    model = WanTransformer3DModel(**block_config(case.shape)).eval()
     adapter = GenHOIAdapter.for_transformer(model, rank=128)
     for p in adapter.parameters():
         nn.init.normal_(p, std=0.05)
@@ -122,7 +127,7 @@ class _Inputs:
 
         self.case = case
         self.latents = normal(1, 16, f, 2 * h, 2 * w)
-        self.texts = [normal(1, _TEXT_TOKENS, model.config.text_dim) for _ in range(BRANCHES)]
+        self.texts = [normal(1, TEXT_TOKENS, model.config.text_dim) for _ in range(BRANCHES)]
         self.reference = normal(1, 16, 1, 2 * rows, 2 * cols)
         self.mask = case.shape.mask().to(case.device)
 

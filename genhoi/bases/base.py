@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from genhoi.bases.needs import BaseNeeds
 from genhoi.conditioning.masks import MaskRule
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
@@ -150,6 +151,27 @@ class Base(ABC):
             ValueError: as `read_config`.
         """
         cls.read_config(name)
+
+    @classmethod
+    def needs(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype,
+        frames: int,
+        size: tuple[int, int],
+    ) -> BaseNeeds:
+        """Count what all but the transformer takes, from configurations alone.
+
+        Args:
+            name: of the base.
+            dtype: as for `load`.
+            frames, size: of a window, size as (height, width).
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_config`.
+        """
+        return BaseNeeds()
 
     @classmethod
     @abstractmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genhoi.bases.base import TEXT_TOKENS, Base, Offload
+from genhoi.bases.needs import BaseNeeds
 from genhoi.bases.wan_codec import decode_latents, encode_frames
 from genhoi.bases.wan_files import (
     INDEX,
@@ -23,6 +24,7 @@ from genhoi.bases.wan_files import (
     pipeline_name,
     read_json,
 )
+from genhoi.bases.wan_needs import wan_needs
 from genhoi.extras import need
 from genhoi.models.adapter_config import CONFIG_NAME
 
@@ -130,6 +132,26 @@ class WanFolderBase(Base):
     def wanted_configs(cls, config: Mapping[str, Any]) -> list[str]:
         """List the files beside them that have to be there, for a transformer's `config`."""
         return ["tokenizer/tokenizer_config.json"]
+
+    @classmethod
+    def needs(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype,
+        frames: int,
+        size: tuple[int, int],
+    ) -> BaseNeeds:
+        """Build VAE and encoders without weights, and let them work."""
+        return wan_needs(
+            locate_base(name),
+            cls.read_config(name),
+            dtype=dtype,
+            frames=frames,
+            size=size,
+            text_tokens=TEXT_TOKENS,
+            offload_order=tuple(cls.pipeline_class.model_cpu_offload_seq.split("->")),
+        )
 
     @classmethod
     def load(

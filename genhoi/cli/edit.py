@@ -10,7 +10,7 @@ from typing import Any
 import cloup
 
 from genhoi.cli.common import DTYPES, parse_size
-from genhoi.cli.device import chosen_device
+from genhoi.cli.device import chosen_device, dry_run_target
 from genhoi.cli.edit_flags import edit_flags, edit_that_repeats
 from genhoi.cli.output import Output, with_output
 
@@ -35,19 +35,20 @@ def edit(output: Output, **options: Any) -> None:
     from genhoi.bases.base import NO_STRENGTHS
     from genhoi.bases.load import base_config, base_kind, check_base
     from genhoi.bases.settings import EditSettings, resolve
-    from genhoi.cli.edit_screen import say_plan, show_dry_run
+    from genhoi.cli.edit_screen import say_plan
     from genhoi.editing.plan import plan_edit
     from genhoi.editing.results import Targets
 
-    device = chosen_device(options["device"])
-    options["device"] = str(device)
-    options["dtype"] = options["dtype"] or ("float32" if device.type == "cpu" else "bfloat16")
+    if not options["dry_run"]:
+        chosen_device(options["device"])  # raises for a GPU that is not here
+    target = dry_run_target(options["device"])
+    options["device"] = target.name
+    options["dtype"] = options["dtype"] or ("float32" if target.is_cpu else "bfloat16")
     schedule = _schedule(options["schedule"])
     size = _size(options)
     targets = Targets(options["out"], overwrite=options["force"])
-    config = base_config(options["base"], transformer=options["transformer"])
-    if not options["dry_run"]:
-        check_base(options["base"], transformer=options["transformer"])
+    check = base_config if options["dry_run"] else check_base
+    check(options["base"], transformer=options["transformer"])
     kind = base_kind(options["base"])
     if options["strengths"] and not kind.takes_strengths:
         raise ValueError(
@@ -60,7 +61,9 @@ def edit(output: Output, **options: Any) -> None:
     plan = plan_edit(kind, inputs.masks, settings=settings, size=size)
     notes = say_plan(output, kind, inputs, plan)
     if options["dry_run"]:
-        show_dry_run(output, options, inputs, plan, config, targets)
+        from genhoi.cli.edit_dry_run import show_dry_run
+
+        show_dry_run(output, options, inputs, plan, target, targets)
         return
     call = asdict(settings) | {name: options[name] for name in _TEXTS_AND_SEED}
     call["strengths"] = list(options["strengths"]) or None

@@ -9,6 +9,7 @@ import click
 import cloup
 
 from genhoi.cli.common import DTYPES, PATH, repeat_command
+from genhoi.editing.gpus import GPU_NAMES
 
 __all__ = ["edit_flags", "edit_that_repeats"]
 
@@ -160,7 +161,9 @@ _GROUPS = (
     cloup.option_group(
         "Where to compute",
         cloup.option(
-            "--device", help="cpu, cuda, or one GPU such as cuda:1.  [default: cuda, else cpu]"
+            "--device",
+            help="cpu, cuda, or one GPU such as cuda:1; with --dry-run also one that is not here: "
+            f"{', '.join(GPU_NAMES)}.  [default: cuda, else cpu]",
         ),
         cloup.option(
             "--dtype",
@@ -190,8 +193,9 @@ _GROUPS = (
         cloup.option(
             "--dry-run",
             is_flag=True,
-            help="Only say what it would take, and draw preview.png: clip, masks, the box that is "
-            "edited, and what the model sees.",
+            help="Only say what it would take, for which the base's configurations are enough: "
+            "memory, time, and the --offload that fits. Draw preview.png: clip, masks, the box "
+            "that is edited, and what the model sees.",
         ),
     ),
 )

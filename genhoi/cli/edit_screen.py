@@ -1,4 +1,4 @@
-"""What `genhoi edit` shows: the plan, the dry run, notes, progress, and where the results are."""
+"""What `genhoi edit` shows: the plan, notes, progress, and where the results are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from genhoi.bases.base import Base
-from genhoi.cli.common import DTYPES, bytes_text, time_text
+from genhoi.cli.common import time_text
 from genhoi.cli.output import Output
 from genhoi.editing.inputs import EditInputs
 from genhoi.editing.plan import EditPlan
 from genhoi.editing.results import Targets
 
-__all__ = ["Watched", "notes_on", "say_plan", "say_where", "show_dry_run"]
+__all__ = ["Watched", "notes_on", "say_plan", "say_where"]
 
 
 def say_plan(output: Output, kind: type[Base], inputs: EditInputs, plan: EditPlan) -> list[str]:
@@ -42,72 +42,6 @@ def _crop_text(plan: EditPlan) -> str:
         f"{100 * crop.share:.0f} % of the frame, at {width}x{height}"
         + (", and follows it," if crop.moves else ",")
         + " and the result is pasted back."
-    )
-
-
-def show_dry_run(
-    output: Output,
-    options: dict[str, Any],
-    inputs: EditInputs,
-    plan: EditPlan,
-    config: dict[str, Any],
-    targets: Targets,
-) -> None:
-    """Show a table of what the edit would take, and draw what it would work on.
-
-    Raises:
-        ValueError: steps below 1, or a shift that is not positive.
-    """
-    from rich.table import Table
-
-    from genhoi.editing.estimate import estimate_edit
-    from genhoi.editing.preview import draw_preview
-    from genhoi.models.sampling import noise_levels
-
-    noise_levels(options["steps"], options["shift"])  # raises
-    estimate = estimate_edit(
-        config,
-        frames=plan.frames,
-        size=plan.crop.size,
-        objects=len(inputs.objects),
-        steps=options["steps"],
-        guidance=options["guidance"],
-        window=options["window"],
-        overlap=options["overlap"],
-        dtype=DTYPES[options["dtype"]],
-        device=torch.device(options["device"]),
-    )
-    clip = inputs.clip
-    spans = ", ".join(f"{begin}-{end - 1}" for begin, end in estimate.windows)
-    f, h, w = estimate.grid
-    rows = {
-        "clip": f"{clip.num_frames} frames of {clip.width}x{clip.height}, {float(clip.fps):g}/s",
-        "model's size": f"{plan.crop.size[1]}x{plan.crop.size[0]}",
-        "windows": f"{len(estimate.windows)}: frames {spans}",
-        "tokens": f"{f} x {h} x {w} = {f * h * w:,}, and {estimate.reference_tokens:,} of objects",
-        "transformer": f"{estimate.parameters:,} parameters, {bytes_text(estimate.weight_bytes)}",
-        "objects' keys and values": bytes_text(estimate.cache_bytes),
-        "activations": f"about {bytes_text(estimate.working_bytes)}; VAE and encoders not counted",
-        "work": f"{estimate.flops:.3g} operations",
-        "time": f"about {time_text(estimate.seconds)} on {options['device']}, a rough guess from "
-        f"this machine's speed just now; encoding and decoding come on top",
-    }
-    table = Table(show_header=False, title="Dry run: nothing is computed", title_justify="left")
-    for row in rows.items():
-        table.add_row(*row)
-    output.show(table)
-    draw_preview(targets.preview, clip, inputs.masks, inputs.objects, plan, overwrite=True)
-    output.say(f"What it would work on: {targets.preview}")
-    output.finish(
-        {
-            "dry_run": rows,
-            "seconds": estimate.seconds,
-            "windows": estimate.windows,
-            "size": {"width": plan.crop.size[1], "height": plan.crop.size[0]},
-            "crop": plan.crop.as_record(),
-            "notes": list(plan.notes),
-            "preview": targets.preview,
-        }
     )
 
 

@@ -12,10 +12,11 @@ import click
 import cloup
 
 from genhoi.cli.common import PATH, plain_errors
-from genhoi.cli.device import chosen_device
+from genhoi.cli.device import chosen_device, dry_run_target
 from genhoi.cli.train_dry_run import show_dry_run
 from genhoi.cli.train_flags import setting_flags
 from genhoi.cli.train_screen import Screen, StepsShown
+from genhoi.editing.gpus import GPU_NAMES
 from genhoi.extras import how_to_install, is_installed, need
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ _OF_A_FRESH_ADAPTER = ("rank", "gate_init", "mask_gate", "flow_gate", "schedule"
     ),
     cloup.option(
         "--device",
-        type=click.Choice(["cpu", "cuda"]),
-        help="Where to train.  [default: cuda if there is one, else cpu]",
+        type=click.Choice(["cpu", "cuda", *GPU_NAMES]),
+        metavar="[cpu|cuda]",
+        help="Where to train; with --dry-run also a GPU that is not here, by the name that genhoi "
+        "edit --device has for it, such as h100-80gb.  [default: cuda if there is one, else cpu]",
     ),
     cloup.option(
         "--fresh",
@@ -81,7 +84,7 @@ def train(
         settings = _read_settings(config, changes, out, fresh)
         _check_early(settings, changes, device, dry_run)
         if dry_run:
-            show_dry_run(settings, chosen_device(device))
+            show_dry_run(settings, dry_run_target(device))
             return
         from genhoi.training.parallel import make_accelerator
 
@@ -143,7 +146,7 @@ def _check_early(
     names = [known.name for known in backends()]
     if config.backend is not None and config.backend not in names:
         raise ValueError(f"backend: got {config.backend!r}, wanted one of {', '.join(names)}")
-    chosen_device(device)
+    (dry_run_target if dry_run else chosen_device)(device)
     if config.data != "synthetic" and config.clips != TrainConfig().clips:
         raise ValueError(
             f"clips: got {config.clips} with data {config.data}, wanted it for synthetic clips only"

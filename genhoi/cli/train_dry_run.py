@@ -1,4 +1,4 @@
-"""What `genhoi train --dry-run` says: settings, sizes, time and memory on this machine."""
+"""What `genhoi train --dry-run` says: settings, sizes, time and memory on a device."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from genhoi.cli.texts import bytes_text, time_text
 from genhoi.cli.train_flags import setting_text
 
 if TYPE_CHECKING:
-    import torch
-
+    from genhoi.cli.device import Target
+    from genhoi.models.forward_needs import ForwardNeeds
     from genhoi.training.config import TrainConfig
     from genhoi.training.estimate import TrainEstimate
 
 __all__ = ["show_dry_run"]
 
 
-def show_dry_run(config: TrainConfig, device: torch.device) -> None:
+def show_dry_run(config: TrainConfig, target: Target) -> None:
     """Show a table of a run's settings and needs, and what to change if it does not fit.
 
     Args:
         config: of the run.
-        device: whose speed is measured for a moment, and whose memory counts.
+        target: whose memory counts, and whose speed.
 
     Raises:
         FileNotFoundError, ValueError: no such base or adapter.
@@ -39,17 +39,12 @@ def show_dry_run(config: TrainConfig, device: torch.device) -> None:
         table.add_row(name, setting_text(value))
     for name, value in _sizes(needs).items():
         table.add_row(name, value)
-    memory = _memory(device)
+    memory = target.memory_bytes
     share = f"{needs.memory_bytes / memory:.0%} of the {bytes_text(memory)} there are"
-    where = f"{device}, one of {processes}" if processes > 1 else str(device)
+    where = f"{target.name}, one of {processes}" if processes > 1 else target.name
     table.add_row(f"memory on {where}", f"about {bytes_text(needs.memory_bytes)}, {share}")
-    seconds = _seconds(config, needs, device, processes)
-    table.add_row(
-        f"time on {where}",
-        f"at least {time_text(seconds)}, {seconds / config.steps:.2g} s a step: matrix products "
-        f"and attention at their speed just now; a small model takes several times as long, and "
-        f"encoding the clips comes on top",
-    )
+    for name, value in _time(config, needs, target, processes).items():
+        table.add_row(name if name != "time" else f"time on {where}", value)
     table.add_row("does it fit?", _verdict(needs, memory, config, processes))
     Console().print(table)
 
@@ -69,36 +64,45 @@ def _sizes(needs: TrainEstimate) -> dict[str, str]:
     }
 
 
-def _memory(device: torch.device) -> int:
-    """Count the bytes of a GPU's memory, or of the machine's."""
+def _time(
+    config: TrainConfig, needs: TrainEstimate, target: Target, processes: int
+) -> dict[str, str]:
+    """Guess the time of all steps from the work of one forward pass."""
+    from genhoi.cli.edit_dry_run import speeds_on
+
+    forward, head_dim = _forward(config)
+    dtype = "bfloat16" if config.precision == "bf16" else "float32"
+    speeds = speeds_on(target, head_dim, forward.tokens, dtype)
+    if speeds is None:
+        return {"time": f"unknown: nothing was measured in {dtype}"}
+    one = speeds.seconds(forward.once + forward.each).total
+    seconds = one * needs.passes * config.steps * config.batch / processes
+    return {
+        "time": f"at least {time_text(seconds)}, {seconds / config.steps:.2g} s a step: matrix "
+        f"products, attention and memory traffic; a small model takes several times as long, and "
+        f"encoding the clips comes on top",
+        "how known": speeds.source,
+    }
+
+
+def _forward(config: TrainConfig) -> tuple[ForwardNeeds, int]:
+    """Count a clip's forward pass with one object; return the head dim too."""
     import torch
 
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    from genhoi.bases.base import TEXT_TOKENS
+    from genhoi.bases.load import base_config, base_kind
+    from genhoi.models.forward_needs import EmptyModel
 
-
-def _seconds(
-    config: TrainConfig, needs: TrainEstimate, device: torch.device, processes: int
-) -> float:
-    """Guess the time of all steps from that of one forward pass."""
-    import torch
-
-    from genhoi.bases.load import base_config
-    from genhoi.editing.estimate import estimate_edit
-
-    forward = estimate_edit(
-        base_config(config.base),
-        frames=config.frames,
-        size=(config.height, config.width),
-        objects=1,
-        steps=1,
-        guidance=1.0,
-        window=config.frames,
-        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-        device=device,
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = EmptyModel(base_config(config.base), dtype=dtype)
+    strides = model.sizes.strides
+    height, width = config.height // strides.space, config.width // strides.space
+    needs = model.forward_needs(
+        (strides.latent_frames(config.frames), height, width),
+        references=[(height, width)],
+        text_tokens=TEXT_TOKENS if base_kind(config.base).takes_text else 1,
     )
-    return forward.seconds * needs.passes * config.steps * config.batch / processes
+    return needs, model.sizes.head_dim
 
 
 def _verdict(needs: TrainEstimate, memory: int, config: TrainConfig, processes: int) -> str:

@@ -280,7 +280,7 @@ def test_what_makes_it_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dry_run_says_what_would_fit(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genhoi.cli.train_dry_run._memory", lambda device: 1_100_000)
+    monkeypatch.setattr("genhoi.cli.device._memory", lambda device: 1_100_000)
     output = " ".join(run(*command, "--dry-run").output.replace("│", " ").split())
     assert "does it fit? no; it would with --micro-batch 1" in output, output
 
