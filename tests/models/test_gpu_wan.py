@@ -1,11 +1,14 @@
 """The model layer on `cuda` tensors, as on the CPU: on hardware, or on the emulated GPU."""
 
+from typing import Any
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="needs diffusers, for the Wan transformer")
 pytest.importorskip("av", reason="needs av, as the package genhoi does")
 
+from support.tiny_vace import tiny_vace, vace_inputs
 from support.tiny_wan import inputs, lively_adapter, reference, some_tokens, tiny_wan
 
 from genhoi import attach
@@ -17,17 +20,31 @@ pytestmark = [
 ]
 
 
-def test_attached_wan_block() -> None:
-    """One attached block on the GPU, forward and backward, as on the CPU."""
+def attached_wan(device: str) -> tuple[Any, Any, dict[str, Any]]:
+    model = tiny_wan(layers=2)
+    adapter = lively_adapter(model).to(device)
+    model.to(device).requires_grad_(False)
+    handle = attach(model, adapter, preset="paper")
+    handle.set_reference([reference().to(device)], some_tokens().to(device))
+    return model, adapter, inputs(model)
+
+
+def attached_vace(device: str) -> tuple[Any, Any, dict[str, Any]]:
+    model = tiny_vace(num_layers=1, vace_layers=[0])
+    adapter = lively_adapter(model).to(device)
+    model.to(device).requires_grad_(False)
+    attach(model, adapter).set_reference_frames(2)
+    return model, adapter, vace_inputs(model)
+
+
+@pytest.mark.parametrize("attached", [attached_wan, attached_vace])
+def test_an_attached_model(attached: Any) -> None:
+    """On the GPU, forward and backward, as on the CPU."""
     losses, grads = [], []
     for device in ("cpu", "cuda"):
-        model = tiny_wan(layers=2)
-        adapter = lively_adapter(model).to(device)
-        model.to(device).requires_grad_(False)
-        handle = attach(model, adapter, preset="paper")
-        handle.set_reference([reference().to(device)], some_tokens().to(device))
+        model, adapter, arguments = attached(device)
         model.train()
-        given = {n: x.to(device) if torch.is_tensor(x) else x for n, x in inputs(model).items()}
+        given = {n: x.to(device) if torch.is_tensor(x) else x for n, x in arguments.items()}
         (out,) = model(**given)
         loss = out.square().mean()
         loss.backward()

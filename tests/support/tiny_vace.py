@@ -4,14 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    WanVACEPipeline,
-    WanVACETransformer3DModel,
-)
+from diffusers import WanVACETransformer3DModel
 from torch import Tensor
-
-from support.tiny_base import tiny_text_encoder, tiny_tokenizer, tiny_vae
 
 GRID = (5, 3, 4)  # of two references' frames and three of the video
 
@@ -66,6 +60,11 @@ def vace_inputs(
 
 def save_tiny_vace_base(folder: Path, transformer: Any = None) -> Path:
     """Write the folder of a whole pipeline, every component tiny and random."""
+    # Here, for a test of the transformer alone does without transformers.
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanVACEPipeline
+
+    from support.tiny_base import tiny_text_encoder, tiny_tokenizer, tiny_vae
+
     model = tiny_vace() if transformer is None else transformer
     torch.manual_seed(5)
     pipe = WanVACEPipeline(
