@@ -51,7 +51,7 @@ def show_dry_run(config: TrainConfig, device: torch.device) -> None:
         f"encoding the clips comes on top",
     )
     table.add_row("does it fit?", _verdict(needs, memory, config, processes))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _sizes(needs: TrainEstimate) -> dict[str, str]:
