@@ -12,11 +12,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
         "Tensor? grad_out, Tensor? grad_lse, Tensor? grad_gate_sum, Tensor o, Tensor lse, "
         "int wanted) -> Tensor[]");
   m.def(
-      "cpu_norm_rope_forward(Tensor x, Tensor? weight, Tensor[] rope, bool frame_is_head, "
-      "float eps, bool inverse) -> Tensor");
+      "cpu_norm_rope_forward(Tensor x, Tensor? weight, Tensor[] rope, float eps, bool inverse)"
+      " -> Tensor");
   m.def(
-      "cpu_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor[] rope, "
-      "bool frame_is_head, float eps) -> Tensor[]");
+      "cpu_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor[] rope, float eps)"
+      " -> Tensor[]");
   m.def("cuda_attention_forward(" GENHOI_ATTENTION_SCHEMA "bool keep_ungated) -> Tensor[]");
   m.def("cuda_attention_delta(Tensor grad_out, Tensor out, Tensor? grad_lse) -> Tensor");
   m.def(
@@ -26,12 +26,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(genhoi_kernels, m) {
         "Tensor grad, Tensor lse, Tensor delta, int wanted) -> Tensor[]");
   m.def(
       "cuda_norm_rope_forward(Tensor x, Tensor? weight, Tensor cosines, Tensor sines, "
-      "Tensor places, int row_table, int col_table, bool frame_is_head, float eps, "
-      "bool inverse) -> Tensor");
+      "Tensor places, int row_table, int col_table, float eps, bool inverse) -> Tensor");
   m.def(
       "cuda_norm_rope_backward(Tensor grad, Tensor x, Tensor weight, Tensor cosines, "
-      "Tensor sines, Tensor places, int row_table, int col_table, bool frame_is_head, "
-      "float eps) -> Tensor[]");
+      "Tensor sines, Tensor places, int row_table, int col_table, float eps) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(genhoi_kernels, CPU, m) {

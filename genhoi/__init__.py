@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from genhoi.extras import needed_for
 
 if TYPE_CHECKING:  # "as": what type checkers take for a public name
+    from genhoi.bases.wan_codec import encode_frames as encode_frames
     from genhoi.bases.wan_codec import encode_reference as encode_reference
     from genhoi.conditioning.masks import clear_first_frame as clear_first_frame
     from genhoi.conditioning.masks import token_mask as token_mask
+    from genhoi.conditioning.vace import vace_context as vace_context
     from genhoi.editing.pipeline import GenHOIPipeline as GenHOIPipeline
     from genhoi.editing.plan import EditWarning as EditWarning
     from genhoi.evaluation.measure import evaluate as evaluate
@@ -47,8 +49,9 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
 # The public names of each module, which is imported on their first use: torch and diffusers take
 # seconds, and diffusers, PyAV and the like are there only where an extra brought them.
 _NAMES = {
-    "genhoi.bases.wan_codec": ["encode_reference"],
+    "genhoi.bases.wan_codec": ["encode_frames", "encode_reference"],
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
+    "genhoi.conditioning.vace": ["vace_context"],
     "genhoi.editing.pipeline": ["GenHOIPipeline"],
     "genhoi.editing.plan": ["EditWarning"],
     "genhoi.evaluation.measure": ["evaluate"],

@@ -13,7 +13,7 @@ from genhoi_kernels.modules import (
     ReferenceAttention,
     ReferenceRotation,
 )
-from genhoi_kernels.rope import HeadSlidingRope, VideoRope, head_frames
+from genhoi_kernels.rope import HeadSlidingRope, ReferenceFramesRope, VideoRope, head_frames
 from genhoi_kernels.spec import AttentionCall, RopeCall
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "LayoutWarning",
     "MaskGate",
     "ReferenceAttention",
+    "ReferenceFramesRope",
     "ReferenceRotation",
     "RopeCall",
     "VideoRope",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genhoi_kernels.flow_gate import GateWeights, gate_shapes
 from genhoi_kernels.mask_gate import MAX_SEGMENTS, MaskGate
-from genhoi_kernels.rope import HeadSlidingRope, VideoRope, heads_fit
+from genhoi_kernels.rope import HeadSlidingRope, ReferenceFramesRope, VideoRope, heads_fit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GATE_REDUCTIONS = ("token", "sequence")
@@ -90,13 +90,16 @@ def check_references(q: Tensor, k_ref: Tensor | None, v_ref: Tensor | None) -> N
     check_shape("v_ref", v_ref, tuple(k_ref.shape), "B or 1, M, H, D as k_ref")
 
 
-def check_rope(name: str, rope: VideoRope | None, x: Tensor) -> None:
-    """Check that a video rotation fits x ``[B, N, H, D]``."""
+def check_rope(name: str, rope: VideoRope | ReferenceFramesRope | None, x: Tensor) -> None:
+    """Check that a rotation of video tokens, or of reference frames too, fits ``[B, N, H, D]``."""
     if rope is None:
         return
-    if not isinstance(rope, VideoRope):
-        raise TypeError(f"{name}: got {type(rope).__name__}, wanted VideoRope or None")
+    if not isinstance(rope, (VideoRope, ReferenceFramesRope)):
+        wanted = "VideoRope, ReferenceFramesRope or None"
+        raise TypeError(f"{name}: got {type(rope).__name__}, wanted {wanted}")
     check_head_dim(name, rope.head_dim, x.shape[-1])
+    if isinstance(rope, ReferenceFramesRope):
+        check_heads(name, x.shape[2], rope.num_heads, rope.first_head)
     if rope.fits(x.shape[1]):
         return
     if rope.token_offset is None:
@@ -159,7 +162,9 @@ def _got(name: str | None, attribute: str) -> str:
     return f"{name}: got {attribute}" if name else f"{attribute}: got"
 
 
-def check_same_positions(rope: VideoRope | None, ref_rope: HeadSlidingRope | None) -> None:
+def check_same_positions(
+    rope: VideoRope | ReferenceFramesRope | None, ref_rope: HeadSlidingRope | None
+) -> None:
     """Check that video and references are placed in one and the same space.
 
     A logit depends on the distance between query and key alone only where both are rotated by the

@@ -15,7 +15,13 @@ from genhoi_kernels.backends import registry
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate, mask_bits
 from genhoi_kernels.registration import run_operator
-from genhoi_kernels.rope import HeadSlidingRope, Rope, VideoRope, encode_rope
+from genhoi_kernels.rope import (
+    HeadSlidingRope,
+    ReferenceFramesRope,
+    Rope,
+    VideoRope,
+    encode_rope,
+)
 
 
 def reference_attention(
@@ -28,7 +34,7 @@ def reference_attention(
     mask: Tensor | MaskGate | None = None,
     ref_lengths: Sequence[int] | None = None,
     ref_bias: Tensor | None = None,
-    rope: VideoRope | None = None,
+    rope: VideoRope | ReferenceFramesRope | None = None,
     ref_rope: HeadSlidingRope | None = None,
     gate: GateWeights | Any | None = None,
     gate_reduction: str | None = None,
@@ -55,7 +61,8 @@ def reference_attention(
             without references.
         ref_lengths: tokens of each reference; default ``ref_rope``'s, else one of length M.
         ref_bias: ``[R]`` float32, added to each reference's logits after ``scale``.
-        rope: rotation of q and k; None if they come rotated.
+        rope: rotation of q and k, in a sequence with reference frames a ``ReferenceFramesRope``;
+            None if they come rotated.
         ref_rope: rotation of k_ref; None if it comes rotated (cached keys).
         gate: flow gate as ``GateWeights`` or a ``FlowGate``; None for none.
         gate_reduction: "token" (one gate per token and head) or "sequence" (one per sample and
@@ -295,14 +302,13 @@ def qk_norm_rope(
     checks.check_tensor("q", q, "B N H*D")
     checks.check_tensor("k", k, "B N H*D", like=q)
     checks.check_shape("k", k, tuple(q.shape), "B, N, H*D as q")
-    if not isinstance(rope, (VideoRope, HeadSlidingRope)):
-        raise TypeError(f"rope: got {type(rope).__name__}, wanted VideoRope or HeadSlidingRope")
+    _check_is_rope(rope)
     dim = q.shape[2]
     if dim % rope.head_dim:
         raise ValueError(f"rope: got head_dim {rope.head_dim}, wanted a divisor of {dim} (H*D)")
     checks.check_weight("q_weight", q_weight, (dim,), q)
     checks.check_weight("k_weight", k_weight, (dim,), q)
-    _check_either_rope(rope, q.unflatten(-1, (dim // rope.head_dim, rope.head_dim)))
+    _check_any_rope(rope, q.unflatten(-1, (dim // rope.head_dim, rope.head_dim)))
     options = (rope.head_dim, *encode_rope(rope), checks.check_eps(eps), backend)
     normed_q, normed_k = run_operator(ops.qk_norm_rope, q, k, q_weight, k_weight, *options)
     return normed_q, normed_k
@@ -313,7 +319,8 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
 
     Args:
         x: tokens.
-        rope: rotation; a ``VideoRope`` of video tokens, a ``HeadSlidingRope`` of references'.
+        rope: rotation; a ``VideoRope`` of video tokens, a ``HeadSlidingRope`` of references', a
+            ``ReferenceFramesRope`` of both in one sequence.
         backend: as for ``reference_attention``.
 
     Raises:
@@ -327,18 +334,23 @@ def apply_rope(x: Tensor, rope: Rope, *, backend: str | None = None) -> Tensor:
         torch.Size([1, 24, 4, 16])
     """
     checks.check_tensor("x", x, "B N H D")
-    if not isinstance(rope, (VideoRope, HeadSlidingRope)):
-        raise TypeError(f"rope: got {type(rope).__name__}, wanted VideoRope or HeadSlidingRope")
+    _check_is_rope(rope)
     try:
-        _check_either_rope(rope, x)
+        _check_any_rope(rope, x)
     except ValueError as error:
-        raise layouts.with_hint_of("x", error, x, partial(_check_either_rope, rope)) from None
+        raise layouts.with_hint_of("x", error, x, partial(_check_any_rope, rope)) from None
     rotated: Tensor = run_operator(ops.apply_rope, x, *encode_rope(rope), False, backend)
     return rotated
 
 
-def _check_either_rope(rope: Rope, x: Tensor) -> None:
-    if isinstance(rope, VideoRope):
-        checks.check_rope("rope", rope, x)
-    else:
+def _check_is_rope(rope: object) -> None:
+    if not isinstance(rope, Rope):
+        wanted = "VideoRope, HeadSlidingRope or ReferenceFramesRope"
+        raise TypeError(f"rope: got {type(rope).__name__}, wanted {wanted}")
+
+
+def _check_any_rope(rope: Rope, x: Tensor) -> None:
+    if isinstance(rope, HeadSlidingRope):
         checks.check_ref_rope("rope", rope, x)
+    else:
+        checks.check_rope("rope", rope, x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genhoi_kernels import notices
 from genhoi_kernels.mask_gate import MaskGate
-from genhoi_kernels.rope import HeadSlidingRope, VideoRope
+from genhoi_kernels.rope import HeadSlidingRope, ReferenceFramesRope, VideoRope
 
 KEYS, REF_KEYS = ("k", "v"), ("k_ref", "v_ref")
 TENSORS = ("q", *KEYS, *REF_KEYS)
@@ -80,13 +80,15 @@ def _fit(sizes: Mapping[str, tuple[int, int]], given: Mapping[str, Any]) -> bool
     keys, ref_tokens = ([sizes[n][0] for n in names if n in sizes] for names in (KEYS, REF_KEYS))
     rope, ref_rope, mask = (given.get(name) for name in ("rope", "ref_rope", "mask"))
     bits = mask.bits if isinstance(mask, MaskGate) else mask
-    keys += [rows] if isinstance(rope, VideoRope) else []
+    of_rows = isinstance(rope, (VideoRope, ReferenceFramesRope))
+    keys += [rows] if of_rows else []
     ref_tokens += _reference_tokens(given)
     return (
         all(h == heads for _, h in sizes.values())
         and len(set(keys)) <= 1
         and len(set(ref_tokens)) <= 1
-        and (not isinstance(rope, VideoRope) or rope.fits(rows))
+        and (not of_rows or rope.fits(rows))
+        and (not isinstance(rope, ReferenceFramesRope) or rope.heads_fit(heads))
         and (not isinstance(ref_rope, HeadSlidingRope) or ref_rope.fits(heads))
         and (not isinstance(bits, Tensor) or bits.shape[-1:] == (rows,))
     )

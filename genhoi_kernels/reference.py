@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genhoi_kernels.flow_gate import GateWeights
-from genhoi_kernels.rope import Rope, VideoRope
+from genhoi_kernels.rope import AxisTables, Rope, rope_runs, token_places
 from genhoi_kernels.spec import AttentionCall, AttentionGrads, AttentionTensors, InputGrads
 
 GATE_NORM_EPS = 1e-5
@@ -41,29 +41,35 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rotation(rope: Rope, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return R of every token: unit complex numbers, ``[tokens, 1 or H, D/2]``."""
-    tables = rope.tables(device=device, dtype=dtype)
-    frame, row, col = (torch.view_as_complex(t) for t in tables)
-    if isinstance(rope, VideoRope):
-        t, y, x = rope.token_indices(tokens, device)
-        return torch.cat((frame[t], row[y], col[x]), dim=-1)[:, None]
-    y, x = rope.token_indices(device)
-    heads = len(frame)
-    by_head = frame[None].expand(tokens, -1, -1)
-    by_token = torch.cat((row[y], col[x]), dim=-1)[:, None].expand(-1, heads, -1)
-    return torch.cat((by_head, by_token), dim=-1)
+def rotation(tables: AxisTables, places: Tensor, heads: int | None) -> Tensor:
+    """Return R of tokens at ``places``: unit complex numbers, ``[tokens, H or 1, D/2]``.
+
+    heads: H where the tokens turn per head, None where they don't.
+    """
+    frame, row, col = (torch.view_as_complex(table) for table in tables)
+    t, y, x = places.to(torch.int64)[:, None].unbind(-1)
+    if heads is not None:
+        t = ~t + torch.arange(heads, device=t.device)
+    space = torch.cat((row[y], col[x]), dim=-1)
+    return torch.cat((frame[t], space.expand(-1, t.shape[1], -1)), dim=-1)
 
 
 def apply_rope(x: Tensor, rope: Rope, *, inverse: bool = False) -> Tensor:
     """Rotate the interleaved pairs (2i, 2i+1) of x ``[B, N, H, D]`` as complex numbers."""
-    wide = wide_dtype(x.dtype)
-    unit = rotation(rope, x.shape[1], x.device, wide)[:, : x.shape[2]]
+    wide, runs = wide_dtype(x.dtype), rope_runs(rope, x.shape[1])
+    tables = rope.tables(device=x.device, dtype=wide)
+    places = token_places(rope, x.shape[1], x.device)
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
-    if inverse:
-        unit = torch.conj_physical(unit)  # conj() is lazy, which not every dispatch mode resolves
-    rotated = pairs * unit
-    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
+    rotated = []
+    lengths = [tokens for tokens, _ in runs]
+    for (_, by_head), some, at in zip(
+        runs, pairs.split(lengths, 1), places.split(lengths), strict=True
+    ):
+        unit = rotation(tables, at, x.shape[2] if by_head else None)
+        # conj() is lazy, which not every dispatch mode resolves.
+        rotated.append(some * (torch.conj_physical(unit) if inverse else unit))
+    whole = rotated[0] if len(rotated) == 1 else torch.cat(rotated, 1)
+    return torch.view_as_real(whole).flatten(-2).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:

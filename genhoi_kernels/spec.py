@@ -21,7 +21,13 @@ from torch import Tensor
 from genhoi_kernels import checks
 from genhoi_kernels.flow_gate import GateWeights
 from genhoi_kernels.mask_gate import MaskGate
-from genhoi_kernels.rope import HeadSlidingRope, VideoRope, decode_rope, encode_rope
+from genhoi_kernels.rope import (
+    HeadSlidingRope,
+    ReferenceFramesRope,
+    VideoRope,
+    decode_rope,
+    encode_rope,
+)
 
 GateMode = Literal["none", "token", "sum"]
 GATE_MODES: tuple[GateMode, ...] = ("none", "token", "sum")
@@ -128,7 +134,7 @@ class AttentionCall:
     head_dim: int
     ref_lengths: Annotated[tuple[int, ...], Argument("SymInt[]", of_references=True)]
     rope: Annotated[
-        VideoRope | None,
+        VideoRope | ReferenceFramesRope | None,
         Argument(
             _ROPE_TYPES,
             encode_rope,

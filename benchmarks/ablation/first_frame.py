@@ -14,7 +14,8 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
 from genhoi.conditioning.grid import STRIDES
-from genhoi.models.adapter import AdapterLayer, GenHOIAdapter
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.adapter_layers import StreamLayer
 from genhoi.models.wan.channels import complete_channels
 from genhoi_kernels import VideoRope, qk_norm_rope, reference_attention
 
@@ -69,7 +70,7 @@ class FirstFrame:
 class _Processor(nn.Module):
     """Self-attention with low-rank weights on the first frame's tokens."""
 
-    def __init__(self, base: WanAttnProcessor, layer: AdapterLayer) -> None:
+    def __init__(self, base: WanAttnProcessor, layer: StreamLayer) -> None:
         super().__init__()
         self.base = base
         self.loras = nn.ModuleList([layer.lora_q, layer.lora_k, layer.lora_v])

@@ -50,7 +50,7 @@ Tensor new_rows(const Tensor& x) {
   return new_output(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type());
 }
 
-std::optional<Rotation> rotation_of(const RotationTensors& tensors, bool frame_is_head) {
+std::optional<Rotation> rotation_of(const RotationTensors& tensors) {
   if (tensors.empty()) return std::nullopt;
   Rotation rope;
   for (int a = 0; a < 3; a++) {
@@ -58,7 +58,6 @@ std::optional<Rotation> rotation_of(const RotationTensors& tensors, bool frame_i
     rope.pairs[a] = tensors[a].size(1);
   }
   rope.index = static_cast<const int32_t*>(tensors[3].data_ptr());
-  rope.frame_is_head = frame_is_head;
   return rope;
 }
 
@@ -87,7 +86,7 @@ struct AttentionInputs {
   std::optional<Rotation> rope, ref_rope;
 
   explicit AttentionInputs(const AttentionArguments& from)
-      : rope(rotation_of(from.rope, false)), ref_rope(rotation_of(from.ref_rope, true)) {
+      : rope(rotation_of(from.rope)), ref_rope(rotation_of(from.ref_rope)) {
     set_fields(in, from, ToField{});
     in.batch = from.q.size(0);
     in.rows = from.q.size(1);
@@ -175,7 +174,7 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments,
 namespace {
 
 NormRope norm_rope_call(const Tensor& x, const Tensor& y, const std::optional<Tensor>& weight,
-                        const RotationTensors& rope, bool frame_is_head, double eps) {
+                        const RotationTensors& rope, double eps) {
   NormRope call{};
   call.batch = x.size(0);
   call.rows = x.size(1);
@@ -186,26 +185,26 @@ NormRope norm_rope_call(const Tensor& x, const Tensor& y, const std::optional<Te
   call.y = rows_of(y);
   if (weight) call.weight = floats(*weight);
   call.eps = static_cast<float>(eps);
-  call.rope = *rotation_of(rope, frame_is_head);
+  call.rope = *rotation_of(rope);
   return call;
 }
 
 }  // namespace
 
 Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, RotationTensors rope,
-                            bool frame_is_head, double eps, bool inverse) {
+                            double eps, bool inverse) {
   Tensor y = new_rows(x);
-  NormRope call = norm_rope_call(x, y, weight, rope, frame_is_head, eps);
+  NormRope call = norm_rope_call(x, y, weight, rope, eps);
   call.inverse = inverse;
   kernels().norm_rope_forward(call, torch_pool());
   return y;
 }
 
 std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight,
-                                          RotationTensors rope, bool frame_is_head, double eps) {
+                                          RotationTensors rope, double eps) {
   Tensor dx = new_rows(x), dweight = torch::stable::empty_like(weight);
-  const NormRopeBackward call{norm_rope_call(x, grad, weight, rope, frame_is_head, eps),
-                              rows_of(dx), mutable_floats(dweight)};
+  const NormRopeBackward call{norm_rope_call(x, grad, weight, rope, eps), rows_of(dx),
+                              mutable_floats(dweight)};
   kernels().norm_rope_backward(call, torch_pool());
   return {dx, dweight};
 }

@@ -31,9 +31,9 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments,
                                           int64_t wanted);
 
 Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, RotationTensors rope,
-                            bool frame_is_head, double eps, bool inverse);
+                            double eps, bool inverse);
 
 std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight,
-                                          RotationTensors rope, bool frame_is_head, double eps);
+                                          RotationTensors rope, double eps);
 
 }  // namespace genhoi::cpu

@@ -14,12 +14,12 @@ struct Rows {
   int64_t batch = 0, row = 0, head = 0;
 };
 
-// Angle tables of three axes, [positions, pairs, (cos, sin)], and each token's position in them.
+// Angle tables of three axes, [positions, pairs, (cos, sin)], and each token's position in them. A
+// position below 0 in the first says that the token turns per head: in head h it is ~position + h.
 struct Rotation {
   const float* axis[3] = {nullptr, nullptr, nullptr};
   int64_t pairs[3] = {0, 0, 0};
   const int32_t* index = nullptr;  // [tokens, 3]
-  bool frame_is_head = false;      // the head, not index[0], is the position in axis[0]
 };
 
 struct Gate {

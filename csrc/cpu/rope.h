@@ -92,9 +92,9 @@ class RotationAt {
     return *this;
   }
 
-  // The token's other heads, where the angles depend on the head.
+  // The token's other heads, where its angles depend on the head.
   const RotationAt& move_to_head(int64_t token, int64_t head) {
-    return rope_->frame_is_head ? move_to(token, head) : *this;
+    return rope_->index[3 * token] < 0 ? move_to(token, head) : *this;
   }
 
   // Rotates pairs p to p + kVector of the row.
@@ -126,7 +126,8 @@ class RotationAt {
 
   // A token's position along an axis.
   int64_t position_of(int64_t token, int64_t head, int axis) const {
-    return axis == 0 && rope_->frame_is_head ? head : rope_->index[3 * token + axis];
+    const int64_t position = rope_->index[3 * token + axis];
+    return position < 0 ? ~position + head : position;
   }
 
   // The last vector may overlap the one before.

@@ -123,7 +123,7 @@ Tensor empty_as(const Tensor& x) {
 
 GenhoiNormRope norm_rope_of(const Tensor& x, const std::optional<Tensor>& weight,
                             const Tensor& cosines, const Tensor& sines, const Tensor& places,
-                            int64_t row_table, int64_t col_table, bool frame_is_head, double eps) {
+                            int64_t row_table, int64_t col_table, double eps) {
   GenhoiNormRope call{};
   call.dtype = x.scalar_type() == ScalarType::Float  ? GENHOI_FLOAT32
                : x.scalar_type() == ScalarType::Half ? GENHOI_FLOAT16
@@ -135,12 +135,8 @@ GenhoiNormRope norm_rope_of(const Tensor& x, const std::optional<Tensor>& weight
   call.eps = static_cast<float>(eps);
   call.x = tokens_of(x);
   call.weight = data<const float>(weight);
-  call.angles = {floats(cosines),
-                 floats(sines),
-                 static_cast<const int32_t*>(places.data_ptr()),
-                 static_cast<int32_t>(row_table),
-                 static_cast<int32_t>(col_table),
-                 frame_is_head};
+  call.angles = {floats(cosines), floats(sines), static_cast<const int32_t*>(places.data_ptr()),
+                 static_cast<int32_t>(row_table), static_cast<int32_t>(col_table)};
   return call;
 }
 
@@ -288,11 +284,10 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, T
 }
 
 Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, Tensor cosines, Tensor sines,
-                            Tensor places, int64_t row_table, int64_t col_table, bool frame_is_head,
-                            double eps, bool inverse) {
+                            Tensor places, int64_t row_table, int64_t col_table, double eps,
+                            bool inverse) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  GenhoiNormRope call =
-      norm_rope_of(x, weight, cosines, sines, places, row_table, col_table, frame_is_head, eps);
+  GenhoiNormRope call = norm_rope_of(x, weight, cosines, sines, places, row_table, col_table, eps);
   Tensor y = empty_as(x);
   call.inverse = inverse;
   call.y = y.data_ptr();
@@ -303,11 +298,10 @@ Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, Tensor cosin
 
 std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight, Tensor cosines,
                                           Tensor sines, Tensor places, int64_t row_table,
-                                          int64_t col_table, bool frame_is_head, double eps) {
+                                          int64_t col_table, double eps) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   GenhoiNormRopeBackward call{};
-  call.in =
-      norm_rope_of(x, weight, cosines, sines, places, row_table, col_table, frame_is_head, eps);
+  call.in = norm_rope_of(x, weight, cosines, sines, places, row_table, col_table, eps);
   call.grad = tokens_of(grad);
   const int64_t values = x.size(2) * x.size(3);
   Tensor grad_x = empty_as(x), grad_weight = empty(x, {values}, ScalarType::Float);

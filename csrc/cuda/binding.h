@@ -38,12 +38,12 @@ std::vector<Tensor> attention_backward_op(const AttentionArguments& arguments, T
 
 // x [B, N, H, D]; cosines, sines and places as in GenhoiAngles.
 Tensor norm_rope_forward_op(Tensor x, std::optional<Tensor> weight, Tensor cosines, Tensor sines,
-                            Tensor places, int64_t row_table, int64_t col_table, bool frame_is_head,
-                            double eps, bool inverse);
+                            Tensor places, int64_t row_table, int64_t col_table, double eps,
+                            bool inverse);
 
 // Gradients of x and weight.
 std::vector<Tensor> norm_rope_backward_op(Tensor grad, Tensor x, Tensor weight, Tensor cosines,
                                           Tensor sines, Tensor places, int64_t row_table,
-                                          int64_t col_table, bool frame_is_head, double eps);
+                                          int64_t col_table, double eps);
 
 }  // namespace genhoi::cuda

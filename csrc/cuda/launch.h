@@ -139,12 +139,12 @@ int genhoi_flow_gate_backward_plan(const struct GenhoiFlowGateBackward* call,
                                    struct GenhoiPlan* plan);
 
 // Angles of a rotation on three axes. A head's D / 2 pairs belong to the frame's, the row's and the
-// column's angles in turn: D / 6 to the row's and the column's each, the others to the frame's.
+// column's angles in turn: D / 6 to the row's and the column's each, the others to the frame's. A
+// frame below 0 says that the token turns per head: in head h it is ~frame + h.
 struct GenhoiAngles {
   const float *cosines, *sines;  // the axes' tables [positions, pairs], one after another
   const int32_t* places;         // [tokens, 3]: frame, row and column of each token
   int32_t row_table, col_table;  // where the row's and the column's tables start, in values
-  int32_t frame_is_head;         // the head's number in the frame's place, for references
 };
 
 // RMS norm over all heads and rotation of x: y = R (x weight / sqrt(mean(x^2) + eps)). heads *

@@ -46,8 +46,7 @@ GenhoiPlan backward_plan(const GenhoiNormRope& call) {
 }
 
 NormRopeShape shape_of(const GenhoiNormRope& call, const GenhoiPlan& plan) {
-  const bool same_pairs = plan.block * kChunkValues % call.head_dim == 0;
-  return {chunks_of(call), same_pairs && !call.angles.frame_is_head};
+  return {chunks_of(call), plan.block * kChunkValues % call.head_dim == 0};
 }
 
 // Launches Kernel<Element, WIDE> for the call's element type.

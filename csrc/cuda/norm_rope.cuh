@@ -140,24 +140,28 @@ __device__ __forceinline__ void load_weight(const float* weight, int chunk,
 }
 
 // Angles of a token: where in the tables those of its frame, row and column begin, each less the
-// number of the axis' first pair.
+// number of the axis' first pair; and how far the frame's move from head to head.
 struct TokenAngles {
   const GenhoiAngles& tables;
   int temporal, spatial;  // pairs of the frame's axis and of each of the others
-  int frame, row, col;
+  int frame, frame_of_head, row, col;
 
   __device__ __forceinline__ TokenAngles(const GenhoiAngles& tables, int token, int head_dim)
       : tables(tables), spatial(head_dim / 6) {
     temporal = head_dim / 2 - 2 * spatial;
     const int32_t* place = tables.places + 3 * static_cast<int64_t>(token);
-    frame = tables.frame_is_head ? 0 : __ldg(place) * temporal;
+    const int32_t at = __ldg(place);
+    frame = (at < 0 ? ~at : at) * temporal;
+    frame_of_head = at < 0 ? temporal : 0;
     row = tables.row_table + __ldg(place + 1) * spatial - temporal;
     col = tables.col_table + __ldg(place + 2) * spatial - temporal - spatial;
   }
 
+  __device__ __forceinline__ bool by_head() const { return frame_of_head != 0; }
+
   // Cosine and sine of a head's pair.
   __device__ __forceinline__ float2 of(int head, int pair) const {
-    const int of_head = tables.frame_is_head ? head * temporal : frame;
+    const int of_head = frame + head * frame_of_head;
     const int start = pair < temporal ? of_head : pair < temporal + spatial ? row : col;
     return make_float2(__ldg(tables.cosines + start + pair), __ldg(tables.sines + start + pair));
   }
@@ -212,8 +216,8 @@ struct BlockSums {
 
 // What the kernels know beside the call.
 struct NormRopeShape {
-  int chunks;          // of a token
-  bool shared_angles;  // all chunks of a thread have the same angles
+  int chunks;       // of a token
+  bool same_pairs;  // all chunks of a thread are the same pairs of a head
 };
 
 template <class Element>
@@ -233,6 +237,7 @@ __global__ __launch_bounds__(kMaxThreads,
   const int sample = blockIdx.x / call.tokens, token = blockIdx.x - sample * call.tokens;
   const int dim = call.head_dim, threads = blockDim.x;
   const TokenAngles token_angles(call.angles, token, dim);
+  const bool shared_angles = shape.same_pairs && !token_angles.by_head();
 
   const auto* from = token_of<Element>(call.x, sample, token);
   Chunk<Element> x[kChunksPerThread];
@@ -267,7 +272,7 @@ __global__ __launch_bounds__(kMaxThreads,
   for (int i = 0; i < kChunksPerThread; i++) {
     const int chunk = threadIdx.x + i * threads;
     if (chunk >= shape.chunks) break;
-    if (i > 0 && !shape.shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
+    if (i > 0 && !shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
     float values[kChunkValues];
     unpack(x[i], values);
     if (call.weight) {
@@ -297,6 +302,7 @@ __global__ __launch_bounds__((kBwdBound<Element, WIDE>)) void norm_rope_bwd(
   for (int row = first; row < last; row++) {
     const int sample = row / in.tokens, token = row - sample * in.tokens;
     const TokenAngles token_angles(in.angles, token, dim);
+    const bool shared_angles = shape.same_pairs && !token_angles.by_head();
     const auto* from = token_of<Element>(in.x, sample, token);
     const auto* grad_from = token_of<Element>(call.grad, sample, token);
     Chunk<Element> x[kChunksPerThread], grad[kChunksPerThread];
@@ -315,7 +321,7 @@ __global__ __launch_bounds__((kBwdBound<Element, WIDE>)) void norm_rope_bwd(
     for (int i = 0; i < kChunksPerThread; i++) {
       const int chunk = threadIdx.x + i * threads;
       if (chunk >= shape.chunks) break;
-      if (i == 0 || !shape.shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
+      if (i == 0 || !shared_angles) token_angles.load<WIDE>(chunk, dim, angles);
       unpack(grad[i], g[i]);
       rotate(g[i], angles, -1.f);
       float values[kChunkValues], weight[kChunkValues];

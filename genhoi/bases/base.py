@@ -15,9 +15,20 @@ from genhoi.conditioning.masks import MaskRule
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
 
-__all__ = ["TEXT_TOKENS", "Base", "CropMode", "EditDefaults", "Offload", "TrainedOn"]
+__all__ = [
+    "NO_STRENGTHS",
+    "TEXT_TOKENS",
+    "Base",
+    "CropMode",
+    "EditDefaults",
+    "Offload",
+    "TrainedOn",
+]
 
 TEXT_TOKENS = 512
+NO_STRENGTHS = (
+    "references of this base are frames of the sequence, which have no weight of their own"
+)
 Offload = Literal["none", "model", "group"]
 CropMode = Literal["auto", "none"]
 
@@ -83,6 +94,7 @@ class Base(ABC):
         about: one sentence for people.
         trained: whether its weights come from training.
         takes_text: whether a prompt means anything to it.
+        takes_strengths: whether an object's weight can be changed: where references are a stream.
         frames_apart: whether every latent frame is encoded by itself, from its own pixels alone.
         can_offload: whether it is large enough to be kept off the GPU in parts.
         merges_video_lora: whether low-rank weights that were trained on the video's own attention
@@ -98,6 +110,7 @@ class Base(ABC):
     about: str
     trained: bool
     takes_text: bool = True
+    takes_strengths: bool = True
     frames_apart: bool = False
     can_offload: bool = True
     merges_video_lora: bool = False
@@ -178,7 +191,8 @@ class Base(ABC):
         """Encode frames.
 
         Args:
-            frames: uint8 [F, H, W, 3]; F = 1 + 4 n for a Wan.
+            frames: uint8 [F, H, W, 3]; F = 1 + 4 n for a Wan. Of models with a VACE context also
+                float32 in [-1, 1].
 
         Returns:
             Normalised float32 latents [1, C, 1 + n, H/8, W/8].

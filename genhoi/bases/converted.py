@@ -9,7 +9,7 @@ from typing import Any
 
 from genhoi.bases.load import base_config, base_kind
 from genhoi.bases.replaced import check_same_sizes
-from genhoi.bases.wan_files import INDEX, locate_base, read_json
+from genhoi.bases.wan_files import INDEX, has_weights, locate_base, read_json
 from genhoi.media.files import check_space, size_of
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi_kernels.files import remove_unfinished, whole_folder
@@ -38,6 +38,12 @@ class Surroundings:
         # A component that the pipeline does without is [null, null].
         named = [n for n, x in index.items() if isinstance(x, list) and len(x) == 2 and x[0]]
         self.components = [n for n in named if n != "transformer" and (self.folder / n).is_dir()]
+
+    @property
+    def own_weights(self) -> list[Path]:
+        """Return the folder of its own transformer; none where the weights are missing."""
+        folder = self.folder / "transformer"
+        return [folder] if has_weights(folder) else []
 
     def place_in(self, folder: Path, *, final: Path, copy: bool) -> bool:
         """Put the components into a folder.

@@ -25,6 +25,7 @@ __all__ = [
 # Module and class of each kind. The first that takes a name has it, and the last takes them all.
 _KINDS = (
     ("genhoi.bases.tiny", "TinyBase"),
+    ("genhoi.bases.wan_vace", "WanVACEBase"),
     ("genhoi.bases.wan", "WanBase"),
 )
 
@@ -86,8 +87,8 @@ def load_base(
 
     Args:
         name: "tiny", trained and shipped with the package; "tiny-untrained", random weights; the
-            folder of a tiny base; the folder of a diffusers Wan2.1 image-to-video pipeline, or the
-            name of one on the Hugging Face Hub that has been downloaded before.
+            folder of a tiny base; the folder of a diffusers Wan2.1 image-to-video or VACE pipeline,
+            or the name of one on the Hugging Face Hub that has been downloaded before.
         device: where to compute.
         dtype: of the transformer, and of a text encoder.
         seed: of random weights.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genhoi.media import fit_image
+from genhoi.media import fit_image, pixel_values
 from genhoi.models.placement import execution_device
 
 __all__ = ["decode_latents", "encode_frames", "encode_reference"]
@@ -41,23 +41,31 @@ def encode_reference(vae: Any, image: Tensor, *, size: tuple[int, int]) -> Tenso
         )
     if any(side % 16 or side < 16 for side in size):
         raise ValueError(f"size: got {size}, wanted (height, width), multiples of 16")
-    frames = fit_image(image, size)[None].to(execution_device(vae))
-    with torch.no_grad():
-        return encode_frames(vae, frames)
+    return encode_frames(vae, fit_image(image, size)[None])
 
 
+@torch.no_grad()
 def encode_frames(vae: Any, frames: Tensor) -> Tensor:
-    """Take the mode of the VAE's distribution, normalised by its statistics.
+    """Encode a clip: the mode of the VAE's distribution, normalised by its statistics.
 
     Args:
-        vae: a diffusers `AutoencoderKLWan`.
-        frames: uint8 [F, H, W, 3], F = 1 + 4 n, where the VAE computes.
+        vae: a diffusers `AutoencoderKLWan`: `pipe.vae`.
+        frames: [F, H, W, 3], F = 1 + 4 n: uint8, or float32 in [-1, 1], as `vace_context` gives
+            them.
 
     Returns:
-        Float32 latents [1, C, 1 + n, H/8, W/8], there too.
+        Float32 latents [1, C, 1 + n, H/8, W/8], where the VAE computes.
+
+    Example:
+        >>> import genhoi, torch
+        >>> from diffusers import AutoencoderKLWan
+        >>> vae = AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        >>> clip = torch.zeros(5, 32, 48, 3, dtype=torch.uint8)
+        >>> tuple(genhoi.encode_frames(vae, clip).shape)
+        (1, 16, 2, 4, 6)
     """
-    pixels = frames.permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
-    latents = vae.encode(pixels).latent_dist.mode().float()
+    pixels = pixel_values(frames.to(execution_device(vae))).permute(3, 0, 1, 2)[None]
+    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, latents.device)
     return (latents - mean) / std
 

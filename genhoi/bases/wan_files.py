@@ -25,7 +25,7 @@ __all__ = [
 
 INDEX = "model_index.json"
 # diffusers' pipelines that are bases, and what people call them.
-PIPELINES = {"WanImageToVideoPipeline": "image-to-video"}
+PIPELINES = {"WanImageToVideoPipeline": "image-to-video", "WanVACEPipeline": "VACE"}
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 SUGGESTED = (

@@ -32,6 +32,7 @@ def edit(output: Output, **options: Any) -> None:
     repeat it. An edit that was interrupted goes on after its last finished window when the command
     is repeated.
     """
+    from genhoi.bases.base import NO_STRENGTHS
     from genhoi.bases.load import base_config, base_kind, check_base
     from genhoi.bases.settings import EditSettings, resolve
     from genhoi.cli.edit_screen import say_plan, show_dry_run
@@ -48,6 +49,10 @@ def edit(output: Output, **options: Any) -> None:
     if not options["dry_run"]:
         check_base(options["base"], transformer=options["transformer"])
     kind = base_kind(options["base"])
+    if options["strengths"] and not kind.takes_strengths:
+        raise ValueError(
+            f"strengths: got {list(options['strengths'])}, wanted none: {NO_STRENGTHS}"
+        )
     names = [field.name for field in fields(EditSettings)]
     settings = resolve(kind.defaults, **{name: options[name] for name in names})
     options |= asdict(settings)
@@ -110,7 +115,7 @@ def _run(
     pipeline = _load(output, options, schedule)
     for note in (more := notes_on(pipeline, inputs)):
         output.say(note)
-    layer = pipeline.base.model.sizes.num_layers // 2
+    layer = len(pipeline.base.model.blocks) // 2
     watched = Watched()
     start = time.monotonic()
     edited = _edit(output, options, inputs, plan, targets, pipeline, settings, watched, layer)

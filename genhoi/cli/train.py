@@ -114,11 +114,19 @@ def _check_early(
 ) -> None:
     """Refuse what can be known to fail before anything is loaded, encoded or started."""
     from genhoi.bases.load import base_config, base_kind, check_base
+    from genhoi.models.options import NO_MASK_GATE
+    from genhoi.models.registry import family_of
     from genhoi.training.config import TrainConfig
+    from genhoi.training.objective import reference_dropout
     from genhoi.training.trained_weights import load_adapter
     from genhoi_kernels import backends
 
-    (base_config if dry_run else check_base)(config.base)
+    if not dry_run:
+        check_base(config.base)
+    family = family_of(base_config(config.base))
+    reference_dropout(config, family)  # raises
+    if config.mask_gate and family.references_in_sequence:
+        raise ValueError(f"mask_gate: got it, wanted none: {NO_MASK_GATE}")
     apart = sorted({"near", "mixed"} & set(config.given))
     if apart and not base_kind(config.base).frames_apart:
         raise ValueError(

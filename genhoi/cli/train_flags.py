@@ -40,8 +40,8 @@ def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def _flag(name: str, hint: Any, default: Any, about: str) -> Callable[[Any], Any]:
     flag = name.replace("_", "-")
     shown = setting_text(default)
-    if hint is bool:
-        shown = ("" if default else "no-") + flag
+    if bool in (hint, *get_args(hint)):
+        shown = flag if default else shown if default is None else f"no-{flag}"
         flag = f"{flag}/--no-{flag}"
     return cloup.option(
         f"--{flag}",
@@ -64,7 +64,7 @@ def _field_help(docstring: str) -> dict[str, str]:
 
 def _metavar(hint: Any) -> str | None:
     kinds = get_args(hint) if get_origin(hint) is not None else (hint,)
-    if hint is bool:
+    if bool in kinds:
         return None
     if get_origin(hint) is dict:
         return "SHARES"

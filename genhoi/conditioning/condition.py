@@ -18,7 +18,15 @@ from torch import Tensor
 from genhoi.conditioning.grid import STRIDES, Grid, Strides
 from genhoi.conditioning.masks import MaskRule, fold_frames, token_mask
 
-__all__ = ["GREY", "Condition", "build_condition", "latent_mask", "paint_grey", "reference_tokens"]
+__all__ = [
+    "GREY",
+    "Condition",
+    "build_condition",
+    "latent_mask",
+    "paint_grey",
+    "reference_tokens",
+    "with_finished_frames",
+]
 
 # The middle of 0..255, as for the background of reference pictures: near 0 for the VAE.
 GREY = 128
@@ -29,7 +37,8 @@ class Condition:
     """What stays the same over all denoising steps of one window.
 
     Args:
-        channels: float32 [1, 4 + C, f, H/8, W/8], mask and masked-video latent.
+        channels: float32 [1, channels, f, H/8, W/8]; see `build_condition` and
+            `genhoi.conditioning.vace.vace_context` for what they are.
         mask: bool [F, H, W], what is generated.
         first_image: uint8 [H, W, 3], frame 0 as the model sees it; for the image encoder.
         last_image: uint8 [H, W, 3], the last frame as the model sees it.
@@ -39,11 +48,6 @@ class Condition:
     mask: Tensor
     first_image: Tensor
     last_image: Tensor
-
-    @property
-    def latent_mask(self) -> Tensor:
-        """Return the mask, float32 [1, 4, f, H/8, W/8]."""
-        return self.channels[:, : STRIDES.time]
 
 
 def latent_mask(mask: Tensor, strides: Strides = STRIDES) -> Tensor:
@@ -124,6 +128,28 @@ def build_condition(
         TypeError, ValueError: as `latent_mask` and `paint_grey`; a finished frame of another dtype
             or shape; nothing masked at all.
     """
+    frames, mask = with_finished_frames(frames, mask, first_frame, last_frame)
+    channels = latent_mask(mask, strides)
+    painted = paint_grey(frames, mask)
+    latents = encode(painted).float()
+    return Condition(
+        channels=torch.cat([channels.to(latents.device), latents], dim=1),
+        mask=mask,
+        first_image=painted[0],
+        last_image=painted[-1],
+    )
+
+
+def with_finished_frames(
+    frames: Tensor, mask: Tensor, first_frame: Tensor | None, last_frame: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Put finished frames in the place of a clip's first and last, unmasked.
+
+    Args and errors as `build_condition`.
+
+    Returns:
+        New frames and mask.
+    """
     frames, mask = frames.clone(), mask.clone()
     for name, index, image in (("first_frame", 0, first_frame), ("last_frame", -1, last_frame)):
         if image is None:
@@ -136,15 +162,7 @@ def build_condition(
                 f"the clip's frames"
             )
         frames[index], mask[index] = image, False
-    channels = latent_mask(mask, strides)
-    painted = paint_grey(frames, mask)
-    latents = encode(painted).float()
-    return Condition(
-        channels=torch.cat([channels.to(latents.device), latents], dim=1),
-        mask=mask,
-        first_image=painted[0],
-        last_image=painted[-1],
-    )
+    return frames, mask
 
 
 def reference_tokens(

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base, CropMode, Offload
+from genhoi.bases.base import NO_STRENGTHS, Base, CropMode, Offload
 from genhoi.bases.load import base_kind, check_base, load_base
 from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
@@ -237,6 +237,8 @@ class GenHOIPipeline:
         sizes = self.base.model.sizes
         strides = sizes.strides
         check_inputs(clip, masks, objects, first_frame, last_frame, strengths, strides)
+        if strengths is not None and not self.base.takes_strengths:
+            raise ValueError(f"strengths: got {list(strengths)}, wanted None: {NO_STRENGTHS}")
         settings = self._settings(
             crop=crop,
             guidance=guidance,
@@ -257,7 +259,7 @@ class GenHOIPipeline:
             strengths=strengths,
         )
         spans = windows(plan.frames, settings.window, settings.overlap)
-        last_layer = sizes.num_layers - 1
+        last_layer = len(self.base.model.blocks) - 1
         if attention_layer is not None and not 0 <= attention_layer <= last_layer:
             raise ValueError(f"attention_layer: got {attention_layer}, wanted 0 to {last_layer}")
         if self.attachment.options.mask_gate:

@@ -88,6 +88,7 @@ class EditRun:
         self.settings, self.spans, self.parts = settings, spans, parts
         self.attention_layer = attention_layer
         self.callback = callback
+        self.references: list[Tensor] = []
         self.sigmas = noise_levels(settings.steps, settings.shift)
         self.begun, self.begun_at, self.steps_here = time.monotonic(), 0.0, 0
 
@@ -117,11 +118,11 @@ class EditRun:
             no_text = self.base.encode_text(settings.negative_prompt)
         text = self.base.encode_text(settings.prompt)
         size = (self.clip.height, self.clip.width)
-        latents = [self.base.encode(fit_image(x, size)[None]) for x in self.objects]
+        self.references = [self.base.encode(fit_image(x, size)[None]) for x in self.objects]
         strengths = settings.strengths
         bias = None if strengths is None else [math.log(x) for x in strengths]
         tokens = self._tokens(0, False) if self.attachment.options.mask_gate else None
-        self.attachment.set_reference(latents, tokens, ref_bias=bias)
+        self.attachment.set_reference(self.references, tokens, ref_bias=bias)
         return text, no_text
 
     def _tokens(self, window: int, first_given: bool) -> Tensor:
@@ -157,14 +158,14 @@ class EditRun:
         if self.attachment.options.mask_gate:
             self.attachment.set_mask(self._tokens(window, first is not None))
         image = self.base.encode_image(condition.first_image, condition.last_image)
-        extra = self.attachment.reference_frames
-        _, _, frames, height, width = condition.channels.shape
-        shape = (1, self.model.sizes.latent_channels, extra + frames, height, width)
-        start = noise(shape, self.settings.seed, window).to(condition.channels.device)
+        channels = self.model.with_references(condition.channels, self.references)
+        _, _, frames, height, width = channels.shape
+        shape = (1, self.model.sizes.latent_channels, frames, height, width)
+        start = noise(shape, self.settings.seed, window).to(channels.device)
         latents = denoise(
             self.model,
             start,
-            condition.channels,
+            channels,
             text=text,
             no_text=no_text,
             image=image,
@@ -172,7 +173,7 @@ class EditRun:
             sigmas=self.sigmas,
             after_step=self._after_step(window),
         )
-        made = self.base.decode(latents[:, :, extra:])
+        made = self.base.decode(latents[:, :, self.attachment.reference_frames :])
         if self.settings.match_colour:
             begin, end = self.spans[window]
             made = match_colour(made, self.clip.frames[begin:end], condition.mask)

@@ -9,6 +9,7 @@ from genhoi.media.clip_files import count_frames, read_clip, write_clip, write_s
 from genhoi.media.files import atomic_path, check_target, digest
 from genhoi.media.image import read_image, write_image
 from genhoi.media.mask_files import read_mask, write_mask
+from genhoi.media.pixels import pixel_values
 from genhoi.media.resize import (
     ResizeMode,
     fit_image,
@@ -28,6 +29,7 @@ __all__ = [
     "digest",
     "fit_image",
     "has_sound",
+    "pixel_values",
     "read_clip",
     "read_image",
     "read_mask",

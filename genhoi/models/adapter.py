@@ -12,74 +12,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genhoi.extras import needed_for
 from genhoi.models.adapter_config import CONFIG_NAME, AdapterConfig
-from genhoi.models.placement import local_weight
+from genhoi.models.adapter_layers import make_layer
 from genhoi.models.registry import model_of
-from genhoi_kernels import FlowGate
 from genhoi_kernels.files import whole_file
 
-__all__ = ["WEIGHTS_NAME", "AdapterLayer", "GenHOIAdapter", "LowRank"]
+__all__ = ["WEIGHTS_NAME", "GenHOIAdapter"]
 
 WEIGHTS_NAME = "adapter.safetensors"
 
 
-class LowRank(nn.Module):
-    """x -> up(down(x)), added to a projection's output: no bias, no scale.
-
-    Plain parameters, not two ``nn.Linear``: what other tools do to every Linear of a model
-    (casting to 8 bits, PEFT's "all-linear") leaves these alone.
-
-    Args:
-        dim: width of input and output.
-        rank: of the product. down ~ N(0, (1/rank)^2), up = 0, so that it starts as nothing.
-    """
-
-    def __init__(self, dim: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, dim))
-        self.up = nn.Parameter(torch.empty(dim, rank))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise both matrices."""
-        nn.init.normal_(self.down, std=1 / len(self.down))
-        nn.init.zeros_(self.up)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x ``[..., dim]`` of any dtype, in the weights' dtype; return x's."""
-        down, up = local_weight(self.down, x), local_weight(self.up, x)
-        return F.linear(F.linear(x.to(down.dtype), down), up).to(x.dtype)
-
-
-class AdapterLayer(nn.Module):
-    """The weights that one block of the base gets."""
-
-    def __init__(self, config: AdapterConfig) -> None:
-        super().__init__()
-        self.lora_q = LowRank(config.dim, config.rank)
-        self.lora_k = LowRank(config.dim, config.rank)
-        self.lora_v = LowRank(config.dim, config.rank)
-
-        def gate() -> FlowGate:
-            # How a gate reduces is an option of attach, not of the weights.
-            return FlowGate(config.head_dim, init=config.gate_init)
-
-        self.self_gate = gate()
-        self.text_gate = gate()
-        self.image_gate = gate() if config.image_attention else None
-
-
 class GenHOIAdapter(nn.Module):
-    """GenHOI's own weights: rank-128 LoRA on the reference stream's q, k, v, and the flow gates.
+    """GenHOI's own weights: low-rank ones, and the flow gates.
 
-    Source: GenHOI, arXiv 2603.06048. 158,315,640 parameters on Wan 14B. state_dict:
-    layers.N.lora_{q,k,v}.{down,up}, layers.N.{self,text,image}_gate.{norm,fc1,fc2}.{weight,bias}.
+    Source: GenHOI, arXiv 2603.06048. On Wan image-to-video, where references are a stream of their
+    own: LoRA of rank 128 on the stream's q, k, v, and a gate after every attention: 158,315,640
+    parameters on Wan 14B. state_dict: layers.N.lora_{q,k,v}.{down,up},
+    layers.N.{self,text,image}_gate.{norm,fc1,fc2}.{weight,bias}.
 
-    The last block's reference tokens go nowhere once their keys and values are made, so its
-    ``lora_q`` can never get a gradient: it does not require one, for DistributedDataParallel
+    On Wan VACE, where references are frames of the sequence: two gates a VACE block, 137,232
+    parameters on 14B, and LoRA on any of its layers, for all rows. state_dict:
+    layers.N.lora.{self_q, ..., ffn_out}.{down,up} (``LORA_TARGETS``), layers.N.{self,text}_gate....
+
+    In a stream the last block's reference tokens go nowhere once their keys and values are made, so
+    its ``lora_q`` can never get a gradient: it does not require one, for DistributedDataParallel
     refuses parameters that are never reached.
 
     Args:
@@ -99,7 +57,7 @@ class GenHOIAdapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(make_layer(config) for _ in range(config.num_layers))
         self.requires_grad_(True)
 
     @classmethod
@@ -107,19 +65,22 @@ class GenHOIAdapter(nn.Module):
         """Make a fresh adapter for a diffusers Wan transformer, float32, on the CPU.
 
         Args:
-            transformer: a ``WanTransformer3DModel``; only its configuration is read.
-            options: ``rank``, ``gate_init``, ``mask_gate``, ``flow_gate``, ``schedule`` of
-                ``AdapterConfig``.
+            transformer: a ``WanTransformer3DModel`` or ``WanVACETransformer3DModel``; only its
+                configuration is read.
+            options: ``rank``, ``gate_init``, ``mask_gate``, ``flow_gate``, ``schedule``, for VACE
+                ``lora_targets``, of ``AdapterConfig``.
 
         Raises:
             TypeError, ValueError: an option unknown or out of range.
         """
-        return cls(AdapterConfig(**base_sizes(transformer), **options))
+        model = model_of(transformer)
+        return cls(AdapterConfig(**model.adapter_sizes, **(model.adapter_defaults | options)))
 
     def requires_grad_(self, requires_grad: bool = True) -> GenHOIAdapter:
-        """Set it for all weights but the last block's ``lora_q``, which stays without."""
+        """Set it for all weights but a stream's last ``lora_q``, which stays without."""
         super().requires_grad_(requires_grad)
-        self.layers[-1].lora_q.requires_grad_(False)
+        if self.config.references == "stream":
+            self.layers[-1].get_submodule("lora_q").requires_grad_(False)
         return self
 
     @property
@@ -130,7 +91,7 @@ class GenHOIAdapter(nn.Module):
 
     def check_fits(self, transformer: nn.Module) -> None:
         """Raise ValueError, naming what differs, unless the adapter fits this base."""
-        for name, wanted in base_sizes(transformer).items():
+        for name, wanted in model_of(transformer).adapter_sizes.items():
             got = getattr(self.config, name)
             if got != wanted:
                 raise ValueError(
@@ -251,17 +212,6 @@ class GenHOIAdapter(nn.Module):
                 commit_message=commit_message,
             )
         return str(commit.commit_url)
-
-
-def base_sizes(transformer: nn.Module) -> dict[str, Any]:
-    """Return the part of an ``AdapterConfig`` that the base dictates."""
-    sizes = model_of(transformer).sizes
-    return {
-        "num_heads": sizes.num_heads,
-        "head_dim": sizes.head_dim,
-        "num_layers": sizes.num_layers,
-        "image_attention": sizes.image_attention,
-    }
 
 
 def assign(module: nn.Module, weights: dict[str, Tensor], name: str) -> None:

@@ -8,9 +8,11 @@ from typing import Literal, get_args
 
 __all__ = [
     "CONFIG_NAME",
+    "LORA_TARGETS",
     "AdapterConfig",
     "FlowGateReduction",
     "GateInit",
+    "ReferencesAs",
     "Schedule",
     "check_flow_gate",
 ]
@@ -19,9 +21,19 @@ CONFIG_NAME = "adapter_config.json"
 
 FlowGateReduction = Literal["token", "sequence"]
 GateInit = Literal["open", "neutral"]
+ReferencesAs = Literal["stream", "frames"]
 Schedule = str | float | list[float]
 
+LORA_TARGETS = (
+    *(f"{attention}_{x}" for attention in ("self", "text") for x in "qkvo"),
+    "ffn_in",
+    "ffn_out",
+)
+"""Layers of a VACE block that can have low-rank weights: q, k, v and output of its self-attention
+and text attention, and both layers of its feed-forward."""
+
 _FORMAT, _VERSION = "genhoi-adapter", 1
+_OF_FRAMES = ("ffn_dim", "lora_targets")  # of which a stream has no use
 
 
 @dataclass(frozen=True)
@@ -30,15 +42,21 @@ class AdapterConfig:
 
     Args:
         num_heads, head_dim: of the base's attention; its width is their product.
-        num_layers: blocks of the base.
+        num_layers: blocks of the base that the adapter is on; of a VACE model the VACE blocks.
         image_attention: the base has cross-attention over an image (Wan2.1 image-to-video).
-        rank: of the low-rank weights.
+        rank: of the low-rank weights; with "frames" 0 for none.
         gate_init: gates start at 0.99 ("open", near the pretrained model) or at 0.5 ("neutral", as
             in the release, which halves every attention output of the pretrained model).
         mask_gate, flow_gate, schedule: what ``attach`` uses unless told otherwise; see there.
+            With "frames" there is no mask gate: False.
+        references: how references reach the model: as a "stream" of their own beside the video, or
+            as "frames" at the front of the video's sequence (Wan VACE).
+        ffn_dim: with "frames" the width of the base's feed-forward layers.
+        lora_targets: with "frames" the layers that have low-rank weights, of ``LORA_TARGETS``.
+            None: all of them.
 
     Raises:
-        ValueError: a size below 1 or an unknown option.
+        ValueError: a size below 1, an unknown option, or one that the form of references lacks.
 
     Example:
         >>> import genhoi
@@ -58,14 +76,43 @@ class AdapterConfig:
     mask_gate: bool = True
     flow_gate: FlowGateReduction | None = "token"
     schedule: Schedule = "paper"
+    references: ReferencesAs = "stream"
+    ffn_dim: int | None = None
+    lora_targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "head_dim", "num_layers", "rank"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: got {size!r}, wanted an integer of at least 1")
+        _check_choice("references", self.references, get_args(ReferencesAs))
         _check_choice("gate_init", self.gate_init, get_args(GateInit))
         check_flow_gate(self.flow_gate)
+        for name in ("num_heads", "head_dim", "num_layers"):
+            _check_size(name, getattr(self, name), 1)
+        if self.references == "stream":
+            self._check_stream()
+        else:
+            self._check_frames()
+
+    def _check_stream(self) -> None:
+        _check_size("rank", self.rank, 1)
+        for name in _OF_FRAMES:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r} with references as a stream, wanted None"
+                )
+
+    def _check_frames(self) -> None:
+        _check_size("rank", self.rank, 0)
+        _check_size("ffn_dim", self.ffn_dim, 1)
+        if self.mask_gate:
+            raise ValueError(
+                "mask_gate: got True with references as frames, wanted False: they are rows of the "
+                "one sequence, in which every row sees every row"
+            )
+        if self.image_attention:
+            raise ValueError("image_attention: got True with references as frames, wanted False")
+        targets = LORA_TARGETS if self.lora_targets is None else tuple(self.lora_targets)
+        for target in targets:
+            _check_choice("lora_targets", target, LORA_TARGETS)
+        object.__setattr__(self, "lora_targets", targets)
 
     @property
     def dim(self) -> int:
@@ -105,6 +152,11 @@ class AdapterConfig:
 def check_flow_gate(flow_gate: object) -> None:
     """Raise ValueError unless it is a reduction or None."""
     _check_choice("flow_gate", flow_gate, (*get_args(FlowGateReduction), None))
+
+
+def _check_size(name: str, size: object, least: int) -> None:
+    if not isinstance(size, int) or size < least:
+        raise ValueError(f"{name}: got {size!r}, wanted an integer of at least {least}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

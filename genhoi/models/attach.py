@@ -25,18 +25,19 @@ def attach(
     schedule: Schedule | Sequence[float] | Unset = UNSET,
     backend: str | None = None,
 ) -> Attachment:
-    """Turn a Wan transformer into GenHOI, in place, until ``detach``.
+    """Turn a Wan or Wan VACE transformer into GenHOI, in place, until ``detach``.
 
     Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
     they are. Its ``parameters()`` include the adapter's, and ``to`` moves both.
 
     Args:
-        transformer: a diffusers ``WanTransformer3DModel`` in any dtype; pipelines, offloading, PEFT
-            adapters and caches work as before.
+        transformer: a diffusers ``WanTransformer3DModel`` or ``WanVACETransformer3DModel`` in any
+            dtype; pipelines, offloading, PEFT adapters and caches work as before.
         adapter: on the same device; float32 or the transformer's dtype. It is used, not copied.
         preset: "paper" (mask gate on, a gate per token, the paper's schedule) or "release" (mask
-            gate off, a gate per sequence, the release's schedule). None: the adapter's own config.
-        mask_gate: whether only tokens inside the mask see the reference.
+            gate off, a gate per sequence, the release's schedule); on a VACE model both with a gate
+            per token and no mask gate. None: the adapter's own config.
+        mask_gate: whether only tokens inside the mask see the reference; off on a VACE model.
         flow_gate: "token", "sequence", or None for no gate.
         schedule: frame of each head; see ``genhoi_kernels.head_frames``.
             Each of these three wins over the preset.
@@ -54,7 +55,8 @@ def attach(
         >>> transformer = load_base("tiny-untrained").transformer  # or a diffusers pipeline's
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer, rank=8)
         >>> handle = genhoi.attach(transformer, adapter, preset="paper")
-        >>> # handle.set_reference([object_latent], mask), then use the transformer as ever
+        >>> # handle.set_reference([object_latent], mask), on a VACE model
+        >>> # handle.set_reference_frames(1); then use the transformer as ever
         >>> handle.detach()
     """
     model = model_of(transformer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -69,7 +69,9 @@ class Attachment(ABC):
         """Choose what the video refers to, for all forward passes until the next call.
 
         Nothing is computed until the first of them; then keys and values are, once, and kept for
-        all steps and guidance branches. Synchronises with the host once.
+        all steps and guidance branches. Synchronises with the host once. Of a VACE model, whose
+        inputs have the references, they are only counted (``set_reference_frames``): it takes
+        neither mask nor ref_bias.
 
         Args:
             references: latents ``[1 or B, C, 1, h, w]`` of each reference, of any size that the
@@ -90,6 +92,31 @@ class Attachment(ABC):
                 for another grid than the video's is found out in the next forward pass.
             RuntimeError: after ``detach``.
         """
+
+    def set_reference_frames(
+        self, count: int, *, sliding: Literal["all", "last", "none"] = "all"
+    ) -> None:
+        """Say how many latent frames at the front are references, and which of them slide.
+
+        Of VACE models, whose references are frames of the sequence: noise of theirs comes first in
+        ``hidden_states``, and they themselves in ``control_hidden_states``
+        (``genhoi.vace_context``). It holds for all forward passes until the next call.
+
+        Args:
+            count: of the references; 0 for none.
+            sliding: which turn per head: "all"; "last", as in the authors' release, whose other
+                references stay where their frame is; or "none".
+
+        Raises:
+            TypeError: count is no integer, or the model's references are a stream of their own.
+            ValueError: count is below 0, or sliding is unknown. That there are no more frames than
+                references is found out in the next forward pass.
+            RuntimeError: after ``detach``.
+        """
+        raise TypeError(
+            "set_reference_frames: references of this model are a stream of their own, wanted "
+            "set_reference"
+        )
 
     @abstractmethod
     def set_mask(self, mask: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from genhoi.models.adapter_config import AdapterConfig, FlowGateReduction, Schedule, check_flow_gate
 
-__all__ = ["UNSET", "Options", "Preset", "Unset", "resolve_options"]
+__all__ = ["NO_MASK_GATE", "UNSET", "Options", "Preset", "Unset", "resolve_options"]
 
 Preset = Literal["paper", "release"]
 
@@ -22,6 +22,10 @@ class Unset(Enum):
     def __repr__(self) -> str:
         return self.value
 
+
+NO_MASK_GATE = (
+    "references of a VACE model are rows of its one sequence, in which every row sees every row"
+)
 
 UNSET = Unset.UNSET  # an option that is left to the preset; None is a flow gate's own value
 
@@ -36,8 +40,15 @@ class Options:
 
 
 _PRESETS = {
-    "paper": Options(mask_gate=True, flow_gate="token", schedule="paper"),
-    "release": Options(mask_gate=False, flow_gate="sequence", schedule="release"),
+    "stream": {
+        "paper": Options(mask_gate=True, flow_gate="token", schedule="paper"),
+        "release": Options(mask_gate=False, flow_gate="sequence", schedule="release"),
+    },
+    # There the authors have a gate a token, and no mask gate.
+    "frames": {
+        "paper": Options(mask_gate=False, flow_gate="token", schedule="paper"),
+        "release": Options(mask_gate=False, flow_gate="token", schedule="release"),
+    },
 }
 
 
@@ -53,14 +64,15 @@ def resolve_options(
 
     Raises:
         TypeError: mask_gate is no bool.
-        ValueError: an unknown preset or flow gate.
+        ValueError: an unknown preset or flow gate, or a mask gate where references are frames.
     """
+    presets = _PRESETS[config.references]
     if preset is None:
         options = Options(config.mask_gate, config.flow_gate, config.schedule)
-    elif preset in _PRESETS:
-        options = _PRESETS[preset]
+    elif preset in presets:
+        options = presets[preset]
     else:
-        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(_PRESETS)} or None")
+        raise ValueError(f"preset: got {preset!r}, wanted one of {', '.join(presets)} or None")
     values: dict[str, Any] = {
         "mask_gate": mask_gate,
         "flow_gate": flow_gate,
@@ -70,4 +82,6 @@ def resolve_options(
     check_flow_gate(options.flow_gate)
     if not isinstance(options.mask_gate, bool):
         raise TypeError(f"mask_gate: got {options.mask_gate!r}, wanted True or False")
+    if options.mask_gate and config.references == "frames":
+        raise ValueError(f"mask_gate: got True, wanted False: {NO_MASK_GATE}")
     return options

@@ -78,7 +78,13 @@ class VideoModel(ABC):
 
     Args:
         transformer: of the family, a diffusers model.
+
+    Attributes:
+        references_in_sequence: references are latent frames at the front of the noisy latents and
+            of the condition (see `with_references`); else they are a stream of their own.
     """
+
+    references_in_sequence: bool = False
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
@@ -134,6 +140,18 @@ class VideoModel(ABC):
             clean: their latents, ``[B, C, f, h, w]``.
         """
 
+    def with_references(self, condition: Tensor, references: Sequence[Tensor]) -> Tensor:
+        """Put references at the front of a condition, where the family has them in the sequence.
+
+        Args:
+            condition: of the video, ``[B, channels, f, h, w]``.
+            references: latents ``[B or 1, C, 1, h, w]``, in order.
+
+        Returns:
+            ``[B, channels, R + f, h, w]``; elsewhere the condition itself.
+        """
+        return condition
+
     @abstractmethod
     def inputs(
         self,
@@ -158,7 +176,12 @@ class VideoModel(ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[Block]:
-        """List the blocks, in order."""
+        """List the blocks that an adapter is on, in order."""
+
+    @property
+    def all_blocks(self) -> Sequence[Any]:
+        """List the modules of all blocks, as they run, those without an adapter too."""
+        return [block.module for block in self.blocks]
 
     @property
     @abstractmethod
@@ -166,6 +189,22 @@ class VideoModel(ABC):
         """Match the names of q, k and v of the video's own attention, as a regular expression."""
 
     # ------------------------------------------------------------------------------- the adapter
+
+    @property
+    def adapter_defaults(self) -> dict[str, Any]:
+        """Return what a fresh ``AdapterConfig`` has in the place of its own defaults."""
+        return {}
+
+    @property
+    def adapter_sizes(self) -> dict[str, Any]:
+        """Return the part of an ``AdapterConfig`` that the model dictates."""
+        return {
+            "num_heads": self.sizes.num_heads,
+            "head_dim": self.sizes.head_dim,
+            "num_layers": len(self.blocks),
+            "image_attention": self.sizes.image_attention,
+            "references": "frames" if self.references_in_sequence else "stream",
+        }
 
     @abstractmethod
     def attach(
@@ -197,14 +236,3 @@ class ReferenceStreamModel(VideoModel):
     @abstractmethod
     def still_modulation(self, tokens: Tensor) -> Tensor:
         """Compute the blocks' modulation at timestep 0, for reference tokens."""
-
-    @abstractmethod
-    def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
-        """Call ``hook(latents, rotary)`` where a forward pass computes the tokens' positions.
-
-        That is before the first block; `rotary` is a tensor of that forward pass alone, which
-        every block gets.
-
-        Returns:
-            A handle; its ``remove()`` ends this.
-        """

@@ -8,10 +8,14 @@ from typing import Any
 
 from genhoi.models.protocol import VideoModel
 
-__all__ = ["empty_model", "model_of"]
+__all__ = ["empty_model", "family_of", "model_of"]
 
 # Module and class of each family; the first that takes a transformer has it.
-_FAMILIES = (("genhoi.models.wan.model", "WanModel"),)
+_FAMILIES = (
+    ("genhoi.models.wan.model", "WanModel"),
+    ("genhoi.models.wan.vace.model", "VaceModel"),
+)
+_WANTED = "WanTransformer3DModel or WanVACETransformer3DModel"
 
 
 def model_of(transformer: Any) -> VideoModel:
@@ -26,7 +30,7 @@ def model_of(transformer: Any) -> VideoModel:
     for family in _families():
         if any(family.takes(name, config) for name in names):
             return family(transformer)
-    raise TypeError(f"transformer: got {names[0]}, wanted a diffusers WanTransformer3DModel")
+    raise TypeError(f"transformer: got {names[0]}, wanted a diffusers {_WANTED}")
 
 
 def empty_model(config: Mapping[str, Any]) -> VideoModel:
@@ -38,11 +42,23 @@ def empty_model(config: Mapping[str, Any]) -> VideoModel:
     Raises:
         TypeError: no family takes it.
     """
+    return family_of(config).empty(config)
+
+
+def family_of(config: Mapping[str, Any]) -> type[VideoModel]:
+    """Find the family of a transformer by its configuration; nothing is made.
+
+    Args:
+        config: as diffusers saves it, with its ``_class_name``.
+
+    Raises:
+        TypeError: no family takes it.
+    """
     name = str(config.get("_class_name"))
     for family in _families():
         if family.takes(name, config):
-            return family.empty(config)
-    raise TypeError(f"config: got one of a {name}, wanted one of a WanTransformer3DModel")
+            return family
+    raise TypeError(f"config: got one of a {name}, wanted one of a {_WANTED}")
 
 
 def _families() -> Iterator[type[VideoModel]]:

@@ -66,13 +66,15 @@ class TrainConfig:
         mask_weight: weight of the loss where something is to be generated; 1 elsewhere.
         given: which frames are given, finished, and how often: none, first, first_last, and for a
             tiny base near (one beside every hidden one) and mixed (none to half of them).
-        reference_dropout: how often a sample sees no reference.
+        reference_dropout: how often a sample sees no reference. None: one in ten, of a VACE base
+            never, for there references are part of the sequence.
         mask_rule: when a token counts as masked for the gate. None: as the base wants it.
         adapter: folder or Hub name of an adapter to go on from; None for a fresh one.
         rank: rank of a fresh adapter's low-rank weights.
         queries_keys: whether the low-rank weights of q and k are trained, or those of v alone.
         gate_init: whether a fresh adapter's gates start open, or at one half.
-        mask_gate: whether a fresh adapter lets only tokens inside the mask see the reference.
+        mask_gate: whether a fresh adapter lets only tokens inside the mask see the reference. None:
+            yes, of a VACE base no, which has no such gate.
         flow_gate: whether a fresh adapter has a gate for every token or sequence, or none.
         schedule: where a fresh adapter puts references in time: paper, release, or the frame of
             all heads.
@@ -123,13 +125,13 @@ class TrainConfig:
     shift: float | None = None
     mask_weight: float = 4.0
     given: dict[GivenFrames, float] = field(default_factory=lambda: {"first": 1.0})
-    reference_dropout: float = 0.1
+    reference_dropout: float | None = None
     mask_rule: MaskRule | None = None
     adapter: str | None = None
     rank: int = 32
     queries_keys: bool = True
     gate_init: GateInit = "open"
-    mask_gate: bool = True
+    mask_gate: bool | None = None
     flow_gate: FlowGateReduction | None = "token"
     schedule: Schedule = "paper"
     video_rank: int = 0
@@ -168,7 +170,7 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 0")
         for name in ("ema", "reference_dropout", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted 0 to 1")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:

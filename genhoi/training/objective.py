@@ -24,7 +24,7 @@ from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.data.encoded import EncodedClips, Given
 from genhoi.models.protocol import VideoModel
 from genhoi.models.sampling import TIMESTEPS, shifted
-from genhoi.training.config import GivenFrames
+from genhoi.training.config import GivenFrames, TrainConfig
 
 __all__ = [
     "Batch",
@@ -32,10 +32,12 @@ __all__ = [
     "given_condition",
     "make_batch",
     "reconstruction_loss",
+    "reference_dropout",
     "sample_of",
     "seeing_tokens",
 ]
 
+_DROPOUT = 0.1
 _NEAR_PERIOD = 4
 
 
@@ -67,9 +69,10 @@ class Batch:
     Args:
         clean, noise: [B, C, f, h, w].
         sigmas: [B].
-        condition: [B, 4 + C, f, h, w].
-        objects: [B, C, 1, h, w].
-        tokens: bool [B, N], which see the reference.
+        condition: [B, channels, f, h, w], of the video alone.
+        objects, object_noise: [B, C, 1, h, w]; the noise is for models with references in the
+            sequence.
+        tokens: bool [B, N], which see the reference; None where the model has no mask gate.
         text: [B, tokens, text_dim].
         image: [B, tokens, image_dim] or None.
     """
@@ -79,7 +82,8 @@ class Batch:
     sigmas: Tensor
     condition: Tensor
     objects: Tensor
-    tokens: Tensor
+    object_noise: Tensor
+    tokens: Tensor | None
     text: Tensor
     image: Tensor | None
 
@@ -89,6 +93,26 @@ class Batch:
             name: None if x is None else x.to(device) for name, x in vars(self).items()
         }
         return Batch(**moved)
+
+
+def reference_dropout(config: TrainConfig, model: VideoModel | type[VideoModel]) -> float:
+    """Say how often a sample sees no reference.
+
+    Args:
+        config: of the run.
+        model: of its base, or its family.
+
+    Raises:
+        ValueError: some shall not, of a model with references in the sequence.
+    """
+    if not model.references_in_sequence:
+        return _DROPOUT if config.reference_dropout is None else config.reference_dropout
+    if config.reference_dropout:
+        raise ValueError(
+            f"reference_dropout: got {config.reference_dropout}, wanted 0 or none: references of "
+            f"a VACE model are part of its sequence"
+        )
+    return 0.0
 
 
 def sample_of(place: int, clips: int, seed: int) -> int:
@@ -104,15 +128,17 @@ def _order(clips: int, seed: int, passes: int) -> Tensor:
 
 def seeing_tokens(
     model: VideoModel, condition: Tensor, *, rule: MaskRule, mask_gate: bool
-) -> Tensor:
-    """Tell which video tokens see the reference: bool [B, N].
+) -> Tensor | None:
+    """Tell which video tokens see the reference: bool [B, N]; None where all rows see all.
 
     Args:
         model: what the condition was made for.
-        condition: [B, 4 + C, f, h, w]; a frame that is given is not masked in it.
+        condition: [B, channels, f, h, w]; a frame that is given is not masked in it.
         rule: see `token_mask`.
         mask_gate: without, all do.
     """
+    if model.references_in_sequence:
+        return None
     tokens = token_mask(model.condition_mask(condition), model.sizes.grid(condition), rule=rule)
     return tokens if mask_gate else torch.ones_like(tokens)
 
@@ -134,7 +160,8 @@ def make_batch(
     indices = [sample_of(place, len(clips), choices.seed) for place in places]
     generators = [_generator(choices.seed, "sample", place) for place in places]
     clean = clips.take("clean", indices)
-    noise, s, dropped, conditions, images = [], [], [], [], []
+    objects = clips.take("object", indices)
+    noise, object_noise, s, dropped, conditions, images = [], [], [], [], [], []
     for index, generator in zip(indices, generators, strict=True):
         noise.append(torch.randn(clean.shape[1:], generator=generator))
         s.append(torch.rand((), generator=generator))
@@ -144,15 +171,19 @@ def make_batch(
         stored = which if which in get_args(Given) else "none"
         if clips.has(f"image_{stored}"):  # the base has an image encoder
             images.append(clips.take(f"image_{stored}", [index])[0])
+        object_noise.append(torch.randn(objects.shape[1:], generator=generator))
     condition = torch.stack(conditions)
     tokens = seeing_tokens(model, condition, rule=choices.mask_rule, mask_gate=choices.mask_gate)
+    if tokens is not None:
+        tokens = tokens & ~torch.tensor(dropped)[:, None]
     return Batch(
         clean=clean,
         noise=torch.stack(noise),
         sigmas=shifted(torch.stack(s), choices.shift),
         condition=condition,
-        objects=clips.take("object", indices),
-        tokens=tokens & ~torch.tensor(dropped)[:, None],
+        objects=objects,
+        object_noise=torch.stack(object_noise),
+        tokens=tokens,
         text=clips.texts(indices),
         image=torch.stack(images) if images else None,
     )
@@ -169,7 +200,8 @@ def reconstruction_loss(
     """Compute the flow-matching loss of every sample, float32 [B].
 
     The squared error of the velocity, averaged with weight mask_weight where something is to be
-    generated and 1 elsewhere.
+    generated and 1 elsewhere. References in the sequence are denoised along with the video; their
+    weight is 1.
 
     Args:
         model: what the transformer's channels mean.
@@ -178,15 +210,19 @@ def reconstruction_loss(
         batch: see there.
         mask_weight: at least 0.
     """
+    clean, noise, condition = batch.clean, batch.noise, batch.condition
     if attachment is not None:
         attachment.set_reference([batch.objects], batch.tokens)
-    sigmas = batch.sigmas.view(-1, 1, 1, 1, 1)
-    noisy = torch.lerp(batch.clean, batch.noise, sigmas)
+        condition = model.with_references(condition, [batch.objects])
+        if model.references_in_sequence:
+            clean = torch.cat([batch.objects, clean], dim=2)
+            noise = torch.cat([batch.object_noise, noise], dim=2)
+    noisy = torch.lerp(clean, noise, batch.sigmas.view(-1, 1, 1, 1, 1))
     timestep = batch.sigmas * TIMESTEPS
-    inputs = model.inputs(noisy, batch.condition, timestep, batch.text, batch.image)
+    inputs = model.inputs(noisy, condition, timestep, batch.text, batch.image)
     velocity = transformer(**inputs)[0]
-    error = (velocity.float() - (batch.noise - batch.clean)).square().mean(1)
-    weight = 1 + (mask_weight - 1) * model.condition_mask(batch.condition).mean(1)
+    error = (velocity.float() - (noise - clean)).square().mean(1)
+    weight = 1 + (mask_weight - 1) * model.condition_mask(condition).mean(1)
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 

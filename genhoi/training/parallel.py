@@ -70,9 +70,7 @@ class ShardedModel:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # No mixed-precision policy: the few trained weights are gathered in float32 and the frozen
         # ones in their own type, and autocast does the same as under DDP.
-        self._parts = [
-            fully_shard(block.module, mesh=mesh) for block in model_of(transformer).blocks
-        ]
+        self._parts = [fully_shard(block, mesh=mesh) for block in model_of(transformer).all_blocks]
         self._last = self._parts[-1]
         # Its reference pass has no output, only keys and values, so nothing would gather the
         # weights again for the backward of that pass, which comes after the video's.

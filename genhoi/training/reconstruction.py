@@ -48,15 +48,18 @@ def rebuild(
     model = base.model
     settings = resolve(base.defaults, steps=steps, shift=shift, mask_rule=mask_rule)
     condition = torch.stack([given_condition(model, clips, i, given) for i in indices]).to(device)
-    _, _, f, h, w = condition.shape
+    extra = 0
     if attachment is not None:
-        pictures = clips.take("object", indices if objects is None else objects)
+        pictures = clips.take("object", indices if objects is None else objects).to(device)
         tokens = seeing_tokens(model, condition, rule=settings.mask_rule, mask_gate=mask_gate)
-        attachment.set_reference([pictures.to(device)], tokens)
+        attachment.set_reference([pictures], tokens)
+        condition = model.with_references(condition, [pictures])
+        extra = attachment.reference_frames
+    _, _, f, h, w = condition.shape
     shape = (1, model.sizes.latent_channels, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
     image = f"image_{given}"
-    return denoise(
+    made = denoise(
         model,
         start,
         condition,
@@ -67,3 +70,4 @@ def rebuild(
         sigmas=noise_levels(settings.steps, settings.shift),
         after_step=lambda step, latents: None,
     )
+    return made[:, :, extra:]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from genhoi.extras import needed_for
 from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.adapter_layers import FramesLayer, StreamLayer
 
 __all__ = ["add_low_rank", "freeze_unused", "load_adapter"]
 
@@ -53,10 +54,11 @@ def freeze_unused(adapter: GenHOIAdapter, *, queries_keys: bool) -> None:
         adapter: without flow gates in its settings, its gates are not used.
         queries_keys: whether the low-rank weights of q and k are trained.
     """
-    frozen: tuple[str, ...] = () if queries_keys else ("lora_q", "lora_k")
-    if adapter.config.flow_gate is None:
-        frozen += ("self_gate", "text_gate", "image_gate")
-    for layer in adapter.layers:
-        for name, part in layer.named_children():
+    for module in adapter.layers:
+        layer = cast(StreamLayer | FramesLayer, module)
+        frozen = () if queries_keys else layer.of_queries_keys
+        if adapter.config.flow_gate is None:
+            frozen += layer.gates
+        for name, part in layer.named_modules():
             if name in frozen:
                 part.requires_grad_(False)

@@ -39,7 +39,12 @@ from genhoi.training.checkpoint import (
 )
 from genhoi.training.config import TrainConfig
 from genhoi.training.log import TrainingLog
-from genhoi.training.objective import SampleChoices, make_batch, reconstruction_loss
+from genhoi.training.objective import (
+    SampleChoices,
+    make_batch,
+    reconstruction_loss,
+    reference_dropout,
+)
 from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
 from genhoi.training.same_run import check_same_run
@@ -137,6 +142,7 @@ class Trainer:
             dtype=getattr(torch, config.base_dtype),
             seed=config.seed,
         )
+        reference_dropout(config, self.base.model)  # raises
         self.base.encoders_to("cpu")
         shard = config.parallel == "fsdp" and processes > 1
         # A sharded one moves block by block, for the whole may not fit.
@@ -175,18 +181,20 @@ class Trainer:
         if config.adapter is not None:
             adapter = load_adapter(config.adapter)
         else:
+            given = {} if config.mask_gate is None else {"mask_gate": config.mask_gate}
             adapter = GenHOIAdapter.for_transformer(
                 transformer,
                 rank=config.rank,
                 gate_init=config.gate_init,
-                mask_gate=config.mask_gate,
                 flow_gate=config.flow_gate,
                 schedule=config.schedule,
+                **given,
             )
         freeze_unused(adapter, queries_keys=config.queries_keys)
         adapter.to(transformer.device)
         # The batch says which tokens see the reference, also where the adapter has no mask gate.
-        attachment = attach(transformer, adapter, mask_gate=True, backend=config.backend)
+        mask_gate = not self.base.model.references_in_sequence
+        attachment = attach(transformer, adapter, mask_gate=mask_gate, backend=config.backend)
         attachment.skip_unseen = False
         return adapter, attachment
 
@@ -216,7 +224,7 @@ class Trainer:
         return SampleChoices(
             seed=config.seed,
             given=config.given,
-            reference_dropout=config.reference_dropout,
+            reference_dropout=reference_dropout(config, self.base.model),
             shift=settings.shift,
             mask_gate=config.stage == "base" or self.adapter_config().mask_gate,
             mask_rule=settings.mask_rule,

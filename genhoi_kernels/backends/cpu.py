@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genhoi_kernels.backends import native
 from genhoi_kernels.reference import AttentionResult
-from genhoi_kernels.rope import HeadSlidingRope, Rope, token_places
+from genhoi_kernels.rope import Rope, token_places
 from genhoi_kernels.schema import grads_by_field, pick_wanted
 from genhoi_kernels.spec import (
     AttentionCall,
@@ -111,7 +111,6 @@ def norm_rope_backward(
         x.unflatten(-1, (-1, rope.head_dim)),
         weight.float().contiguous(),
         _rotation(rope, x.shape[1]),
-        isinstance(rope, HeadSlidingRope),
         eps,
     )
     return dx.flatten(-2), dweight.to(weight.dtype)
@@ -127,7 +126,6 @@ def _norm_rope(x: Tensor, weight: Tensor | None, rope: Rope, eps: float, inverse
         x,
         None if weight is None else weight.float().contiguous(),
         _rotation(rope, x.shape[1]),
-        isinstance(rope, HeadSlidingRope),
         eps,
         inverse,
     )

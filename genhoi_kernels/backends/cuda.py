@@ -13,7 +13,7 @@ from genhoi_kernels.backends.device_tables import angles, segments
 from genhoi_kernels.flow_gate import GateSums, GateWeights
 from genhoi_kernels.mask_gate import tile_bits
 from genhoi_kernels.reference import AttentionResult
-from genhoi_kernels.rope import HeadSlidingRope, Rope
+from genhoi_kernels.rope import Rope
 from genhoi_kernels.schema import grads_by_field, pick_wanted
 from genhoi_kernels.spec import (
     GATE_MODES,
@@ -244,7 +244,7 @@ def norm_rope_backward(
     """Compute gradients of x and weight by csrc/cuda/norm_rope.cuh."""
     heads = x.unflatten(-1, (-1, rope.head_dim))
     dx, dweight = torch.ops.genhoi_kernels.cuda_norm_rope_backward(
-        grad, heads, weight.float().contiguous(), *_angles(heads, rope), eps
+        grad, heads, weight.float().contiguous(), *angles(rope, x.shape[1], x.device), eps
     )
     return dx.flatten(2), dweight.to(weight.dtype)
 
@@ -252,10 +252,5 @@ def norm_rope_backward(
 def _norm_rope(
     x: Tensor, weight: Tensor | None, rope: Rope, *, eps: float, inverse: bool
 ) -> Tensor:
-    return torch.ops.genhoi_kernels.cuda_norm_rope_forward(
-        x, weight, *_angles(x, rope), eps, inverse
-    )
-
-
-def _angles(x: Tensor, rope: Rope) -> tuple[object, ...]:
-    return (*angles(rope, x.shape[1], x.device), isinstance(rope, HeadSlidingRope))
+    of_tokens = angles(rope, x.shape[1], x.device)
+    return torch.ops.genhoi_kernels.cuda_norm_rope_forward(x, weight, *of_tokens, eps, inverse)

@@ -15,7 +15,7 @@ from genhoi_kernels.rope import Rope, token_places
 class Angles(NamedTuple):
     """A rotation's tables of three axes, one after another.
 
-    cosines, sines: float32. places: ``[tokens, 3]`` int32, a token's frame, row and column.
+    cosines, sines: float32. places: ``[tokens, 3]`` int32, see ``token_places``.
     row_table, col_table: where those axes' tables start.
     """
 

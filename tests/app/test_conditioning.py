@@ -99,9 +99,9 @@ def test_polarity_and_layout(base: TinyBase) -> None:
     """[mask 4 | masked-video latent 16]; 1 is where to generate, and grey is nearly 0 there."""
     condition = build_condition(frames(), box(), base.encode)
     assert condition.channels.shape == (1, 20, 3, H // 8, W // 8)
-    assert torch.equal(condition.latent_mask, latent_mask(box()))
-    assert condition.latent_mask[0, :, :, 1:3, 2:4].min() == 1
-    assert condition.latent_mask.mean() == 4 / 24
+    assert torch.equal(condition.channels[:, :4], latent_mask(box()))
+    assert condition.channels[0, :4, :, 1:3, 2:4].min() == 1
+    assert condition.channels[:, :4].mean() == 4 / 24
     latents = condition.channels[:, 4:]
     assert latents[0, :, :, 1:3, 2:4].abs().max() < 0.01
     assert torch.equal(latents, base.encode(paint_grey(frames(), box())))
@@ -116,12 +116,12 @@ def test_finished_frames(base: TinyBase, name: str, index: int) -> None:
     assert torch.equal(image, given)
     # The first latent frame is frame 0 alone, the last one four frames.
     wanted = [0, 0, 0, 0] if index == 0 else [1, 1, 1, 0]
-    assert condition.latent_mask[0, :, index, 1, 2].tolist() == wanted
+    assert condition.channels[0, :4, index, 1, 2].tolist() == wanted
 
 
 def test_without_a_first_frame_frame_0_is_masked(base: TinyBase) -> None:
     condition = build_condition(frames(), box(), base.encode)
-    assert condition.latent_mask[0, :, 0, 1, 2].tolist() == [1, 1, 1, 1]
+    assert condition.channels[0, :4, 0, 1, 2].tolist() == [1, 1, 1, 1]
     assert (condition.first_image[box()[0]] == GREY).all()
 
 

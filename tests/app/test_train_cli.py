@@ -224,7 +224,7 @@ def test_every_setting_has_a_flag_with_words() -> None:
     help_text = " ".join(run("train", "--help").output.split())
     for item in dataclasses.fields(TrainConfig):
         _, _, rest = help_text.partition(f" --{item.name.replace('_', '-')} ")
-        own = rest.partition(" --")[0] if item.type != "bool" else rest.partition("[default")[0]
+        own = rest.partition(" --")[0] if "bool" not in item.type else rest.partition("[default")[0]
         assert len(own.split()) > 3, item.name
 
 

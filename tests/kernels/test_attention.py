@@ -78,6 +78,11 @@ CASES = [
     Case(grid=(5, 2, 2), heads=3, refs=((2, 3),), first_head=4, num_heads=9),
     Case(grid=(5, 2, 2), heads=4, refs=((2, 3),), schedule="release"),
     Case(grid=(5, 2, 2), heads=3, refs=((2, 3),), schedule=-1.0),
+    # Reference frames in the sequence itself: whole, and a shard of its rows and heads.
+    Case(grid=(4, 3, 5), sliding=(0, 1), heads=5, dim=24, gate="token", schedule="release"),
+    Case(
+        grid=(5, 5, 5), sliding=(0,), token_offset=7, tokens=101, first_head=2, num_heads=6, heads=3
+    ),
     Case(grid=(5, 2, 2), heads=3, refs=((2, 3),), schedule=(0.25, -7.0, 90.0)),
     Case(grid=(5, 4, 6), token_offset=7, tokens=101, refs=((2, 3),), mask="random"),
     Case(grid=(5, 4, 6), refs=((2, 3), (5, 1)), ref_rope=False, mask="random"),

@@ -18,10 +18,16 @@ import torch
 from support.cases import assert_within_budget, rounded
 from torch import Tensor
 
-from genhoi_kernels import HeadSlidingRope, VideoRope, apply_rope, qk_norm_rope
+from genhoi_kernels import (
+    HeadSlidingRope,
+    ReferenceFramesRope,
+    VideoRope,
+    apply_rope,
+    qk_norm_rope,
+)
 from genhoi_kernels.rope import token_places
 
-Rope = VideoRope | HeadSlidingRope
+Rope = VideoRope | HeadSlidingRope | ReferenceFramesRope
 
 SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "norm_rope.cu"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -54,7 +60,7 @@ class Angles(Structure):
 
     _fields_ = [
         *[(name, c_void_p) for name in ("cosines", "sines", "places")],
-        *[(name, c_int32) for name in ("row_table", "col_table", "frame_is_head")],
+        *[(name, c_int32) for name in ("row_table", "col_table")],
     ]
 
 
@@ -120,7 +126,6 @@ class Prologue:
             *(table.data_ptr() for table in (self.cosines, self.sines, self.places)),
             len(flat[0]),
             len(flat[0]) + len(flat[1]),
-            isinstance(self.rope, HeadSlidingRope),
         )
         return NormRope(
             CODES[x.dtype],
@@ -175,6 +180,11 @@ SOME_HEADS = HeadSlidingRope(
     schedule="release",
 )
 
+# Of its tokens from the fourth on, five turn per head.
+SOME_FRAMES = ReferenceFramesRope(
+    (4, 1, 5), (1,), head_dim=128, num_heads=13, first_head=1, token_offset=2
+)
+
 # (rotation, batch, tokens, heads)
 CASES: list[tuple[Rope, int, int, int]] = [
     (VideoRope((1, 1, 1), head_dim=8), 1, 1, 1),
@@ -188,6 +198,14 @@ CASES: list[tuple[Rope, int, int, int]] = [
     (SOME_HEADS, 2, 15, 4),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=128, num_heads=9), 1, 3, 9),
     (HeadSlidingRope((4, 2, 2), ((2, 1),), head_dim=20, num_heads=6), 1, 2, 6),
+    (SOME_FRAMES, 2, 11, 12),
+    (
+        ReferenceFramesRope((2, 1, 3), (0,), head_dim=128, num_heads=40, schedule="release"),
+        1,
+        6,
+        40,
+    ),
+    (ReferenceFramesRope((3, 2, 1), (0, 1), head_dim=20, num_heads=6), 1, 6, 6),
 ]
 
 

@@ -15,6 +15,7 @@ from genhoi_kernels import (
     GateWeights,
     HeadSlidingRope,
     MaskGate,
+    ReferenceFramesRope,
     VideoRope,
     apply_rope,
     qk_norm_rope,
@@ -70,6 +71,12 @@ def with_rope(name: str, **options: Any) -> Change:
         }
         rope = HeadSlidingRope(**(defaults | options))
     return put(name, rope)
+
+
+def front(**options: Any) -> ReferenceFramesRope:
+    """A rotation whose first frame turns per head."""
+    defaults = {"grid": (3, 2, 2), "sliding": (0,), "head_dim": D, "num_heads": H}
+    return ReferenceFramesRope(**(defaults | options))
 
 
 def without_reference(**kept: Any) -> Change:
@@ -223,6 +230,9 @@ WRONG: list[tuple[str, str, type, Change]] = [
     ("rope", "(3, 2, 1)", ValueError, with_rope("rope", grid=(3, 2, 1))),
     ("rope", "(3, 2, 3), 18 tokens in all", ValueError, with_rope("rope", grid=(3, 2, 3))),
     ("rope", "token_offset 1", ValueError, with_rope("rope", token_offset=1)),
+    ("rope", "num_heads 4", ValueError, put("rope", front(num_heads=4))),
+    ("rope", "first_head 1", ValueError, put("rope", front(first_head=1))),
+    ("rope", "(2, 2, 2), 8 tokens in all", ValueError, put("rope", front(grid=(2, 2, 2)))),
     ("ref_rope", "VideoRope", TypeError, lambda args: args | {"ref_rope": args["rope"]}),
     ("ref_rope", "head_dim 16", ValueError, with_rope("ref_rope", head_dim=16)),
     ("ref_rope", "num_heads 2", ValueError, with_rope("ref_rope", num_heads=2)),
@@ -343,6 +353,10 @@ ROPE_WRONG: list[tuple[str, str, type, Change]] = [
         ValueError,
         put("rope", HeadSlidingRope((3, 2, 2), ((3, 4),), head_dim=D, num_heads=2)),
     ),
+    ("rope", "head_dim 64", ValueError, put("rope", front(head_dim=64))),
+    ("rope", "(2, 2, 2), 8 tokens in all", ValueError, put("rope", front(grid=(2, 2, 2)))),
+    ("rope", "token_offset 1", ValueError, put("rope", front(token_offset=1))),
+    ("rope", "num_heads 4", ValueError, put("rope", front(num_heads=4))),
     ("backend", "'gpu'", ValueError, put("backend", "gpu")),
 ]
 
@@ -366,6 +380,11 @@ def test_a_shard_is_said_by_an_offset() -> None:
     with pytest.raises(ValueError, match=r"num_heads 3, wanted H = 2; .*first_head=0"):
         apply_rope(x, HeadSlidingRope((3, 2, 2), [(5, 1)], **heads))
     apply_rope(x, HeadSlidingRope((3, 2, 2), [(5, 1)], **heads, first_head=0))
+    with pytest.raises(ValueError, match=r"\(3, 2, 2\), 12 tokens in all, wanted N = 5; .*=0"):
+        apply_rope(x, front(num_heads=2))
+    with pytest.raises(ValueError, match=r"num_heads 3, wanted H = 2; .*first_head=0"):
+        apply_rope(x, front(token_offset=0))
+    apply_rope(x, front(token_offset=0, first_head=0))
 
 
 def test_a_negative_scale_is_taken() -> None:

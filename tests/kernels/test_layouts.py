@@ -16,6 +16,7 @@ from genhoi_kernels import notices
 N, H, D, M = 12, 3, 8, 6
 ROPE = gk.VideoRope((3, 2, 2), head_dim=D)
 REF_ROPE = gk.HeadSlidingRope((3, 2, 2), [(2, 3)], head_dim=D, num_heads=H)
+FRONT_ROPE = gk.ReferenceFramesRope((3, 2, 2), (0,), head_dim=D, num_heads=H)
 QKV, REFS = ("q", "k", "v"), ("k_ref", "v_ref")
 TENSORS = (*QKV, *REFS)
 LAYOUT = "like [B, H, N, D], scaled_dot_product_attention's layout; the op takes [B, N, H, D]"
@@ -54,6 +55,7 @@ def test_any_of_them_among_what_says_more(turned: tuple[str, ...]) -> None:
     ("turned", "options"),
     [
         (QKV, {"references": False, "rope": ROPE}),
+        (QKV, {"references": False, "rope": FRONT_ROPE}),
         (QKV, {"mask": torch.ones(1, N, dtype=torch.bool)}),
         (QKV, {"mask": gk.MaskGate.build(torch.ones(1, N, dtype=torch.bool))}),
         (QKV, {}),  # the references differ

@@ -17,10 +17,17 @@ from support.cases import (
 )
 from torch import Tensor
 
-from genhoi_kernels import HeadSlidingRope, VideoRope, apply_rope, qk_norm_rope
+from genhoi_kernels import (
+    HeadSlidingRope,
+    ReferenceFramesRope,
+    VideoRope,
+    apply_rope,
+    head_frames,
+    qk_norm_rope,
+)
 from genhoi_kernels.spec import RopeCall
 
-Rope = VideoRope | HeadSlidingRope
+Rope = VideoRope | HeadSlidingRope | ReferenceFramesRope
 
 # (rotation, tokens, heads): whole grids, shards of them, other schedules and bases.
 ROPES: list[tuple[Rope, int, int]] = [
@@ -46,6 +53,26 @@ ROPES: list[tuple[Rope, int, int]] = [
     (HeadSlidingRope((4, 2, 2), ((2, 3),), head_dim=128, num_heads=3, schedule=-1.0), 6, 3),
     (HeadSlidingRope((4, 2, 2), ((3, 1),), head_dim=64, num_heads=2, schedule=(0.5, -9.25)), 3, 2),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=8, num_heads=9, first_head=2), 3, 2),
+    (
+        ReferenceFramesRope((7, 3, 5), (0, 1), head_dim=40, num_heads=9, schedule="release"),
+        105,
+        9,
+    ),
+    (
+        ReferenceFramesRope(
+            (4, 5, 3), (1,), head_dim=24, num_heads=7, first_head=3, token_offset=8, theta=500.0
+        ),
+        46,
+        3,
+    ),
+    (ReferenceFramesRope((1, 3, 1), (0,), head_dim=8, num_heads=5), 3, 5),
+    (ReferenceFramesRope((3, 1, 3), (0, 2), head_dim=128, num_heads=2, schedule=-1.0), 9, 2),
+    (
+        ReferenceFramesRope((3, 1, 3), (), head_dim=16, num_heads=2, schedule=(0.5, -9.25)),
+        9,
+        2,
+    ),
+    (ReferenceFramesRope((2, 2, 2), (0,), head_dim=16, num_heads=2, token_offset=8), 0, 2),
 ]
 
 
@@ -62,6 +89,10 @@ def name_of(value: object) -> str:
 def rotate_in_loops(x: np.ndarray, rope: Rope) -> np.ndarray:
     if isinstance(rope, VideoRope):
         return loops.rotate_video(x, rope.grid, rope.first_token, rope.theta)
+    if isinstance(rope, ReferenceFramesRope):
+        return loops.rotate_reference_frames(
+            x, rope.grid, rope.sliding, rope.frames, rope.first_token, rope.theta
+        )
     return loops.rotate_reference(x, rope.video_grid, rope.ref_grids, rope.frames, rope.theta)
 
 
@@ -124,7 +155,66 @@ def test_eager_is_the_loops(rotation: tuple[Rope, int, int]) -> None:
     torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rotation", [ROPES[0], ROPES[-1]], ids=name_of)
+def composed(x: Tensor, rope: ReferenceFramesRope, backend: str) -> Tensor:
+    """x rotated by a VideoRope, and the rows of each reference by a HeadSlidingRope of its own."""
+    frames, h, w = rope.grid
+    at = slice(rope.first_token, rope.first_token + x.shape[1])
+    whole = x.new_zeros(x.shape[0], rope.grid_tokens, *x.shape[2:])
+    whole[:, at] = x
+    options = {"head_dim": rope.head_dim, "theta": rope.theta}
+    rotated = apply_rope(whole, VideoRope(rope.grid, **options), backend=backend)
+    for i in rope.sliding:
+        rows = slice(i * h * w, (i + 1) * h * w)
+        of_reference = HeadSlidingRope(
+            (frames, (i + 1) * h, (i + 1) * w),
+            ((h, w),),
+            num_heads=rope.num_heads,
+            schedule=head_frames(rope.schedule, frames, rope.num_heads),
+            first_head=rope.first_head,
+            **options,
+        )
+        rotated[:, rows] = apply_rope(whole[:, rows], of_reference, backend=backend)
+    return rotated[:, at]
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 26, 64, 128])
+@pytest.mark.parametrize("schedule", ["paper", "release", -1.0])
+def test_reference_frames_are_composed(head_dim: int, schedule: str | float) -> None:
+    """One pass is a VideoRope's and a HeadSlidingRope's for each reference, in float64."""
+    generator = torch.Generator().manual_seed(head_dim)
+    options: dict[str, Any] = {"head_dim": head_dim, "num_heads": 5, "schedule": schedule}
+    for frames in range(1, 8):
+        h, w = (3, 5) if frames % 2 else (5, 1)
+        last, tokens = min(2, frames - 1), frames * h * w
+        x = torch.randn(2, tokens, 5, head_dim, generator=generator, dtype=torch.float64)
+        for sliding in {(0,), tuple(range(last + 1)), (last,), (frames - 1,)}:
+            rope = ReferenceFramesRope((frames, h, w), sliding, theta=1000.0 * frames, **options)
+            wanted = composed(x, rope, "eager")
+            rotated = apply_rope(x, rope, backend="eager")
+            torch.testing.assert_close(rotated, wanted, rtol=0, atol=1e-14)
+            first, stop, head = tokens // 3, tokens - 1, frames % 3
+            shard = dataclasses.replace(rope, token_offset=first, first_head=head)
+            part = (slice(None), slice(first, stop), slice(head, 4))
+            got = apply_rope(x[part], shard, backend="eager")
+            torch.testing.assert_close(got, wanted[part], rtol=0, atol=1e-14)
+
+
+def test_reference_frames_and_the_composition(backend: str) -> None:
+    """Of kernels, the same angles: equal but for the order of multiply-adds."""
+    rope = ReferenceFramesRope((5, 3, 5), (0, 1), head_dim=24, num_heads=7, schedule="release")
+    skip_unless_supported(backend, RopeCall(device_of(backend), torch.float32, 24))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 75, 7, 24, generator=generator).to(device_of(backend))
+    rotated = apply_rope(x, rope, backend=backend)
+    torch.testing.assert_close(rotated, composed(x, rope, backend), rtol=0, atol=1e-6)
+    plain = apply_rope(x, VideoRope(rope.grid, head_dim=24), backend=backend)
+    assert torch.equal(rotated[:, 30:], plain[:, 30:])
+    assert not torch.isclose(rotated[:, :30], plain[:, :30], atol=0.1).all(-1).any()
+    none = dataclasses.replace(rope, sliding=())
+    assert torch.equal(apply_rope(x, none, backend=backend), plain)
+
+
+@pytest.mark.parametrize("rotation", [ROPES[0], ROPES[10], ROPES[13]], ids=name_of)
 def test_eager_gradients_are_finite_differences(rotation: tuple[Rope, int, int]) -> None:
     rope, tokens, heads = rotation
     rope = dataclasses.replace(rope, head_dim=4)

@@ -13,14 +13,20 @@ import pytest
 import torch
 from support import loops
 
-from genhoi_kernels import HeadSlidingRope, VideoRope, head_frames
-from genhoi_kernels.rope import axis_dims, decode_rope, encode_rope
+from genhoi_kernels import HeadSlidingRope, ReferenceFramesRope, VideoRope, apply_rope, head_frames
+from genhoi_kernels.rope import Rope, axis_dims, decode_rope, encode_rope, token_places
 
 
 def slide(**options: Any) -> HeadSlidingRope:
     """Over 40 heads unless the options say otherwise."""
     defaults = {"video_grid": (3, 2, 2), "ref_grids": ((2, 3),), "num_heads": 40}
     return HeadSlidingRope(**(defaults | options))
+
+
+def front(**options: Any) -> ReferenceFramesRope:
+    """Four frames, of which the first two are references, unless the options say otherwise."""
+    defaults = {"grid": (4, 3, 5), "sliding": (0, 1), "num_heads": 7}
+    return ReferenceFramesRope(**(defaults | options))
 
 
 def test_paper_schedule_is_exact() -> None:
@@ -94,10 +100,13 @@ ROPES = [
     VideoRope((3, 4, 5), head_dim=16, token_offset=2),
     slide(schedule=[1] * 40),
     slide(first_head=3),
+    front(schedule="release"),
+    front(sliding=(), head_dim=16, token_offset=60),
+    front(schedule=range(7), first_head=2, token_offset=0, theta=500.0),
 ]
 
 
-def twin_of_numbers(rope: VideoRope | HeadSlidingRope) -> VideoRope | HeadSlidingRope:
+def twin_of_numbers(rope: Rope) -> Rope:
     """What comes back from an operator: a schedule as its frames, no head before the first."""
     if isinstance(rope, VideoRope):
         return rope
@@ -106,7 +115,7 @@ def twin_of_numbers(rope: VideoRope | HeadSlidingRope) -> VideoRope | HeadSlidin
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: type(rope).__name__)
-def test_immutable_and_hashable(rope: VideoRope | HeadSlidingRope) -> None:
+def test_immutable_and_hashable(rope: Rope) -> None:
     for field in dataclasses.fields(rope):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(rope, field.name, getattr(rope, field.name))
@@ -126,6 +135,9 @@ def test_lists_are_tuples() -> None:
     assert lists == slide(ref_grids=((2, 3), (1, 1)))
     assert hash(lists) == hash(slide(ref_grids=((2, 3), (1, 1))))
     assert lists.lengths == (6, 1)
+    frames = front(grid=[4, 3, 5], sliding=[0, 1], schedule=[1.0] * 7)
+    assert frames == front(schedule=(1.0,) * 7)
+    assert hash(frames) == hash(front(schedule=(1.0,) * 7))
 
 
 def test_sizes() -> None:
@@ -150,6 +162,41 @@ def test_a_whole_and_its_first_shard_are_two_things() -> None:
 def test_how_many_heads_has_no_default() -> None:
     with pytest.raises(TypeError, match="num_heads"):
         HeadSlidingRope((3, 2, 2), ((2, 3),))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="num_heads"):
+        ReferenceFramesRope((3, 2, 2), (0,))  # type: ignore[call-arg]
+
+
+def test_reference_frames_are_of_the_whole_sequence() -> None:
+    """The schedule spans the references' frames too; shards fit as they do elsewhere."""
+    assert front(schedule="release").frames == head_frames("release", 4, 7)
+    assert front(first_head=2).frames == head_frames("paper", 4, 7)[2:]
+    assert [front().fits(n) for n in (59, 60, 61)] == [False, True, False]
+    assert [front(token_offset=7).fits(n) for n in (0, 53, 54)] == [True, True, False]
+    assert [front().heads_fit(n) for n in (6, 7, 8)] == [False, True, False]
+    assert [front(first_head=2).heads_fit(n) for n in (1, 5, 6)] == [True, True, False]
+
+
+def test_places_of_reference_frames() -> None:
+    """Frame, row and column in the tables: below 0 where it turns per head, each at its offset."""
+    rope = ReferenceFramesRope((4, 2, 3), (0, 2), num_heads=5, token_offset=5)
+    places = token_places(rope, 13, torch.device("cpu"))
+    assert places.dtype == torch.int32
+    wanted = [[-1, 2 + 1, 3 + 2]]
+    wanted += [[5 + 1, y, x] for y in range(2) for x in range(3)]
+    wanted += [[-1, 3 * 2 + y, 3 * 3 + x] for y in range(2) for x in range(3)]
+    assert places.tolist() == wanted
+    assert rope.runs(13) == [(1, True), (6, False), (6, True)]
+    assert rope.runs(0) == []
+
+
+def test_without_a_sliding_frame_it_is_the_video_s() -> None:
+    """Bitwise: the tables are the same."""
+    rope, video = front(sliding=(), head_dim=40), VideoRope((4, 3, 5), head_dim=40)
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float64}
+    for table, wanted in zip(rope.tables(**options), video.tables(**options), strict=True):
+        assert torch.equal(table, wanted)
+    x = torch.randn(2, 60, 7, 40, dtype=torch.float64)
+    assert torch.equal(apply_rope(x, rope), apply_rope(x, video))
 
 
 def test_tables_are_small_and_accurate() -> None:
@@ -167,6 +214,10 @@ def test_tables_are_small_and_accurate() -> None:
     many = slide(ref_grids=((2, 3), (4, 1)), num_heads=5, first_head=1)
     sizes = [tuple(t.shape) for t in many.tables(device=cpu, dtype=torch.float32)]
     assert sizes == [(4, 22, 2), (4, 21, 2), (3, 21, 2)]
+    # At 720p: 79,200 tokens and 40 heads, of which a table would have 3.2 GB.
+    release = ReferenceFramesRope((22, 45, 80), (0,), num_heads=40)
+    tables = release.tables(device=cpu, dtype=torch.float32)
+    assert [tuple(t.shape) for t in tables] == [(62, 22, 2), (90, 21, 2), (160, 21, 2)]
 
 
 WRONG: list[tuple[str, str, Any]] = [
@@ -195,6 +246,17 @@ WRONG: list[tuple[str, str, Any]] = [
     ("schedule", "2 frames", lambda: head_frames((0, 1), 3, 4)),
     ("schedule", "nan", lambda: slide(schedule=math.nan)),
     ("schedule", "inf", lambda: slide(num_heads=2, schedule=(0.0, math.inf))),
+    ("grid", r"\(4, 0, 5\)", lambda: front(grid=(4, 0, 5))),
+    ("sliding", r"\(1, 0\)", lambda: front(sliding=(1, 0))),
+    ("sliding", r"\(1, 1\)", lambda: front(sliding=(1, 1))),
+    ("sliding", r"\(3, 4\)", lambda: front(sliding=(3, 4))),
+    ("sliding", r"\(-1,\)", lambda: front(sliding=(-1,))),
+    ("head_dim", "5", lambda: front(head_dim=5)),
+    ("num_heads", "0", lambda: front(num_heads=0)),
+    ("first_head", "7", lambda: front(first_head=7)),
+    ("token_offset", "61", lambda: front(token_offset=61)),
+    ("theta", "nan", lambda: front(theta=math.nan)),
+    ("schedule", "2 frames", lambda: front(schedule=(0.0, 1.0))),
 ]
 
 
@@ -216,6 +278,11 @@ WRONG_TYPES: list[tuple[str, str, Any]] = [
     ("num_heads", "12.0", lambda: slide(num_heads=12.0)),
     ("first_head", "'0'", lambda: slide(first_head="0")),
     ("schedule", "None", lambda: slide(schedule=None)),
+    ("grid", "60", lambda: front(grid=60)),
+    ("sliding", "0", lambda: front(sliding=0)),
+    ("sliding", r"\(0\.5,\)", lambda: front(sliding=(0.5,))),
+    ("num_heads", "7.0", lambda: front(num_heads=7.0)),
+    ("token_offset", "1.5", lambda: front(token_offset=1.5)),
     ("schedule", r"\('paper',\)", lambda: slide(num_heads=1, schedule=("paper",))),
     ("schedule", "None", lambda: head_frames(None, 3, 4)),  # type: ignore[arg-type]
 ]

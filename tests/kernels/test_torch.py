@@ -20,6 +20,7 @@ GRID, REFS, HEADS, DIM = (3, 2, 3), ((2, 2), (1, 3)), 4, 16
 N, M = 18, 7
 ROPE = gk.VideoRope(GRID, head_dim=DIM)
 REF_ROPE = gk.HeadSlidingRope(GRID, REFS, head_dim=DIM, num_heads=HEADS)
+FRONT_ROPE = gk.ReferenceFramesRope(GRID, (0,), head_dim=DIM, num_heads=HEADS)
 ON_CPU = gk.RopeCall(torch.device("cpu"), torch.float32, DIM)
 COMPILED = [
     s.name
@@ -120,7 +121,7 @@ def test_opcheck_attention_backward(backend: str, dtype: torch.dtype) -> None:
 def test_opcheck_ropes(backend: str, dtype: torch.dtype) -> None:
     q, k, *_ = (x.flatten(2).detach().requires_grad_() for x in inputs(dtype))
     weights = [torch.rand(HEADS * DIM).requires_grad_() for _ in range(2)]
-    rope = encode_rope(ROPE)
+    rope = encode_rope(FRONT_ROPE)
     torch.library.opcheck(ops.qk_norm_rope, (q, k, *weights, DIM, *rope, 1e-6, backend))
     torch.library.opcheck(
         ops.norm_rope_backward,
@@ -179,6 +180,43 @@ def test_compile_fullgraph_without_recompiling(backend: str, gate: str) -> None:
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
             for p, w in zip(block.parameters(), wanted, strict=True):
                 torch.testing.assert_close(p.grad, w, rtol=1e-6, atol=1e-6)
+
+
+class ReferenceFramesBlock(torch.nn.Module):
+    """A layer over one sequence of reference frames and video."""
+
+    def __init__(self, backend: str | None) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(HEADS * DIM, 3 * HEADS * DIM)
+        self.weights = torch.nn.Parameter(torch.rand(2, HEADS * DIM))
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        frames = x.shape[1] // (GRID[1] * GRID[2])
+        rope = gk.ReferenceFramesRope(
+            (frames, *GRID[1:]), (0,), head_dim=DIM, num_heads=HEADS, schedule="release"
+        )
+        q, k = gk.qk_norm_rope(q, k, *self.weights, rope, backend=self.backend)
+        rotated = gk.apply_rope(v.unflatten(-1, (HEADS, DIM)), rope, backend=self.backend)
+        return gk.reference_attention(q, k, rotated, rope=rope, backend=self.backend).flatten(2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reference_frames_compile_and_export(backend: str) -> None:
+    torch.manual_seed(0)
+    block, x = ReferenceFramesBlock(backend), torch.randn(1, N, HEADS * DIM)
+    wanted = block(x)
+    grads = torch.autograd.grad(wanted.sum(), list(block.parameters()))
+    torch._dynamo.reset()
+    got = torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(got, wanted)
+    for grad, g in zip(
+        torch.autograd.grad(got.sum(), list(block.parameters())), grads, strict=True
+    ):
+        torch.testing.assert_close(grad, g, rtol=1e-6, atol=1e-6)
+    program = torch.export.export(block, (x,))
+    assert torch.equal(program.module()(x), wanted)
 
 
 @pytest.mark.slow

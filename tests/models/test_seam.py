@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class OtherAttachment(WanAttachment):
 
 
 class OtherModel(WanModel):
-    """A family whose condition lacks the references' frames, and comes before the latents."""
+    """A family whose condition has the references' frames, and comes before the latents."""
 
     shapes: list[tuple[int, ...]] = []  # noqa: RUF012
 
@@ -90,9 +90,10 @@ class OtherModel(WanModel):
         image: Tensor | None,
     ) -> dict[str, Any]:
         self.shapes.append(tuple(latents.shape))
-        missing = latents.shape[2] - condition.shape[2]
-        condition = F.pad(condition, (0, 0, 0, 0, missing, 0))
         return super().inputs(condition, latents, timestep, text, image)
+
+    def with_references(self, condition: Tensor, references: Sequence[Tensor]) -> Tensor:
+        return F.pad(condition, (0, 0, 0, 0, len(references), 0))
 
     def attach(
         self, adapter: GenHOIAdapter, options: Options, backend: str | None = None

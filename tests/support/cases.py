@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 import genhoi_kernels
-from genhoi_kernels import GateWeights, HeadSlidingRope, MaskGate, VideoRope, reference_attention
+from genhoi_kernels import (
+    GateWeights,
+    HeadSlidingRope,
+    MaskGate,
+    ReferenceFramesRope,
+    VideoRope,
+    reference_attention,
+)
 from genhoi_kernels.spec import AttentionCall, RopeCall
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,6 +66,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     batch: int = 1
     grid: tuple[int, int, int] | None = None
+    sliding: tuple[int, ...] | None = None
     rows: int = 7
     keys: int | None = None
     heads: int = 2
@@ -105,11 +113,23 @@ class Case:
         return tuple(h * w for h, w in self.refs) or None
 
     @property
-    def rope(self) -> VideoRope | None:
-        """Rotation of q and k."""
+    def rope(self) -> VideoRope | ReferenceFramesRope | None:
+        """Rotation of q and k; with ``sliding`` some of the grid's frames turn per head."""
         if self.grid is None:
             return None
-        return VideoRope(self.grid, head_dim=self.dim, token_offset=self.token_offset)
+        tokens: dict[str, Any] = {"head_dim": self.dim, "token_offset": self.token_offset}
+        if self.sliding is None:
+            return VideoRope(self.grid, **tokens)
+        return ReferenceFramesRope(self.grid, self.sliding, **tokens, **self.head_options)
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """Heads and schedule of what turns per head."""
+        return {
+            "num_heads": self.num_heads or (self.first_head or 0) + self.heads,
+            "schedule": self.schedule,
+            "first_head": self.first_head,
+        }
 
     @property
     def reference_rope(self) -> HeadSlidingRope | None:
@@ -120,9 +140,7 @@ class Case:
             self.grid or (3, 2, 2),
             self.refs,
             head_dim=self.dim,
-            num_heads=self.num_heads or (self.first_head or 0) + self.heads,
-            schedule=self.schedule,
-            first_head=self.first_head,
+            **self.head_options,
         )
 
     def call(self, backend: str) -> AttentionCall:

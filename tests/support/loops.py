@@ -74,6 +74,26 @@ def rotate_video(
     return y
 
 
+def rotate_reference_frames(
+    x: Array,
+    grid: tuple[int, int, int],
+    sliding: Sequence[int],
+    frames: Sequence[float],
+    offset: int = 0,
+    theta: float = 1e4,
+) -> Array:
+    """x ``[B, N, H, D]`` as ``rotate_video``, but for the frames of the grid in ``sliding``."""
+    _, rows, cols = grid
+    positions = video_positions(grid)
+    out = np.empty_like(x)
+    for b, n, h in np.ndindex(x.shape[:3]):
+        t, y, x_at = positions[offset + n]
+        if t in sliding:
+            t, y, x_at = frames[h], y + (t + 1) * rows, x_at + (t + 1) * cols
+        out[b, n, h] = rotate(x[b, n, h], (t, y, x_at), theta)
+    return out
+
+
 def rotate_reference(
     x: Array,
     grid: tuple[int, int, int],

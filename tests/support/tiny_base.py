@@ -31,31 +31,40 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_text_encoder() -> UMT5EncoderModel:
+    """One layer, random."""
+    config = UMT5Config(
+        vocab_size=len(WORDS),
+        d_model=24,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def tiny_vae() -> AutoencoderKLWan:
+    """Of three channels, random."""
+    return AutoencoderKLWan(
+        base_dim=3,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    ).eval()
+
+
 def save_tiny_base(folder: Path) -> Path:
     """Write the pipeline's folder."""
     transformer = tiny_wan()
     torch.manual_seed(5)
     pipe = WanImageToVideoPipeline(
         tokenizer=tiny_tokenizer(),
-        text_encoder=UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=len(WORDS),
-                d_model=24,
-                d_kv=8,
-                d_ff=32,
-                num_layers=1,
-                num_heads=2,
-                pad_token_id=0,
-                eos_token_id=1,
-            )
-        ).eval(),
-        vae=AutoencoderKLWan(
-            base_dim=3,
-            z_dim=16,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-        ).eval(),
+        text_encoder=tiny_text_encoder(),
+        vae=tiny_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}

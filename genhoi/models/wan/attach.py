@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.conditioning.grid import Grid
-from genhoi.models.adapter import AdapterLayer, GenHOIAdapter
-from genhoi.models.attachment import Attachment
+from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
-from genhoi.models.placement import check_device, check_has_data, execution_device
-from genhoi.models.protocol import ReferenceStreamModel
+from genhoi.models.placement import check_has_data
+from genhoi.models.protocol import Block
+from genhoi.models.wan.attached import WanProcessors
 from genhoi.models.wan.attention_share import WanAttentionShare
 from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention
@@ -29,53 +28,39 @@ from genhoi.models.wan.references import References
 from genhoi.models.wan.self_attention import SelfAttention
 from genhoi_kernels import VideoRope
 
+if TYPE_CHECKING:
+    from genhoi.models.wan.model import WanModel
+
 __all__ = ["WanAttachment"]
 
 
-class WanAttachment(Attachment):
+class WanAttachment(WanProcessors):
     """References run through the blocks beside the video, once for all steps.
 
-    Args:
-        model: a Wan without an adapter.
-        adapter: that fits it.
-        options: in force.
-        backend: of the op.
-
-    Raises:
-        ValueError: the adapter lies on another device, or the transformer has an adapter or foreign
-            processors already.
+    Args and errors as `WanProcessors`.
     """
 
     def __init__(
         self,
-        model: ReferenceStreamModel,
+        model: WanModel,
         adapter: GenHOIAdapter,
         options: Options,
         backend: str | None = None,
     ) -> None:
-        _check_ready(model, adapter)
-        self.transformer = model.transformer
-        self.adapter = adapter
-        self.options = options
         self._model = model
         self._references = References()
         self._key: CacheKey | None = None
         self._passes: list[VideoPass] = []
         self._processors: list[SelfAttention] = []
-        self._attached = True
-        for block, layer in zip(model.blocks, adapter.layers, strict=True):
-            layer = cast(AdapterLayer, layer)
-            own, cross = block.self_attention, block.cross_attention
-            processor = SelfAttention(own.processor, layer, options.flow_gate, backend)
-            self._processors.append(processor)
-            own.set_processor(processor)
-            cross.set_processor(CrossAttention(cross.processor, layer, options.flow_gate, backend))
-        # Layerwise casting would otherwise store the gates in 8 bits.
-        patterns = list(self.transformer._skip_layerwise_casting_patterns or ())
-        self.transformer._skip_layerwise_casting_patterns = [*patterns, "processor"]
-        # Within forward: wrappers that bring weights along have run, and the positions tell this
-        # forward pass from all others.
-        self._hook = model.on_positions(self._before_blocks)
+        super().__init__(model, adapter, options, backend)
+
+    def _processors_for(
+        self, block: Block, layer: Any, backend: str | None
+    ) -> tuple[SelfAttention, CrossAttention]:
+        gate = self.options.flow_gate
+        own = SelfAttention(block.self_attention.processor, layer, gate, backend)
+        self._processors.append(own)
+        return own, CrossAttention(block.cross_attention.processor, layer, gate, backend)
 
     def set_reference(
         self,
@@ -104,21 +89,9 @@ class WanAttachment(Attachment):
 
     def detach(self) -> None:
         """Put the base's own processors back, and forget everything cached."""
-        if not self._attached:
-            return
-        self._attached = False
-        self._hook.remove()
-        for block in self._model.blocks:
-            for attention in (block.self_attention, block.cross_attention):
-                if isinstance(attention.processor, (SelfAttention, CrossAttention)):
-                    attention.set_processor(attention.processor.base)
-        del self.transformer._skip_layerwise_casting_patterns  # uncovers the class's own
-        self._references, self._processors = References(), []
+        super().detach()
         self._forget()
-
-    def _check_attached(self, method: str) -> None:
-        if not self._attached:
-            raise RuntimeError(f"{method}: the adapter is detached; attach it again first")
+        self._references, self._processors = References(), []
 
     # ------------------------------------------------------------------------------- forward pass
 
@@ -172,23 +145,3 @@ class WanAttachment(Attachment):
         self._key, self._passes = None, []
         for processor in self._processors:
             processor.current = None
-
-
-def _check_ready(model: ReferenceStreamModel, adapter: GenHOIAdapter) -> None:
-    """Check that no adapter is attached yet, processors are Wan's, and devices agree."""
-    for block in model.blocks:
-        for attention in (block.self_attention, block.cross_attention):
-            processor = attention.processor
-            if isinstance(processor, (SelfAttention, CrossAttention)):
-                raise ValueError(
-                    "transformer: got one with an adapter attached, wanted one without; call "
-                    "detach() on what attach() returned first"
-                )
-            if type(processor) is not WanAttnProcessor:
-                raise ValueError(
-                    f"transformer: got attention processor {type(processor).__name__}, wanted "
-                    f"WanAttnProcessor, whose place the adapter's take"
-                )
-    weight, base = next(adapter.parameters()), next(model.transformer.parameters())
-    if weight.device != base.device:  # under offloading, either place is right
-        check_device("adapter", weight, execution_device(model.transformer), "the transformer")

@@ -5,13 +5,11 @@ Tensors are renamed, never copied or cast: a state_dict that is mapped from disk
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
@@ -22,44 +20,43 @@ from genhoi.models.wan.official_names import (
     official_base_name,
     rename,
 )
+from genhoi.models.wan.official_sizes import ROPE_LENGTH, check_sizes, shape_of, trunk_sizes
+from genhoi.models.wan.vace import convert as vace
 
 __all__ = ["from_official", "infer_config", "to_official"]
 
-_SIZES = (
-    "dim",
-    "ffn_dim",
-    "text_dim",
-    "freq_dim",
-    "num_heads",
-    "num_layers",
-    "in_dim",
-    "out_dim",
-    "patch_size",
-    "eps",
-    "has_image_input",
-    "head_dim",
-)
-_IRRELEVANT = ("model_type", "text_len", "_class_name", "_diffusers_version")
-_ROPE_LENGTH = 1024
-
 
 def from_official(
-    state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
-) -> tuple[WanTransformer3DModel, GenHOIAdapter]:
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    *,
+    lora: Mapping[str, Tensor] | None = None,
+    gates_from: Literal["base", "lora"] = "base",
+) -> tuple[WanTransformer3DModel | WanVACETransformer3DModel, GenHOIAdapter]:
     """Build a diffusers transformer and an adapter from the release's weights.
 
+    Names tell which version they belong to: image-to-video or VACE.
+
     Args:
-        state_dict: every weight under its official name. They become the parameters as they are,
-            without a copy or a cast; ``requires_grad`` as usual.
+        state_dict: every weight under its official name, of VACE the trunk's and the VACE branch's.
+            They become the parameters as they are, without a copy or a cast; ``requires_grad`` as
+            usual.
         config: sizes under the release's names (``dim``, ``num_heads``, ...). What is left out is
-            read from the weights' shapes; eps is then 1e-6.
+            read from the weights' shapes; eps is then 1e-6, and VACE blocks are evenly spread.
+        lora: of VACE, what a LoRA file of the release holds; such weights may lie in `state_dict`
+            as well. They become the adapter's, unmerged, and work on all rows.
+        gates_from: of VACE, whose gates count where both `state_dict` and `lora` have them; the
+            release drops the LoRA file's.
 
     Returns:
         transformer and adapter, on the weights' device. The adapter's config holds the release's
-        settings: mask gate off, a gate per sequence, its schedule.
+        settings: mask gate off, its schedule, and a gate per sequence, of VACE per token.
 
     Raises:
         ValueError: names missing or unknown, or sizes that contradict the weights.
+
+    Warns:
+        GatesWarning: the LoRA file's gates differ from the ones in use.
 
     Example:
         >>> import genhoi
@@ -71,6 +68,10 @@ def from_official(
         >>> adapter.config.schedule
         'release'
     """
+    if vace.is_vace(state_dict):
+        return vace.from_official(state_dict, config or {}, lora=lora, gates_from=gates_from)
+    if lora is not None:
+        raise ValueError("lora: got weights beside those of image-to-video, wanted None")
     sizes = _checked_sizes(state_dict, config or {})
     parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "adapter": {}}
     for name, tensor in state_dict.items():
@@ -84,7 +85,7 @@ def from_official(
         head_dim=sizes["dim"] // sizes["num_heads"],
         num_layers=sizes["num_layers"],
         image_attention=sizes["has_image_input"],
-        rank=_shape(state_dict, "blocks.0.self_attn.q_loras.down.weight")[0],
+        rank=shape_of(state_dict, "blocks.0.self_attn.q_loras.down.weight")[0],
         gate_init="neutral",
         mask_gate=False,
         flow_gate="sequence",
@@ -93,7 +94,9 @@ def from_official(
     return transformer, GenHOIAdapter.from_state_dict(adapter_config, parts["adapter"])
 
 
-def to_official(transformer: WanTransformer3DModel, adapter: GenHOIAdapter) -> dict[str, Tensor]:
+def to_official(
+    transformer: WanTransformer3DModel | WanVACETransformer3DModel, adapter: GenHOIAdapter
+) -> dict[str, Tensor]:
     """Undo ``from_official``: the same names, shapes, dtypes and values, without a copy.
 
     Raises:
@@ -110,6 +113,8 @@ def to_official(transformer: WanTransformer3DModel, adapter: GenHOIAdapter) -> d
         (256, 256)
     """
     adapter.check_fits(transformer)
+    if adapter.config.references == "frames":
+        return vace.to_official(transformer, adapter)
     weights = {official_base_name(n): x for n, x in transformer.state_dict().items()}
     return weights | {official_adapter_name(n): x for n, x in adapter.state_dict().items()}
 
@@ -120,43 +125,24 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: a weight that tells is missing.
     """
-    dim, in_dim, *patch = _shape(state_dict, "patch_embedding.weight")
-    head_dim = _shape(state_dict, "blocks.0.self_attn.attn.gate.mlp.0.weight")[0]
-    layers = {int(m[1]) for name in state_dict if (m := re.match(r"blocks\.(\d+)\.", name))}
-    return {
-        "dim": dim,
-        "ffn_dim": _shape(state_dict, "blocks.0.ffn.0.weight")[0],
-        "text_dim": _shape(state_dict, "text_embedding.0.weight")[1],
-        "freq_dim": _shape(state_dict, "time_embedding.0.weight")[1],
-        "num_heads": dim // head_dim,
-        "num_layers": max(layers) + 1,
-        "in_dim": in_dim,
-        "out_dim": _shape(state_dict, "head.head.weight")[0] // math.prod(patch),
-        "patch_size": patch,
+    if vace.is_vace(state_dict):
+        return vace.infer_config(state_dict)
+    sizes = trunk_sizes(state_dict)
+    head_dim = shape_of(state_dict, "blocks.0.self_attn.attn.gate.mlp.0.weight")[0]
+    return sizes | {
+        "num_heads": sizes["dim"] // head_dim,
         "has_image_input": "img_emb.proj.1.weight" in state_dict,
         "head_dim": head_dim,
     }
 
 
-def _shape(state_dict: Mapping[str, Tensor], name: str) -> torch.Size:
-    if name not in state_dict:
-        raise ValueError(f"state_dict: {name} is missing, wanted all weights of the release")
-    return state_dict[name].shape
-
-
 def _checked_sizes(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Take sizes from the weights and eps from the config; they may not contradict each other."""
-    unknown = [k for k, v in config.items() if v and k not in (*_SIZES, *_IRRELEVANT)]
-    if unknown:
-        raise ValueError(f"config: got {unknown}, wanted only {', '.join(_SIZES)}")
     sizes = infer_config(state_dict)
-    for name, wanted in sizes.items():
-        got = config.get(name, wanted)
-        if (list(got) if name == "patch_size" else got) != wanted:
-            raise ValueError(f"config[{name!r}]: got {got}, wanted {wanted} as in the weights")
+    check_sizes(sizes, config, others=("eps",))
     sizes["eps"] = config.get("eps", 1e-6)
     if sizes["has_image_input"]:
-        sizes["image_dim"] = _shape(state_dict, "img_emb.proj.1.weight")[1]
+        sizes["image_dim"] = shape_of(state_dict, "img_emb.proj.1.weight")[1]
     return sizes
 
 
@@ -178,7 +164,7 @@ def _empty_transformer(sizes: dict[str, Any]) -> WanTransformer3DModel:
             eps=sizes["eps"],
             image_dim=sizes["image_dim"] if image else None,
             added_kv_proj_dim=sizes["dim"] if image else None,
-            rope_max_seq_len=_ROPE_LENGTH,
+            rope_max_seq_len=ROPE_LENGTH,
         )
-    transformer.rope = WanRotaryPosEmbed(sizes["dim"] // heads, patch, _ROPE_LENGTH)
+    transformer.rope = WanRotaryPosEmbed(sizes["dim"] // heads, patch, ROPE_LENGTH)
     return transformer

@@ -12,8 +12,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import Tensor
 
-from genhoi.models.adapter import AdapterLayer
 from genhoi.models.adapter_config import FlowGateReduction
+from genhoi.models.adapter_layers import StreamLayer
 from genhoi.models.wan.processor import Processor, project_out, split_heads
 
 __all__ = ["CrossAttention"]
@@ -34,7 +34,7 @@ class CrossAttention(Processor):
     def __init__(
         self,
         base: WanAttnProcessor,
-        layer: AdapterLayer,
+        layer: StreamLayer,
         flow_gate: FlowGateReduction | None,
         backend: str | None = None,
     ) -> None:

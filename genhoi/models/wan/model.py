@@ -11,17 +11,17 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from genhoi.conditioning.condition import Condition, build_condition
-from genhoi.conditioning.grid import Strides
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
-from genhoi.models.protocol import Block, ModelSizes, ReferenceStreamModel
+from genhoi.models.protocol import Block, ReferenceStreamModel
 from genhoi.models.wan.attach import WanAttachment
 from genhoi.models.wan.channels import complete_channels
+from genhoi.models.wan.family import WanFamily
 
 __all__ = ["WanModel"]
 
 
-class WanModel(ReferenceStreamModel):
+class WanModel(WanFamily, ReferenceStreamModel):
     """A diffusers ``WanTransformer3DModel``, whose own forward stays as it is."""
 
     @classmethod
@@ -33,24 +33,6 @@ class WanModel(ReferenceStreamModel):
     def empty(cls, config: Mapping[str, Any]) -> WanModel:
         """Build the transformer from its configuration."""
         return cls(WanTransformer3DModel.from_config(dict(config)))
-
-    @cached_property
-    def sizes(self) -> ModelSizes:
-        """Read them from the configuration; the strides are those of the Wan 2.1 VAE."""
-        config = self.transformer.config
-        frames, rows, columns = config.patch_size
-        return ModelSizes(
-            num_layers=config.num_layers,
-            num_heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            ffn_dim=config.ffn_dim,
-            text_dim=config.text_dim,
-            in_channels=config.in_channels,
-            latent_channels=config.out_channels,
-            image_attention=config.added_kv_proj_dim is not None,
-            patch=(frames, rows, columns),
-            strides=Strides(time=4, space=8, patch=rows),
-        )
 
     def build_condition(
         self,
@@ -131,15 +113,6 @@ class WanModel(ReferenceStreamModel):
         timestep = tokens.new_zeros(1)
         _, modulation, _, _ = self.transformer.condition_embedder(timestep, no_text, None)
         return modulation.unflatten(1, (6, -1))  # type: ignore[no-any-return]
-
-    def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
-        """Hook ``transformer.rope``, which runs early in every forward pass."""
-
-        @torch.compiler.disable
-        def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
-            hook(args[0], rotary[0])
-
-        return self.transformer.rope.register_forward_hook(after_rope)
 
     def attach(
         self, adapter: GenHOIAdapter, options: Options, backend: str | None = None

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-__all__ = ["official_adapter_name", "official_base_name", "rename"]
+__all__ = [
+    "BLOCK",
+    "GATES",
+    "TOP",
+    "lookup",
+    "official",
+    "official_adapter_name",
+    "official_base_name",
+    "rename",
+]
 
 # Official module -> diffusers module; a modulation is a parameter of its own.
-_TOP = {
+TOP = {
     "patch_embedding": "patch_embedding",
     "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
     "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
@@ -21,7 +31,7 @@ _TOP = {
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
 }
-_BLOCK = {
+BLOCK = {
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
@@ -41,11 +51,7 @@ _BLOCK = {
         ("norm_k", "norm_k"),
     )
 }
-_ADAPTER = {
-    f"self_attn.{x}_loras.{side}.weight": f"lora_{x}.{side}"
-    for x in "qkv"
-    for side in ("down", "up")
-} | {
+GATES = {
     f"{official}.gate.mlp.{index}": f"{ours}.{layer}"
     for official, ours in (
         ("self_attn.attn", "self_gate"),
@@ -54,21 +60,26 @@ _ADAPTER = {
     )
     for index, layer in ((0, "norm"), (1, "fc1"), (3, "fc2"))
 }
+_ADAPTER = GATES | {
+    f"self_attn.{x}_loras.{side}.weight": f"lora_{x}.{side}"
+    for x in "qkv"
+    for side in ("down", "up")
+}
 
 
 def rename(name: str) -> tuple[str, str]:
     """Tell which part an official name belongs to, and what it is called in that part."""
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if block is None:
-        renamed = _lookup(name, _TOP)
+        renamed = lookup(name, TOP)
         if renamed is not None:
             return "transformer", renamed
     else:
         for part, prefix, table in (
-            ("transformer", "blocks", _BLOCK),
+            ("transformer", "blocks", BLOCK),
             ("adapter", "layers", _ADAPTER),
         ):
-            renamed = _lookup(block[2], table)
+            renamed = lookup(block[2], table)
             if renamed is not None:
                 return part, f"{prefix}.{block[1]}.{renamed}"
     raise ValueError(f"state_dict: got {name!r}, wanted a name of the release")
@@ -80,7 +91,7 @@ def official_base_name(name: str) -> str:
     Raises:
         ValueError: the release has none.
     """
-    return _official(name, _TOP, _BLOCK, "blocks")
+    return official(name, TOP, BLOCK, "blocks")
 
 
 def official_adapter_name(name: str) -> str:
@@ -89,19 +100,36 @@ def official_adapter_name(name: str) -> str:
     Raises:
         ValueError: the release has none.
     """
-    return _official(name, {}, _ADAPTER, "layers")
+    return official(name, {}, _ADAPTER, "layers")
 
 
-def _official(name: str, top: dict[str, str], block: dict[str, str], prefix: str) -> str:
+def official(
+    name: str,
+    top: Mapping[str, str],
+    block: Mapping[str, str],
+    prefix: str,
+    *,
+    official_prefix: str = "blocks",
+) -> str:
+    """Return the official name of one of our weights.
+
+    Args:
+        name: ours.
+        top, block: official module -> ours, outside of blocks and within.
+        prefix, official_prefix: of a block's names.
+
+    Raises:
+        ValueError: the release has none.
+    """
     inner = re.fullmatch(prefix + r"\.(\d+)\.(.+)", name)
-    table = {ours: official for official, ours in (block if inner else top).items()}
-    official = _lookup(inner[2] if inner else name, table)
-    if official is None:
+    table = {ours: theirs for theirs, ours in (block if inner else top).items()}
+    known = lookup(inner[2] if inner else name, table)
+    if known is None:
         raise ValueError(f"transformer: got a weight {name!r}, for which the release has no name")
-    return f"blocks.{inner[1]}.{official}" if inner else official
+    return f"{official_prefix}.{inner[1]}.{known}" if inner else known
 
 
-def _lookup(name: str, table: dict[str, str]) -> str | None:
+def lookup(name: str, table: Mapping[str, str]) -> str | None:
     """Look a whole name up, else its module."""
     if name in table:
         return table[name]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get_qkv_projections
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from genhoi.models.adapter import AdapterLayer
 from genhoi.models.adapter_config import FlowGateReduction
-from genhoi.models.placement import local_weight
+from genhoi.models.adapter_layers import StreamLayer
+from genhoi.models.wan.own_attention import OwnAttention
 from genhoi.models.wan.passes import ReferencePass, VideoPass
-from genhoi.models.wan.processor import Processor, project_out, split_heads
-from genhoi_kernels import HeadSlidingRope, VideoRope, qk_norm_rope
+from genhoi.models.wan.processor import project_out, split_heads
 
 __all__ = ["SelfAttention"]
 
 
-class SelfAttention(Processor):
+class SelfAttention(OwnAttention[VideoPass]):
     """Video over video and reference tokens; in a ``ReferencePass``, reference over itself.
 
     Args:
@@ -33,18 +29,14 @@ class SelfAttention(Processor):
     def __init__(
         self,
         base: WanAttnProcessor,
-        layer: AdapterLayer,
+        layer: StreamLayer,
         flow_gate: FlowGateReduction | None,
         backend: str | None = None,
     ) -> None:
         super().__init__(base, flow_gate, backend)
         self.lora_q, self.lora_k, self.lora_v = layer.lora_q, layer.lora_k, layer.lora_v
         self.gate = layer.self_gate
-        self.current: VideoPass | None = None
-        # Called with q and k, rotated, of every video pass; see attention_share.py.
-        self.observer: Callable[[Tensor, Tensor, VideoPass], None] | None = None
         self.casts = 0
-        self._of_forward = WeakTensorKeyDictionary()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Count changes of the weights' dtype by ``to``, which leave versions as they are."""
@@ -52,19 +44,6 @@ class SelfAttention(Processor):
         super()._apply(fn, recurse)
         self.casts += self.lora_k.down.dtype != before
         return self
-
-    def set_pass(self, current: VideoPass | None, rotary: Tensor) -> None:
-        """Set what the coming forward pass needs; None leaves it to the base's processor.
-
-        Args:
-            current: the same for all calls until this is called again.
-            rotary: the tensor that ``rope`` made for this forward pass. A checkpointed block is
-                called again during the backward pass, with that very tensor, when ``current`` may
-                long belong to another clip.
-        """
-        self.current = current
-        if torch.is_grad_enabled():
-            self._of_forward[rotary] = current
 
     def forward(
         self,
@@ -77,7 +56,7 @@ class SelfAttention(Processor):
         """Attend as ``WanAttnProcessor`` does; hidden_states ``[B, N, H*D]``."""
         if isinstance(rotary_emb, ReferencePass):
             return self._reference(attn, hidden_states, rotary_emb)
-        current = self._pass_of(rotary_emb)
+        current = self.pass_of(rotary_emb)
         if current is None:
             out: Tensor = self.base(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
@@ -85,17 +64,10 @@ class SelfAttention(Processor):
             return out
         self.check(attention_mask)
         q, k, v = _get_qkv_projections(attn, hidden_states, None)
-        q, k = self._norm_rope(attn, q, k, current.rope)
+        q, k = self.norm_rope(attn, q, k, current.rope)
         if self.observer is not None:
             self.observer(q, k, current)
         return project_out(attn, self.attention(self.gate, q, k, split_heads(attn, v), current))
-
-    def _pass_of(self, rotary_emb: Any) -> VideoPass | None:
-        # A compiled block reads plain attributes only; see docs/model_layer.md for what follows.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            current: VideoPass | None = self._of_forward.get(rotary_emb[0], self.current)
-            return current
-        return self.current
 
     def _reference(self, attn: Any, hidden_states: Tensor, into: ReferencePass) -> Tensor:
         self.check(None)
@@ -103,14 +75,6 @@ class SelfAttention(Processor):
         q = q + self.lora_q(hidden_states)
         k = k + self.lora_k(hidden_states)
         v = v + self.lora_v(hidden_states)
-        q, k = self._norm_rope(attn, q, k, into.rope)
+        q, k = self.norm_rope(attn, q, k, into.rope)
         into.k, into.v = k, split_heads(attn, v)
         return project_out(attn, self.attention(self.gate, q, k, into.v))
-
-    def _norm_rope(
-        self, attn: Any, q: Tensor, k: Tensor, rope: VideoRope | HeadSlidingRope
-    ) -> tuple[Tensor, Tensor]:
-        q_weight = local_weight(attn.norm_q.weight, q)
-        k_weight = local_weight(attn.norm_k.weight, k)
-        eps = attn.norm_q.eps
-        return qk_norm_rope(q, k, q_weight, k_weight, rope, eps=eps, backend=self.backend)

@@ -4,9 +4,10 @@ One program holds whole tokens, H D values each, in registers: memory is read on
 The rotation alone (NORM off) is the same kernel, its inverse (INVERSE) has the other sign.
 
 A token's angles are those of its place (frame, row, column) on three axes; a head's D / 2 pairs
-belong to the frame's, the row's and the column's angles in turn. For reference tokens the frame is
-the head's (BY_HEAD). ``cosines`` and ``sines`` hold the tables of the three axes one after another,
-the row's from ``row_table``, the column's from ``col_table`` on.
+belong to the frame's, the row's and the column's angles in turn. A frame below 0 says that the
+token turns per head: in head n its frame is ~frame + n. ``cosines`` and ``sines`` hold the tables
+of the three axes one after another, the row's from ``row_table``, the column's from ``col_table``
+on.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from torch import Tensor
 from genhoi_kernels.backends import device_tables
 from genhoi_kernels.backends.triton.launch import Launch, ceil_div, power_of_two
 from genhoi_kernels.backends.triton.tuning.configs import Config
-from genhoi_kernels.rope import HeadSlidingRope, Rope
+from genhoi_kernels.rope import Rope
 from genhoi_kernels.spec import AttentionCall, AttentionTensors, InputGrads
 
 BACKWARD_PROGRAMS = 512
@@ -39,7 +40,6 @@ def load_angles(
     H: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-    BY_HEAD: tl.constexpr,
 ):
     """Load cosine and sine of every pair of some tokens ``[TOKENS, BLOCK / 2]``."""
     SPATIAL: tl.constexpr = D // 3 // 2
@@ -48,7 +48,8 @@ def load_angles(
     head, pair = value // (D // 2), value % (D // 2)
     row = tl.load(places + 3 * token + 1, mask=valid, other=0)[:, None]
     col = tl.load(places + 3 * token + 2, mask=valid, other=0)[:, None]
-    frame = head if BY_HEAD else tl.load(places + 3 * token, mask=valid, other=0)[:, None]
+    frame = tl.load(places + 3 * token, mask=valid, other=0)[:, None]
+    frame = tl.where(frame < 0, ~frame + head, frame)
     at_frame = frame * TEMPORAL + pair
     at_row = row_table + row * SPATIAL + (pair - TEMPORAL)
     at_col = col_table + col * SPATIAL + (pair - TEMPORAL - SPATIAL)
@@ -92,7 +93,6 @@ def norm_rope_fwd(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
-    BY_HEAD: tl.constexpr,
     NORM: tl.constexpr,
     INVERSE: tl.constexpr,
 ):
@@ -109,9 +109,7 @@ def norm_rope_fwd(
         w_real, w_imag = load_pairs(weight, value, value < H * D)
         real, imag = real * r * w_real, imag * r * w_imag
 
-    cos, sin = load_angles(
-        cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK, BY_HEAD
-    )
+    cos, sin = load_angles(cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK)
     if INVERSE:
         sin = -sin
     at = (b * N + token)[:, None] * (H * D) + value
@@ -140,7 +138,6 @@ def norm_rope_bwd(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
-    BY_HEAD: tl.constexpr,
 ):
     """Compute dx, and this program's share of dweight ``[programs, H D]``, of tokens_each tokens.
 
@@ -158,7 +155,7 @@ def norm_rope_bwd(
         valid, token = row < last, row % N
         inside = valid[:, None] & (value < H * D)
         cos, sin = load_angles(
-            cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK, BY_HEAD
+            cosines, sines, places, token, valid, row_table, col_table, H, D, BLOCK
         )
         y_at = row.to(tl.int64)[:, None] * (H * D) + value
         real, imag = load_pairs(grad, y_at, inside)
@@ -259,7 +256,6 @@ def forward_launch(
             "D": head_dim,
             "BLOCK": block,
             "TOKENS": _tokens(block),
-            "BY_HEAD": isinstance(rope, HeadSlidingRope),
             "NORM": weight is not None,
             "INVERSE": inverse,
         },
@@ -305,7 +301,6 @@ def backward_launch(
             "D": head_dim,
             "BLOCK": block,
             "TOKENS": _tokens(block),
-            "BY_HEAD": isinstance(rope, HeadSlidingRope),
         },
         config=_config(block),
     )

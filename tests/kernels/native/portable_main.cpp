@@ -59,7 +59,7 @@ struct RotationData {
   std::vector<int32_t> index;
   std::vector<float> axis[3];
   Rotation rope;
-  RotationData(int64_t tokens, bool frame_is_head) {
+  explicit RotationData(int64_t tokens) {
     for (int a = 0; a < 3; a++) {
       const std::vector<int64_t> shape = take<int64_t>(2);
       axis[a] = take<float>(shape[0] * shape[1] * 2);
@@ -68,7 +68,6 @@ struct RotationData {
     }
     index = take<int32_t>(tokens * 3);
     rope.index = index.data();
-    rope.frame_is_head = frame_is_head;
   }
 };
 
@@ -88,7 +87,7 @@ int main() {
     w[i] = take<float>(gate_sizes[i]);
     dw[i].resize(gate_sizes[i]);
   }
-  const RotationData rope(n, false), ref_rope(m, true);
+  const RotationData rope(n), ref_rope(m);
 
   Attention in{};
   in.batch = b;

@@ -1,0 +1,103 @@
+"""Processors in the attention layers of a Wan transformer, from attach to detach."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor
+
+from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.attachment import Attachment
+from genhoi.models.options import Options
+from genhoi.models.placement import check_device, execution_device
+from genhoi.models.protocol import Block
+from genhoi.models.wan.family import WanFamily
+from genhoi.models.wan.processor import Processor
+
+__all__ = ["WanProcessors"]
+
+
+class WanProcessors(Attachment):
+    """An adapter at work through processors, and a hook before the first block.
+
+    Args:
+        model: a Wan without an adapter.
+        adapter: that fits it.
+        options: in force.
+        backend: of the op.
+
+    Raises:
+        ValueError: the adapter lies on another device, or the transformer has an adapter or foreign
+            processors already.
+    """
+
+    def __init__(
+        self,
+        model: WanFamily,
+        adapter: GenHOIAdapter,
+        options: Options,
+        backend: str | None = None,
+    ) -> None:
+        _check_ready(model, adapter)
+        self.transformer = model.transformer
+        self.adapter = adapter
+        self.options = options
+        self._wan = model
+        self._attached = True
+        for block, layer in zip(model.blocks, adapter.layers, strict=True):
+            own, cross = self._processors_for(block, layer, backend)
+            block.self_attention.set_processor(own)
+            block.cross_attention.set_processor(cross)
+        # Layerwise casting would otherwise store the gates in 8 bits.
+        patterns = list(self.transformer._skip_layerwise_casting_patterns or ())
+        self.transformer._skip_layerwise_casting_patterns = [*patterns, "processor"]
+        # Within forward: wrappers that bring weights along have run, and the positions tell this
+        # forward pass from all others.
+        self._hook = model.on_positions(self._before_blocks)
+
+    @abstractmethod
+    def _processors_for(
+        self, block: Block, layer: object, backend: str | None
+    ) -> tuple[Processor, Processor]:
+        """Make the processors of a block's self-attention and cross-attention."""
+
+    @abstractmethod
+    def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
+        """Give every processor what this forward pass needs."""
+
+    def detach(self) -> None:
+        """Put the base's own processors back."""
+        if not self._attached:
+            return
+        self._attached = False
+        self._hook.remove()
+        for block in self._wan.blocks:
+            for attention in (block.self_attention, block.cross_attention):
+                if isinstance(attention.processor, Processor):
+                    attention.set_processor(attention.processor.base)
+        del self.transformer._skip_layerwise_casting_patterns  # uncovers the class's own
+
+    def _check_attached(self, method: str) -> None:
+        if not self._attached:
+            raise RuntimeError(f"{method}: the adapter is detached; attach it again first")
+
+
+def _check_ready(model: WanFamily, adapter: GenHOIAdapter) -> None:
+    """Check that no adapter is attached yet, processors are Wan's, and devices agree."""
+    for block in model.blocks:
+        for attention in (block.self_attention, block.cross_attention):
+            processor = attention.processor
+            if isinstance(processor, Processor):
+                raise ValueError(
+                    "transformer: got one with an adapter attached, wanted one without; call "
+                    "detach() on what attach() returned first"
+                )
+            if type(processor) is not WanAttnProcessor:
+                raise ValueError(
+                    f"transformer: got attention processor {type(processor).__name__}, wanted "
+                    f"WanAttnProcessor, whose place the adapter's take"
+                )
+    weight, base = next(adapter.parameters()), next(model.transformer.parameters())
+    if weight.device != base.device:  # under offloading, either place is right
+        check_device("adapter", weight, execution_device(model.transformer), "the transformer")

@@ -1,0 +1,53 @@
+"""What a Wan transformer and one with VACE blocks, both of diffusers, have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genhoi.conditioning.grid import Strides
+from genhoi.models.protocol import ModelSizes, VideoModel
+
+__all__ = ["WanFamily"]
+
+
+class WanFamily(VideoModel):
+    """Sizes and positions, read in the same places."""
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """Read them from the configuration; the strides are those of the Wan 2.1 VAE."""
+        config = self.transformer.config
+        frames, rows, columns = config.patch_size
+        return ModelSizes(
+            num_layers=config.num_layers,
+            num_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            ffn_dim=config.ffn_dim,
+            text_dim=config.text_dim,
+            in_channels=config.in_channels,
+            latent_channels=config.out_channels,
+            image_attention=config.added_kv_proj_dim is not None,
+            patch=(frames, rows, columns),
+            strides=Strides(time=4, space=8, patch=rows),
+        )
+
+    def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:
+        """Call ``hook(latents, rotary)`` where a forward pass computes the tokens' positions.
+
+        That is in ``transformer.rope``, before the first block; `rotary` is a tensor of that
+        forward pass alone, which every block gets.
+
+        Returns:
+            A handle; its ``remove()`` ends this.
+        """
+
+        @torch.compiler.disable
+        def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
+            hook(args[0], rotary[0])
+
+        return self.transformer.rope.register_forward_hook(after_rope)
