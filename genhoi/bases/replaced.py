@@ -29,11 +29,18 @@ def check_transformer(
         weights: whether its weights have to be there.
 
     Raises:
-        FileNotFoundError: there is none, or no weights. ValueError: it does not fit.
+        FileNotFoundError: there is none, or no weights.
+        TypeError, ValueError: it is another model, or does not fit.
     """
     if weights and not has_weights(Path(folder)):
         raise FileNotFoundError(f"transformer: there are no weights in {folder}; {_WANTED}")
-    check_same_sizes(_read_config(folder), config, what=f"the one in {folder}")
+    own = _read_config(folder)
+    try:
+        check_same_sizes(own, config, what=f"the one in {folder}")
+    except TypeError as error:
+        raise TypeError(
+            f"transformer: {folder} holds a {own.get('_class_name')}; {_WANTED}"
+        ) from error
 
 
 def check_same_sizes(config: Mapping[str, Any], wanted: Mapping[str, Any], *, what: str) -> None:
@@ -48,6 +55,10 @@ def check_same_sizes(config: Mapping[str, Any], wanted: Mapping[str, Any], *, wh
         ValueError: they differ. TypeError: no family of models takes one of them.
     """
     came, own = _complete(config), _complete(wanted)
+    if came["class"] != own["class"]:
+        raise ValueError(
+            f"transformer: got {what}, a {came['class']}, wanted a {own['class']} as the base's own"
+        )
     names = [name for name in sorted({*came, *own}) if came.get(name) != own.get(name)]
     if names:
         differ = ", ".join(f"{name} {came.get(name)} instead of {own.get(name)}" for name in names)

@@ -47,7 +47,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False, log_file: Path | None = None) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=as_json)
+        self.console = Console(stderr=as_json, markup=False)  # an extra, [wan], is no markup
         # Not one of logging's own tree: nothing else writes into it, and it stays silent elsewhere.
         self._log = logging.Logger("genhoi")
         if log_file is not None:
@@ -73,7 +73,7 @@ class Output:
         """Draw a table, or whatever else rich can draw."""
         self.console.print(drawn)
         if self._log.handlers:
-            plain = Console(file=io.StringIO(), width=_LOGGED_WIDTH)
+            plain = Console(file=io.StringIO(), width=_LOGGED_WIDTH, markup=False)
             plain.print(drawn)
             self.log(plain.file.getvalue())  # type: ignore[attr-defined]
 

@@ -46,7 +46,7 @@ def show_dry_run(config: TrainConfig, target: Target) -> None:
     for name, value in _time(config, needs, target, processes).items():
         table.add_row(name if name != "time" else f"time on {where}", value)
     table.add_row("does it fit?", _verdict(needs, memory, config, processes))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _sizes(needs: TrainEstimate) -> dict[str, str]:

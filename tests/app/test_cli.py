@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 from support.command_lines import command_line
 
 import genhoi
@@ -184,6 +185,17 @@ def test_doctor_lists_every_backend_and_version() -> None:
         assert status.name in result.output
     for word in (torch.__version__, genhoi_kernels.__version__, "triton", "flash-attn", "python"):
         assert word in result.output
+
+
+def test_tables_show_the_names_of_extras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between brackets: rich would take them for markup."""
+    table = Table("about")
+    table.add_row("pip install 'genhoi-kernels[triton]'")
+    Output(log_file=tmp_path / "log").show(table)
+    assert "[triton]" in capsys.readouterr().out
+    assert "[triton]" in (tmp_path / "log").read_text()
 
 
 def test_version() -> None:

@@ -18,6 +18,7 @@ from support.tiny_wan import lively_adapter, tiny_wan
 
 from genhoi import Clip, GenHOIAdapter, GenHOIPipeline, from_official, to_official
 from genhoi.bases.load import base_config, check_base, load_base, shipped_adapter
+from genhoi.bases.replaced import check_same_sizes
 from genhoi.cli.group import main
 
 PUBLISHED = "GenHOI_wan_flf.consolidated"
@@ -232,6 +233,12 @@ def test_its_sizes_are_the_bases(stock: Path, whole: Path, tmp_path: Path) -> No
             base_config(base, transformer=transformer)
     with pytest.raises(FileNotFoundError, match=r"transformer: there is no .*config\.json; wanted"):
         base_config(stock, transformer=whole)
+    with pytest.raises(TypeError, match=r"transformer: .*vae holds a AutoencoderKLWan; wanted"):
+        base_config(stock, transformer=whole / "vae")
+    other = "a WanVACETransformer3DModel, wanted a WanTransformer3DModel as the base's own"
+    with pytest.raises(ValueError, match=f"got VACE's, {other}"):
+        vace = {"_class_name": "WanVACETransformer3DModel", "num_layers": 2, "vace_layers": [0]}
+        check_same_sizes(vace, base_config(stock), what="VACE's")
     shutil.copy(transformer / "config.json", tmp_path)
     assert base_config(stock, transformer=tmp_path) == base_config(stock)
     with pytest.raises(FileNotFoundError, match="transformer: there are no weights in"):
