@@ -17,6 +17,7 @@ from genhoi.editing.memory import OffloadMemory, what_fits
 from genhoi.editing.plan import EditPlan
 from genhoi.editing.results import Targets
 from genhoi.editing.speeds import Speeds, named_speeds, probed_speeds
+from genhoi.models.forward_needs import Work
 
 __all__ = ["show_dry_run", "speeds_on"]
 
@@ -127,10 +128,11 @@ def _of_time(
 ) -> dict[str, str]:
     work = estimate.references + estimate.denoising
     branches = "" if options["guidance"] == 1 else " x 2 for guidance"
+    apart = estimate.references != Work()  # else they run with the clip
     rows = {
         "work": f"{work.attention:.3g} operations of attention, {work.products:.3g} of other "
-        f"products: {options['steps']} steps{branches} x {len(estimate.windows)} windows, and the "
-        f"objects once"
+        f"products: {options['steps']} steps{branches}, in windows: {len(estimate.windows)}"
+        + (", and the objects once" if apart else "")
     }
     if speeds is None:
         return rows | {
@@ -139,8 +141,9 @@ def _of_time(
     total, once = speeds.seconds(work), speeds.seconds(estimate.references)
     rows[f"time on {target.name}"] = (
         f"about {time_text(total.total)}: attention {time_text(total.attention)}, other products "
-        f"{time_text(total.products)}, the rest {time_text(total.rest)}; {once.total:.2g} s of it "
-        f"for the objects. Encoding, decoding and what --offload copies come on top"
+        f"{time_text(total.products)}, the rest {time_text(total.rest)}"
+        + (f"; {once.total:.2g} s of it for the objects" if apart else "")
+        + ". Encoding, decoding and what --offload copies come on top"
     )
     rows["how known"] = speeds.source
     return rows

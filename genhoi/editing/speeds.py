@@ -96,7 +96,8 @@ def _source(rates: GpuRates, timed: GpuRates, *, is_it: bool, backend: str) -> s
     if not is_it:
         return (
             f"not measured on this GPU: its published peaks, times the share of theirs that an "
-            f"{rates.title} reached ({rates.source})"
+            f"{rates.title} reached ({rates.source}), and for the rest an {timed.title} "
+            f"({timed.source})"
         )
     words = f"attention ({backend}) and products measured on an {rates.title} ({rates.source})"
     if timed.title != rates.title:
