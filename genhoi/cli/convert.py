@@ -63,11 +63,11 @@ def convert(
     copy: bool,
     force: bool,
 ) -> None:
-    """Convert the authors' weights, of their Wan or of their VACE version.
+    """Convert the authors' weights.
 
-    They become a diffusers Wan transformer and a GenHOI adapter; with --pipeline, a whole pipeline
-    that `genhoi edit --base OUT` takes. Nothing is cast or merged. Weights are mapped into memory,
-    not loaded.
+    Those of their Wan or their VACE version become a diffusers transformer and a GenHOI adapter;
+    with --pipeline, a whole pipeline that `genhoi edit --base OUT` takes. Nothing is cast or
+    merged. Weights are mapped into memory, not loaded.
     """
     with plain_errors(base="pipeline", transformer="weights"):
         from genhoi.bases.converted import Surroundings, check_out, save_converted
