@@ -53,25 +53,15 @@ ROPES: list[tuple[Rope, int, int]] = [
     (HeadSlidingRope((4, 2, 2), ((2, 3),), head_dim=128, num_heads=3, schedule=-1.0), 6, 3),
     (HeadSlidingRope((4, 2, 2), ((3, 1),), head_dim=64, num_heads=2, schedule=(0.5, -9.25)), 3, 2),
     (HeadSlidingRope((4, 2, 2), ((1, 3),), head_dim=8, num_heads=9, first_head=2), 3, 2),
-    (
-        ReferenceFramesRope((7, 3, 5), (0, 1), head_dim=40, num_heads=9, schedule="release"),
-        105,
-        9,
-    ),
+    (ReferenceFramesRope((4, 3, 1), (0, 1), head_dim=40, num_heads=9, schedule="release"), 12, 9),
     (
         ReferenceFramesRope(
-            (4, 5, 3), (1,), head_dim=24, num_heads=7, first_head=3, token_offset=8, theta=500.0
+            (3, 1, 5), (1,), head_dim=24, num_heads=7, first_head=3, token_offset=4, theta=500.0
         ),
-        46,
+        8,
         3,
     ),
-    (ReferenceFramesRope((1, 3, 1), (0,), head_dim=8, num_heads=5), 3, 5),
-    (ReferenceFramesRope((3, 1, 3), (0, 2), head_dim=128, num_heads=2, schedule=-1.0), 9, 2),
-    (
-        ReferenceFramesRope((3, 1, 3), (), head_dim=16, num_heads=2, schedule=(0.5, -9.25)),
-        9,
-        2,
-    ),
+    (ReferenceFramesRope((2, 1, 3), (0, 1), head_dim=128, num_heads=2, schedule=-1.0), 6, 2),
     (ReferenceFramesRope((2, 2, 2), (0,), head_dim=16, num_heads=2, token_offset=8), 0, 2),
 ]
 
@@ -214,7 +204,7 @@ def test_reference_frames_and_the_composition(backend: str) -> None:
     assert torch.equal(apply_rope(x, none, backend=backend), plain)
 
 
-@pytest.mark.parametrize("rotation", [ROPES[0], ROPES[10], ROPES[13]], ids=name_of)
+@pytest.mark.parametrize("rotation", [ROPES[0], ROPES[10], ROPES[12]], ids=name_of)
 def test_eager_gradients_are_finite_differences(rotation: tuple[Rope, int, int]) -> None:
     rope, tokens, heads = rotation
     rope = dataclasses.replace(rope, head_dim=4)

@@ -49,8 +49,8 @@ def load_angles(
     row = tl.load(places + 3 * token + 1, mask=valid, other=0)[:, None]
     col = tl.load(places + 3 * token + 2, mask=valid, other=0)[:, None]
     frame = tl.load(places + 3 * token, mask=valid, other=0)[:, None]
-    frame = tl.where(frame < 0, ~frame + head, frame)
-    at_frame = frame * TEMPORAL + pair
+    of_head = tl.where(frame < 0, TEMPORAL, 0)
+    at_frame = tl.where(frame < 0, ~frame, frame) * TEMPORAL + head * of_head + pair
     at_row = row_table + row * SPATIAL + (pair - TEMPORAL)
     at_col = col_table + col * SPATIAL + (pair - TEMPORAL - SPATIAL)
     at_space = tl.where(pair < TEMPORAL + SPATIAL, at_row, at_col)
