@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +22,12 @@ from genhoi.models.wan.attached import WanProcessors
 from genhoi.models.wan.attention_share import WanAttentionShare
 from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention
+from genhoi.models.wan.family import WanStreamFamily
 from genhoi.models.wan.passes import VideoPass
 from genhoi.models.wan.reference_stream import reference_keys_values
 from genhoi.models.wan.references import References
 from genhoi.models.wan.self_attention import SelfAttention
 from genhoi_kernels import VideoRope
-
-if TYPE_CHECKING:
-    from genhoi.models.wan.model import WanModel
 
 __all__ = ["WanAttachment"]
 
@@ -42,7 +40,7 @@ class WanAttachment(WanProcessors):
 
     def __init__(
         self,
-        model: WanModel,
+        model: WanStreamFamily,
         adapter: GenHOIAdapter,
         options: Options,
         backend: str | None = None,

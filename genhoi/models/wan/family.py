@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from genhoi.conditioning.grid import Strides
-from genhoi.models.protocol import ModelSizes, VideoModel
+from genhoi.models.protocol import ModelSizes, ReferenceStreamModel, VideoModel
 
-__all__ = ["WanFamily"]
+__all__ = ["WanFamily", "WanStreamFamily"]
 
 
 class WanFamily(VideoModel):
@@ -51,3 +51,7 @@ class WanFamily(VideoModel):
             hook(args[0], rotary[0])
 
         return self.transformer.rope.register_forward_hook(after_rope)
+
+
+class WanStreamFamily(WanFamily, ReferenceStreamModel):
+    """One whose references are a stream of their own."""

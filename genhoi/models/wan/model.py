@@ -13,15 +13,15 @@ from torch import Tensor
 from genhoi.conditioning.condition import Condition, build_condition
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
-from genhoi.models.protocol import Block, ReferenceStreamModel
+from genhoi.models.protocol import Block
 from genhoi.models.wan.attach import WanAttachment
 from genhoi.models.wan.channels import complete_channels
-from genhoi.models.wan.family import WanFamily
+from genhoi.models.wan.family import WanStreamFamily
 
 __all__ = ["WanModel"]
 
 
-class WanModel(WanFamily, ReferenceStreamModel):
+class WanModel(WanStreamFamily):
     """A diffusers ``WanTransformer3DModel``, whose own forward stays as it is."""
 
     @classmethod

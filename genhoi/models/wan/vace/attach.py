@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -20,14 +20,12 @@ from genhoi.models.options import NO_MASK_GATE, Options
 from genhoi.models.placement import check_has_data
 from genhoi.models.protocol import Block
 from genhoi.models.wan.attached import WanProcessors
+from genhoi.models.wan.family import WanFamily
 from genhoi.models.wan.vace.attention_share import FramesAttentionShare
 from genhoi.models.wan.vace.low_rank import hook_low_rank
 from genhoi.models.wan.vace.passes import FramesPass
 from genhoi.models.wan.vace.processors import FramesSelfAttention, FramesTextAttention
 from genhoi_kernels import ReferenceFramesRope
-
-if TYPE_CHECKING:
-    from genhoi.models.wan.vace.model import VaceModel
 
 __all__ = ["Sliding", "VaceAttachment"]
 
@@ -42,12 +40,11 @@ class VaceAttachment(WanProcessors):
 
     def __init__(
         self,
-        model: VaceModel,
+        model: WanFamily,
         adapter: GenHOIAdapter,
         options: Options,
         backend: str | None = None,
     ) -> None:
-        self._model = model
         self._processors: list[FramesSelfAttention] = []
         self._sliding: Sliding = "all"
         super().__init__(model, adapter, options, backend)
@@ -120,7 +117,7 @@ class VaceAttachment(WanProcessors):
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         check_has_data(self._processors[0].gate.fc2.weight, latents)
-        current = self._pass(self._model.sizes.grid(latents))
+        current = self._pass(self._wan.sizes.grid(latents))
         for processor in self._processors:
             processor.set_pass(current, rotary)
 
@@ -132,7 +129,7 @@ class VaceAttachment(WanProcessors):
                 f"references come before the video's frames"
             )
         frames = {"all": range(count), "last": range(count)[-1:], "none": range(0)}
-        sizes = self._model.sizes
+        sizes = self._wan.sizes
         rope = ReferenceFramesRope(
             grid,
             tuple(frames[self._sliding]),
