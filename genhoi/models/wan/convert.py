@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from genhoi.models.adapter import GenHOIAdapter, assign
+from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import AdapterConfig
 from genhoi.models.wan.official_names import (
     official_adapter_name,
     official_base_name,
     rename,
 )
-from genhoi.models.wan.official_sizes import ROPE_LENGTH, check_sizes, shape_of, trunk_sizes
+from genhoi.models.wan.official_parts import filled_transformer, sorted_parts
+from genhoi.models.wan.official_sizes import check_sizes, shape_of, trunk_sizes
 from genhoi.models.wan.vace import convert as vace
 
 __all__ = ["from_official", "infer_config", "to_official"]
@@ -73,16 +72,19 @@ def from_official(
     if lora is not None:
         raise ValueError("lora: got weights beside those of image-to-video, wanted None")
     sizes = _checked_sizes(state_dict, config or {})
-    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "adapter": {}}
-    for name, tensor in state_dict.items():
-        part, renamed = rename(name)
-        parts[part][renamed] = tensor
-    transformer = _empty_transformer(sizes)
-    assign(transformer, parts["transformer"], "state_dict (the base's part)")
-    transformer.eval()
+    of_transformer, of_adapter = sorted_parts(state_dict, rename)
+    image = sizes["has_image_input"]
+    transformer = filled_transformer(
+        WanTransformer3DModel,
+        sizes,
+        of_transformer,
+        name="state_dict (the base's part)",
+        image_dim=sizes["image_dim"] if image else None,
+        added_kv_proj_dim=sizes["dim"] if image else None,
+    )
     adapter_config = AdapterConfig(
         num_heads=sizes["num_heads"],
-        head_dim=sizes["dim"] // sizes["num_heads"],
+        head_dim=sizes["head_dim"],
         num_layers=sizes["num_layers"],
         image_attention=sizes["has_image_input"],
         rank=shape_of(state_dict, "blocks.0.self_attn.q_loras.down.weight")[0],
@@ -91,7 +93,7 @@ def from_official(
         flow_gate="sequence",
         schedule="release",
     )
-    return transformer, GenHOIAdapter.from_state_dict(adapter_config, parts["adapter"])
+    return transformer, GenHOIAdapter.from_state_dict(adapter_config, of_adapter)
 
 
 def to_official(
@@ -120,7 +122,8 @@ def to_official(
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the release's configuration from the weights' shapes: all but ``eps``.
+    """Read the release's configuration from the weights' shapes: all but ``eps``, and of VACE
+    ``vace_layers``.
 
     Raises:
         ValueError: a weight that tells is missing.
@@ -144,27 +147,3 @@ def _checked_sizes(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     if sizes["has_image_input"]:
         sizes["image_dim"] = shape_of(state_dict, "img_emb.proj.1.weight")[1]
     return sizes
-
-
-def _empty_transformer(sizes: dict[str, Any]) -> WanTransformer3DModel:
-    """Make a transformer without weights; its tables of angles are real."""
-    heads, patch = sizes["num_heads"], tuple(sizes["patch_size"])
-    image = sizes["has_image_input"]
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel(
-            patch_size=patch,
-            num_attention_heads=heads,
-            attention_head_dim=sizes["dim"] // heads,
-            in_channels=sizes["in_dim"],
-            out_channels=sizes["out_dim"],
-            text_dim=sizes["text_dim"],
-            freq_dim=sizes["freq_dim"],
-            ffn_dim=sizes["ffn_dim"],
-            num_layers=sizes["num_layers"],
-            eps=sizes["eps"],
-            image_dim=sizes["image_dim"] if image else None,
-            added_kv_proj_dim=sizes["dim"] if image else None,
-            rope_max_seq_len=ROPE_LENGTH,
-        )
-    transformer.rope = WanRotaryPosEmbed(sizes["dim"] // heads, patch, ROPE_LENGTH)
-    return transformer

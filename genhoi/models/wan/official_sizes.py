@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROPE_LENGTH", "check_sizes", "count_blocks", "shape_of", "trunk_sizes"]
+__all__ = ["check_sizes", "count_blocks", "shape_of", "trunk_sizes"]
 
-ROPE_LENGTH = 1024
 _IRRELEVANT = ("model_type", "text_len", "_class_name", "_diffusers_version")
 
 

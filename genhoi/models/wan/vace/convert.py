@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanVACETransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from genhoi.models.adapter import GenHOIAdapter, assign
+from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import LORA_TARGETS, AdapterConfig
+from genhoi.models.wan.official_parts import filled_transformer, sorted_parts
 from genhoi.models.wan.official_sizes import (
-    ROPE_LENGTH,
     check_sizes,
     count_blocks,
     shape_of,
@@ -54,15 +53,17 @@ def from_official(
         raise ValueError(f"gates_from: got {gates_from!r}, wanted 'base' or 'lora'")
     weights = _with_lora(state_dict, lora or {}, gates_from)
     sizes = _checked_sizes(weights, config)
-    parts: dict[str, dict[str, Tensor]] = {"transformer": {}, "adapter": {}}
-    for name, tensor in weights.items():
-        part, renamed = rename(name)
-        parts[part][renamed] = tensor
-    transformer = _empty_transformer(sizes)
-    assign(transformer, parts["transformer"], "state_dict (trunk and VACE branch)")
-    transformer.eval()
-    adapter_config = _adapter_config(sizes, parts["adapter"])
-    return transformer, GenHOIAdapter.from_state_dict(adapter_config, parts["adapter"])
+    of_transformer, of_adapter = sorted_parts(weights, rename)
+    transformer = filled_transformer(
+        WanVACETransformer3DModel,
+        sizes,
+        of_transformer,
+        name="state_dict (trunk and VACE branch)",
+        vace_layers=sizes["vace_layers"],
+        vace_in_channels=sizes["vace_in_dim"],
+    )
+    adapter_config = _adapter_config(sizes, of_adapter)
+    return transformer, GenHOIAdapter.from_state_dict(adapter_config, of_adapter)
 
 
 def to_official(
@@ -145,26 +146,3 @@ def _adapter_config(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
         ffn_dim=sizes["ffn_dim"],
         lora_targets=tuple(name for name in LORA_TARGETS if name in found) if found else None,
     )
-
-
-def _empty_transformer(sizes: Mapping[str, Any]) -> WanVACETransformer3DModel:
-    """Make a transformer without weights; its tables of angles are real."""
-    heads, patch = sizes["num_heads"], tuple(sizes["patch_size"])
-    with torch.device("meta"):
-        transformer = WanVACETransformer3DModel(
-            patch_size=patch,
-            num_attention_heads=heads,
-            attention_head_dim=sizes["head_dim"],
-            in_channels=sizes["in_dim"],
-            out_channels=sizes["out_dim"],
-            text_dim=sizes["text_dim"],
-            freq_dim=sizes["freq_dim"],
-            ffn_dim=sizes["ffn_dim"],
-            num_layers=sizes["num_layers"],
-            eps=sizes["eps"],
-            rope_max_seq_len=ROPE_LENGTH,
-            vace_layers=sizes["vace_layers"],
-            vace_in_channels=sizes["vace_in_dim"],
-        )
-    transformer.rope = WanRotaryPosEmbed(sizes["head_dim"], patch, ROPE_LENGTH)
-    return transformer
