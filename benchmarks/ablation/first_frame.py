@@ -30,6 +30,8 @@ class FirstFrame:
         adapter: whose low-rank weights are used, and whose gates are not.
     """
 
+    reference_frames = 0  # for the frame is put in front and taken away again in here
+
     def __init__(self, transformer: Any, adapter: GenHOIAdapter) -> None:
         self.transformer, self.adapter = transformer, adapter
         self.skip_unseen = False
