@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -47,6 +48,10 @@ def main(out: Path, work: Path, tiny: bool, compile_only: bool, head_dims: tuple
             _compile(shape, tiny=tiny)
         else:
             _time(out, shape, tiny=tiny)
+    # Autograd's threads may still let go of Python objects, which ends in an abort where Python
+    # winds down meanwhile.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 # ---------------------------------------------------------------------------------------- compiling
