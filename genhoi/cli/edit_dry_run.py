@@ -140,8 +140,8 @@ def _of_time(
         }
     total, once = speeds.seconds(work), speeds.seconds(estimate.references)
     rows[f"time on {target.name}"] = (
-        f"at least about {time_text(total.total)}: attention {time_text(total.attention)}, other products "
-        f"{time_text(total.products)}, the rest {time_text(total.rest)}"
+        f"at least about {time_text(total.total)}: attention {time_text(total.attention)}, other "
+        f"products {time_text(total.products)}, the rest {time_text(total.rest)}"
         + (f"; {once.total:.2g} s of it for the objects" if apart else "")
         + ". Encoding, decoding and what --offload copies come on top"
     )
