@@ -6,7 +6,6 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="needs diffusers, for the Wan transformer")
-pytest.importorskip("av", reason="needs av, as the package genhoi does")
 
 from support.tiny_vace import tiny_vace, vace_inputs
 from support.tiny_wan import inputs, lively_adapter, reference, some_tokens, tiny_wan
