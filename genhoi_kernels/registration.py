@@ -103,6 +103,8 @@ def run_operator(op: OpOverload, *inputs: Any) -> Any:
 
 def _differentiable(op: OpOverload, gradient: Gradient) -> Callable[..., Any]:
     """Return the operator as autograd sees it."""
+    arguments = enumerate(op._schema.arguments)
+    lists = [i for i, argument in arguments if isinstance(argument.type, torch.ListType)]
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -117,6 +119,9 @@ def _differentiable(op: OpOverload, gradient: Gradient) -> Callable[..., Any]:
             return None, None, *gradient.backward(ctx, ctx.needs_input_grad[2:], *grads)
 
     def autograd(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if any([inputs[i] is None for i in lists]):
+            # A program of AOTInductor has None for an empty list, which the dispatcher refuses.
+            inputs = tuple([[] if x is None and i in lists else x for i, x in enumerate(inputs)])
         run = functools.partial(_below_autograd, op, keyset)
         if torch.is_grad_enabled():
             leaves = gradient.leaves(inputs)

@@ -100,7 +100,8 @@ def check_grid(name: str, grid: Sequence[int], size: int) -> tuple[int, ...]:
         TypeError: something else than integers. ValueError: another number of them, or below 1.
     """
     try:
-        values = tuple([operator.index(n) for n in grid])
+        # torch.compile would take a size that passes through operator.index for a constant.
+        values = tuple([n if type(n) is int else operator.index(n) for n in grid])
     except TypeError:
         raise TypeError(f"{name}: got {grid!r}, wanted {size} integers") from None
     if len(values) != size or min(values) < 1:

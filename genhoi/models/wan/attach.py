@@ -24,12 +24,18 @@ from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention
 from genhoi.models.wan.family import WanStreamFamily
 from genhoi.models.wan.passes import VideoPass
+from genhoi.models.wan.programs import ProgramPass, Registered, ready_pass
 from genhoi.models.wan.reference_stream import reference_keys_values
 from genhoi.models.wan.references import References
 from genhoi.models.wan.self_attention import SelfAttention
 from genhoi_kernels import VideoRope
 
 __all__ = ["WanAttachment"]
+
+_NO_GRADIENTS = (
+    "gradients reach a GenHOI reference through torch.compile with a graph break only: use "
+    "torch.no_grad(), fullgraph=False, or transformer.compile_repeated_blocks() for training"
+)
 
 
 class WanAttachment(WanProcessors):
@@ -46,9 +52,12 @@ class WanAttachment(WanProcessors):
         backend: str | None = None,
     ) -> None:
         self._model = model
-        self._references = References()
+        self._sizes = model.sizes  # torch.compile can't trace a cached_property
+        self._use(References())
         self._key: CacheKey | None = None
         self._passes: list[VideoPass] = []
+        self._of_program: Sequence[VideoPass | None] = []
+        self._registered = Registered(self)
         self._processors: list[SelfAttention] = []
         super().__init__(model, adapter, options, backend)
 
@@ -57,6 +66,7 @@ class WanAttachment(WanProcessors):
     ) -> tuple[SelfAttention, CrossAttention]:
         gate = self.options.flow_gate
         own = SelfAttention(block.self_attention.processor, layer, gate, backend)
+        own.number = torch.tensor(len(self._processors), device="cpu")
         self._processors.append(own)
         return own, CrossAttention(block.cross_attention.processor, layer, gate, backend)
 
@@ -69,16 +79,15 @@ class WanAttachment(WanProcessors):
     ) -> None:
         """Keep the references until the next call; compute nothing yet."""
         self._check_attached("set_reference")
-        self._references = References.checked(
-            self._model, references, mask, ref_bias, mask_gate=self.options.mask_gate
-        )
+        gate = self.options.mask_gate
+        self._use(References.checked(self._model, references, mask, ref_bias, mask_gate=gate))
         self._forget()
 
     def set_mask(self, mask: Tensor) -> None:
         """Change the mask of the references that are set, and of their cached passes."""
         self._check_attached("set_mask")
         gate = self.options.mask_gate
-        self._references = self._references.with_mask(self._model, mask, mask_gate=gate)
+        self._use(self._references.with_mask(self._model, mask, mask_gate=gate))
         self._passes = [replace(current, mask=self._references.mask) for current in self._passes]
 
     def attention_share(self, layer: int) -> WanAttentionShare:
@@ -89,23 +98,69 @@ class WanAttachment(WanProcessors):
         """Put the base's own processors back, and forget everything cached."""
         super().detach()
         self._forget()
-        self._references, self._processors = References(), []
+        self._use(References())
+        self._processors = []
+
+    def _use(self, references: References) -> None:
+        self._references = references
+        # Apart, for a compiled program is bound to all that it reads on its way to them.
+        self._any_given, self._any_seen = bool(references.latents), references.any_seen
+
+    # ---------------------------------------------------------------------- in a compiled program
+
+    def _in_program(self, latents: Tensor, rotary: Tensor) -> None:
+        """Do what `_before_blocks` does, traced by torch.compile (see programs.py)."""
+        # Where gates are on, a program serves with and without a reference alike.
+        if not torch.is_grad_enabled() and (self.options.flow_gate is not None or self._seen):
+            rope = self._rope(self._sizes.grid(latents))
+            ready = ready_pass(latents, self._registered)
+            passes = [ProgramPass(rope, ready, own.number) for own in self._processors]
+            self._set_passes(passes, rotary)
+        elif self._seen:
+            self._interrupt(latents, rotary)
+        else:
+            self._set_passes(self._without_reference(self._sizes.grid(latents)), rotary)
+
+    @torch.compiler.disable(reason=_NO_GRADIENTS)
+    def _interrupt(self, latents: Tensor, rotary: Tensor) -> None:
+        self._set_passes(self._current_passes(latents), rotary)
+
+    def prepare(self, latents: Tensor) -> None:
+        """Bring the passes of a running program up to date."""
+        self._of_program = self._current_passes(latents)
+
+    def prepared(self, layer: int) -> VideoPass:
+        """Return a block's pass in a running program."""
+        current = self._of_program[layer]
+        assert current is not None  # without gates, programs without a reference don't ask
+        return current
 
     # ------------------------------------------------------------------------------- forward pass
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         """Give every processor what this forward pass needs."""
         check_has_data(self._processors[0].lora_k.down, latents)
-        grid = self._model.sizes.grid(latents)
-        self._references.check_forward(latents, grid)
-        seen = self._references.any_seen if self.skip_unseen else bool(self._references.latents)
-        passes: Sequence[VideoPass | None]
-        if seen:
-            passes = self._with_reference(latents, grid)
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            self._in_program(latents, rotary)
         else:
-            passes = self._without_reference(grid)
+            self._set_passes(self._current_passes(latents), rotary)
+
+    def _set_passes(
+        self, passes: Sequence[VideoPass | ProgramPass | None], rotary: Tensor
+    ) -> None:
         for processor, current in zip(self._processors, passes, strict=True):
             processor.set_pass(current, rotary)
+
+    def _current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
+        grid = self._sizes.grid(latents)
+        self._references.check_forward(latents, grid)
+        if self._seen:
+            return self._with_reference(latents, grid)
+        return self._without_reference(grid)
+
+    @property
+    def _seen(self) -> bool:
+        return self._any_seen if self.skip_unseen else self._any_given
 
     def _without_reference(self, grid: Grid) -> Sequence[VideoPass | None]:
         layers = len(self._processors)
@@ -137,9 +192,9 @@ class WanAttachment(WanProcessors):
         return self._passes
 
     def _rope(self, grid: Grid) -> VideoRope:
-        return VideoRope(grid, head_dim=self._model.sizes.head_dim)
+        return VideoRope(grid, head_dim=self._sizes.head_dim)
 
     def _forget(self) -> None:
-        self._key, self._passes = None, []
+        self._key, self._passes, self._of_program = None, [], []
         for processor in self._processors:
             processor.current = None

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from genhoi.conditioning.grid import Strides
@@ -42,15 +41,22 @@ class WanFamily(VideoModel):
         That is in ``transformer.rope``, before the first block; `rotary` is a tensor of that
         forward pass alone, which every block gets.
 
+        Within torch.compile the hook is traced like the forward pass around it.
+
         Returns:
             A handle; its ``remove()`` ends this.
         """
+        return self.transformer.rope.register_forward_hook(_AfterRope(hook))
 
-        @torch.compiler.disable
-        def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
-            hook(args[0], rotary[0])
 
-        return self.transformer.rope.register_forward_hook(after_rope)
+class _AfterRope:
+    """A forward hook of ``transformer.rope``; an object, for closures can't be pickled."""
+
+    def __init__(self, hook: Callable[[Tensor, Tensor], object]) -> None:
+        self._hook = hook
+
+    def __call__(self, rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
+        self._hook(args[0], rotary[0])
 
 
 class WanStreamFamily(WanFamily, ReferenceStreamModel):

@@ -39,6 +39,8 @@ class OwnAttention(Processor, Generic[Pass]):
         self.current: Pass | None = None
         # Called with q and k, rotated, of every video pass; see attention_share.py.
         self.observer: Callable[[Tensor, Tensor, Pass], None] | None = None
+        # Of the block, int64 [] on the CPU; see programs.py.
+        self.number: Tensor | None = None
         self._of_forward = WeakTensorKeyDictionary()
 
     def set_pass(self, current: Pass | None, rotary: Tensor) -> None:
@@ -51,7 +53,8 @@ class OwnAttention(Processor, Generic[Pass]):
                 long belong to another clip.
         """
         self.current = current
-        if torch.is_grad_enabled():
+        # A program has no use for it: it runs a checkpointed block again by itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._of_forward[rotary] = current
 
     def pass_of(self, rotary_emb: Any) -> Pass | None:

@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from genhoi_kernels import HeadSlidingRope, MaskGate, VideoRope
+from genhoi_kernels import (
+    GateWeights,
+    HeadSlidingRope,
+    MaskGate,
+    VideoRope,
+    reference_attention,
+)
 
 __all__ = ["ReferencePass", "VideoPass"]
 
@@ -50,6 +56,29 @@ class VideoPass:
     ref_lengths: tuple[int, ...] | None = None
     mask: MaskGate | None = None
     ref_bias: Tensor | None = None
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        gate: GateWeights | None,
+        gate_reduction: str | None,
+        backend: str | None,
+    ) -> Tensor:
+        """Attend to the video and the references, by the op; shapes and arguments as there."""
+        out = reference_attention(
+            q,
+            k,
+            v,
+            gate=gate,
+            gate_reduction=gate_reduction,
+            backend=backend,
+            **self.references(),
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def references(self) -> dict[str, Any]:
         """Return the op's arguments that bring the references in."""

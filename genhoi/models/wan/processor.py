@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
 from genhoi.models.wan.passes import VideoPass
+from genhoi.models.wan.programs import ProgramPass
 from genhoi_kernels import FlowGate, GateWeights, reference_attention
 
 __all__ = ["Processor", "project_out", "split_heads"]
@@ -70,7 +71,7 @@ class Processor(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        video: VideoPass | None = None,
+        video: VideoPass | ProgramPass | None = None,
     ) -> Tensor:
         """Call the op, gated if gates are on.
 
@@ -85,14 +86,9 @@ class Processor(nn.Module):
         weights = None
         if self.flow_gate is not None and gate is not None:
             weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
-        out = reference_attention(
-            q,
-            k,
-            v,
-            gate=weights,
-            gate_reduction=self.flow_gate,
-            backend=self.backend,
-            **({} if video is None else video.references()),
+        attend = reference_attention if video is None else video.attend
+        out = attend(
+            q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend
         )
         assert isinstance(out, Tensor)
         return out.flatten(2)

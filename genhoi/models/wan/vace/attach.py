@@ -47,6 +47,7 @@ class VaceAttachment(WanProcessors):
     ) -> None:
         self._processors: list[FramesSelfAttention] = []
         self._sliding: Sliding = "all"
+        self._sizes = model.sizes  # torch.compile can't trace a cached_property
         super().__init__(model, adapter, options, backend)
         self._low_rank = [
             handle
@@ -117,7 +118,7 @@ class VaceAttachment(WanProcessors):
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         check_has_data(self._processors[0].gate.fc2.weight, latents)
-        current = self._pass(self._wan.sizes.grid(latents))
+        current = self._pass(self._sizes.grid(latents))
         for processor in self._processors:
             processor.set_pass(current, rotary)
 
@@ -129,12 +130,11 @@ class VaceAttachment(WanProcessors):
                 f"references come before the video's frames"
             )
         frames = {"all": range(count), "last": range(count)[-1:], "none": range(0)}
-        sizes = self._wan.sizes
         rope = ReferenceFramesRope(
             grid,
             tuple(frames[self._sliding]),
-            head_dim=sizes.head_dim,
-            num_heads=sizes.num_heads,
+            head_dim=self._sizes.head_dim,
+            num_heads=self._sizes.num_heads,
             schedule=self.options.schedule,
         )
         return FramesPass(rope, count)
