@@ -10,15 +10,13 @@ from genhoi.conditioning.masks import MaskRule
 
 __all__ = ["EditSettings", "few_steps", "resolve"]
 
-_FEW_STEPS = {"steps": 4, "guidance": 1.0, "guidance_2": None, "shift": 5.0}
-
 
 def few_steps(defaults: EditDefaults) -> EditDefaults:
     """Change a base's defaults to those of weights that were distilled to few steps.
 
     Four steps without guidance at shift 5, as lightx2v's LoRAs for Wan 2.1 and 2.2 were published.
     """
-    return replace(defaults, **_FEW_STEPS)
+    return replace(defaults, steps=4, guidance=1.0, guidance_2=None, shift=5.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def estimate_edit(
     ]
     offloads: Sequence[Offload] = get_args(Offload) if kind.can_offload else ("none",)
     grid = model.sizes.strides.grid(lengths[0], *size)
-    weights = {}
+    weights: dict[str, int] = {}
     for expert, suffix in zip(experts, ("", "_2"), strict=False):
         weights |= {f"transformer{suffix}": expert.weight_bytes}
         weights |= {f"adapter{suffix}": expert.adapter_bytes}
@@ -167,7 +167,7 @@ def _experts(
 ) -> list[EmptyModel]:
     """Make the base's transformers with their adapters; the same one where they are alike."""
     config = base_config(base)
-    wanted = [_adapter(folder) for folder in folders or [None]]
+    wanted = [_adapter(folder) for folder in folders] or [None]
     if len(wanted) > 1 + kind.two_experts:
         raise ValueError(f"adapter: got {len(wanted)}, wanted at most {1 + kind.two_experts}")
     models = [EmptyModel(config, dtype=dtype, adapter=wanted[0], preset=preset)]
@@ -221,7 +221,7 @@ def _forward_needs(
     )
 
 
-def _adapter(folder: Path | None) -> AdapterConfig | None:
-    if folder is None or not (folder / CONFIG_NAME).is_file():
+def _adapter(folder: Path) -> AdapterConfig | None:
+    if not (folder / CONFIG_NAME).is_file():
         return None
     return AdapterConfig.from_json((folder / CONFIG_NAME).read_text(encoding="utf-8"))

@@ -85,6 +85,7 @@ def denoise(
     guidance: float | Sequence[float],
     sigmas: Tensor,
     after_step: Callable[[int, Tensor], None],
+    clean: Tensor | None = None,
 ) -> Tensor:
     """Take latents from noise to a clip by Euler's method, in float32 between the model's calls.
 
@@ -98,11 +99,14 @@ def denoise(
         guidance: 1 is none; one number for all steps, or one for each.
         sigmas: see `noise_levels`.
         after_step: called with (steps done, latents).
+        clean: latents under the noise of the first sigma; None where it is 1.
     """
     steps = len(sigmas) - 1
     guidances = guidance if isinstance(guidance, Sequence) else [guidance] * steps
     condition, start = condition.to(latents.device), latents
-    latents = model.with_given(latents, condition, start, 1.0)
+    if clean is not None:
+        latents = torch.lerp(clean, start, sigmas[0].item())
+    latents = model.with_given(latents, condition, start, sigmas[0].item())
     for i in range(steps):
         # In float32: bfloat16 is off by up to 2 of the 1000 timesteps.
         timestep = (sigmas[i] * TIMESTEPS).expand(len(latents))
