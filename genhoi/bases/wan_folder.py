@@ -299,7 +299,7 @@ class WanFolderBase(Base):
                 local_files_only=True,
                 load_into_transformer_2=second,
             )
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"lora: {path} does not fit this base: {error}") from error
         if name not in getattr(transformer, "peft_config", {}):
             raise ValueError(f"lora: {path} holds no weights for this base's transformer")
