@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from genhoi.bases.lora import Lora, check_loras
 from genhoi.bases.needs import BaseNeeds
+from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.conditioning.masks import MaskRule
+from genhoi.models.experts import Expert
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
+from genhoi.models.sampling import TIMESTEPS
 
 __all__ = [
     "NO_STRENGTHS",
@@ -58,6 +63,7 @@ class EditDefaults:
     Args:
         steps: of Euler's method.
         guidance: on the text.
+        guidance_2: on the text, of a second transformer; None: as of the first.
         shift: of the noise levels.
         window: frames edited at once.
         overlap: frames that windows have in common and are faded over.
@@ -72,6 +78,7 @@ class EditDefaults:
 
     steps: int = 50
     guidance: float = 5.0
+    guidance_2: float | None = None
     shift: float = 5.0
     window: int = 81
     overlap: int = 1
@@ -91,13 +98,18 @@ class Base(ABC):
 
     Attributes:
         transformer: of a family that `genhoi.models.registry` knows.
+        transformer_2: another of the same sizes, which takes over below `boundary`, or None.
+        boundary: the noise level, 0 to 1, at which it does; None where there is no other.
+        expert: which of two transformers was loaded alone, as `transformer`; None: all there are.
         device: where it computes.
         about: one sentence for people.
         trained: whether its weights come from training.
+        two_experts: whether two transformers share the noise levels, as in Wan 2.2.
         takes_text: whether a prompt means anything to it.
         takes_strengths: whether an object's weight can be changed: where references are a stream.
         frames_apart: whether every latent frame is encoded by itself, from its own pixels alone.
         can_offload: whether it is large enough to be kept off the GPU in parts.
+        takes_lora: whether LoRA files for its transformer can be loaded.
         merges_video_lora: whether low-rank weights that were trained on the video's own attention
             are merged into a base that is written out; else they stay apart, for
             `load_video_lora`.
@@ -107,13 +119,18 @@ class Base(ABC):
     """
 
     transformer: Any
+    transformer_2: Any = None
+    boundary: float | None = None
+    expert: Expert | None = None
     device: torch.device
     about: str
     trained: bool
+    two_experts: bool = False
     takes_text: bool = True
     takes_strengths: bool = True
     frames_apart: bool = False
     can_offload: bool = True
+    takes_lora: bool = False
     merges_video_lora: bool = False
     defaults: EditDefaults = EditDefaults()
     trained_on: TrainedOn = TrainedOn()
@@ -174,6 +191,24 @@ class Base(ABC):
         return BaseNeeds()
 
     @classmethod
+    def strides(cls, name: str | os.PathLike[str]) -> Strides:
+        """Say how the base's pixels become tokens, from configurations alone.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_config`.
+        """
+        return STRIDES
+
+    @classmethod
+    def read_boundary(cls, name: str | os.PathLike[str]) -> float | None:
+        """Read the noise level at which a second transformer takes over; None of a base with one.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_config`.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def load(
         cls,
@@ -192,9 +227,27 @@ class Base(ABC):
         """
 
     @classmethod
-    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
-        """Return the folder of the adapter that comes with the base; None where none does."""
-        return None
+    def load_expert(
+        cls,
+        name: str | os.PathLike[str],
+        expert: Expert,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> Base:
+        """Load a base of two transformers with one of them, as its only one.
+
+        Raises:
+            ValueError: the base has one transformer.
+        """
+        raise ValueError(
+            f"expert: got {expert!r} for {os.fspath(name)}, wanted none: it has one transformer"
+        )
+
+    @classmethod
+    def shipped_adapters(cls, name: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Return the folder of the adapter that comes with the base, or two, one a transformer."""
+        return ()
 
     @classmethod
     def is_untrained(cls, name: str | os.PathLike[str]) -> bool:
@@ -205,8 +258,23 @@ class Base(ABC):
 
     @property
     def model(self) -> VideoModel:
-        """Return the transformer as a member of its family."""
-        return model_of(self.transformer)
+        """Return the transformer as a member of its family, which hands over to the second."""
+        model = model_of(self.transformer)
+        if self.transformer_2 is not None and self.boundary is not None:
+            model.hand_over(model_of(self.transformer_2), below=self.boundary * TIMESTEPS)
+        return model
+
+    @property
+    def transformers(self) -> list[Any]:
+        """List the transformers, that for high noise levels first."""
+        return [x for x in (self.transformer, self.transformer_2) if x is not None]
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Return the lowest and highest noise level that the transformers are for."""
+        if self.expert is None or self.boundary is None:
+            return 0.0, 1.0
+        return (self.boundary, 1.0) if self.expert == "high" else (0.0, self.boundary)
 
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -252,6 +320,15 @@ class Base(ABC):
             OSError: there are none in the folder.
             ValueError: this kind of base takes none.
         """
+
+    def load_loras(self, loras: Sequence[Lora]) -> None:
+        """Load LoRA files into the transformers, once an adapter is attached.
+
+        Raises:
+            ImportError: peft is not installed.
+            ValueError: the base takes none, or a file holds no weights for it.
+        """
+        check_loras(loras, takes_lora=self.takes_lora, two_experts=self.two_experts)
 
     def save_trained(
         self, folder: Path, transformer: Any, *, about: str, full_precision: bool

@@ -31,7 +31,13 @@ class Surroundings:
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
-        base_kind(name).check_complete(name, own_transformer=False)
+        kind = base_kind(name)
+        kind.check_complete(name, own_transformer=False)
+        if kind.two_experts:
+            raise ValueError(
+                f"base: got {os.fspath(name)}, a pipeline of two transformers, wanted one with "
+                f"one, for one is converted"
+            )
         self.folder = locate_base(name).resolve()
         self.config = base_config(name)
         index = read_json(self.folder / INDEX)

@@ -12,6 +12,7 @@ import torch
 
 from genhoi.bases.base import Base, EditDefaults
 from genhoi.bases.replaced import check_transformer, load_transformer
+from genhoi.models.experts import Expert
 
 __all__ = [
     "base_config",
@@ -19,12 +20,17 @@ __all__ = [
     "base_kind",
     "check_base",
     "load_base",
-    "shipped_adapter",
+    "shipped_adapters",
 ]
 
 # Module and class of each kind. The first that takes a name has it, and the last takes them all.
 _KINDS = (
     ("genhoi.bases.tiny", "TinyBase"),
+    ("genhoi.bases.wan_experts", "WanVACEExpertsBase"),
+    ("genhoi.bases.wan_experts", "WanExpertsBase"),
+    ("genhoi.bases.wan_experts", "WanTextExpertsBase"),
+    ("genhoi.bases.wan_tokens", "WanTokensBase"),
+    ("genhoi.bases.wan_text", "WanTextBase"),
     ("genhoi.bases.wan_vace", "WanVACEBase"),
     ("genhoi.bases.wan", "WanBase"),
 )
@@ -47,8 +53,10 @@ def base_config(
         FileNotFoundError, ValueError: no such base, or one of another kind; a transformer that
             does not fit it.
     """
-    config = base_kind(name).read_config(name)
+    kind = base_kind(name)
+    config = kind.read_config(name)
     if transformer is not None:
+        _check_replaces_one(kind)
         check_transformer(transformer, config, weights=False)
     return config
 
@@ -65,6 +73,8 @@ def check_base(
         FileNotFoundError, ValueError: as `base_config`; or a part is missing.
     """
     kind = base_kind(name)
+    if transformer is not None:
+        _check_replaces_one(kind)
     kind.check_complete(name, own_transformer=transformer is None)
     if transformer is not None:
         check_transformer(transformer, kind.read_config(name), weights=True)
@@ -82,23 +92,29 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     transformer: str | os.PathLike[str] | None = None,
+    expert: Expert | None = None,
 ) -> Base:
     """Load a base; its encoders stay where they are until they are placed.
 
     Args:
         name: "tiny", trained and shipped with the package; "tiny-untrained", random weights; the
-            folder of a tiny base; the folder of a diffusers Wan2.1 image-to-video or VACE pipeline,
-            or the name of one on the Hugging Face Hub that has been downloaded before.
+            folder of a tiny base; the folder of a diffusers Wan pipeline (image-to-video, VACE or
+            text-to-video, of Wan 2.1 or 2.2), or the name of one on the Hugging Face Hub that has
+            been downloaded before.
         device: where to compute.
         dtype: of the transformer, and of a text encoder.
         seed: of random weights.
         transformer: folder of one to take instead of the base's own, which is not loaded: of the
             same sizes, as `genhoi convert` or diffusers writes it.
+        expert: of a base with two transformers, the one to load alone; None: both.
 
     Raises:
         FileNotFoundError: no such base; the message says what to fetch.
-        ValueError: one of another kind; a transformer that does not fit.
+        ValueError: one of another kind; a transformer that does not fit; an expert of a base that
+            has none.
     """
+    if expert is not None:
+        return base_kind(name).load_expert(name, expert, device=device, dtype=dtype)
     check_base(name, transformer=transformer)
     given = None if transformer is None else load_transformer(transformer, dtype=dtype)
     base = base_kind(name).load(name, device=device, dtype=dtype, seed=seed, transformer=given)
@@ -107,9 +123,18 @@ def load_base(
     return base
 
 
-def shipped_adapter(name: str | os.PathLike[str]) -> Path | None:
-    """Return the folder of the adapter that comes with a base; None where none does."""
-    return base_kind(name).shipped_adapter(name)
+def shipped_adapters(name: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the folder of the adapter that comes with a base, or two, one a transformer."""
+    return base_kind(name).shipped_adapters(name)
+
+
+def _check_replaces_one(kind: type[Base]) -> None:
+    """Raise ValueError for a transformer in the place of two."""
+    if kind.two_experts:
+        raise ValueError(
+            "transformer: got one for a base of two transformers, wanted none: put yours into the "
+            "base's folders transformer/ and transformer_2/"
+        )
 
 
 def _kinds() -> Iterator[type[Base]]:

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["DENOISING", "TRANSFORMER", "BaseNeeds", "Phase", "always_there", "as_used"]
+__all__ = [
+    "DENOISING",
+    "DENOISING_2",
+    "TRANSFORMER",
+    "TRANSFORMER_2",
+    "BaseNeeds",
+    "Phase",
+    "always_there",
+    "as_used",
+]
 
 TRANSFORMER = "transformer"
+TRANSFORMER_2 = "transformer_2"
 DENOISING = "denoising"
+DENOISING_2 = "denoising, low noise"
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class BaseNeeds:
     """What a base's components take; the defaults are those of a codec without weights.
 
     Args:
-        weight_bytes: of each component but the transformer.
+        weight_bytes: of each component but the transformers.
         assumed: those whose configuration is missing, so that it was taken from Wan2.1.
         phases: of an edit, in order.
         image: shape of the encoded image, [images, tokens, width]; None where there is none.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genhoi.bases.wan_files import has_weights
+from genhoi.bases.wan_files import has_weights, variant_of
 from genhoi.models.registry import empty_model
 
 __all__ = ["check_same_sizes", "check_transformer", "load_transformer"]
@@ -69,7 +69,12 @@ def load_transformer(folder: str | os.PathLike[str], *, dtype: torch.dtype) -> A
     """Load a transformer as diffusers saves it, in this dtype, on the CPU."""
     with torch.device("meta"):
         kind = type(empty_model(_read_config(folder)).transformer)
-    return kind.from_pretrained(os.fspath(folder), local_files_only=True, dtype=dtype)
+    return kind.from_pretrained(
+        os.fspath(folder),
+        local_files_only=True,
+        dtype=dtype,
+        variant=variant_of(Path(folder), [""]),
+    )
 
 
 def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -146,9 +146,9 @@ class TinyBase(Base):
         return cls(folder, seed=seed, device=device, dtype=dtype, transformer=transformer)
 
     @classmethod
-    def shipped_adapter(cls, name: str | os.PathLike[str]) -> Path | None:
+    def shipped_adapters(cls, name: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Name the adapter that comes with the trained base."""
-        return SHIPPED_ADAPTER if str(name) == SHIPPED else None
+        return (SHIPPED_ADAPTER,) if str(name) == SHIPPED else ()
 
     @classmethod
     def is_untrained(cls, name: str | os.PathLike[str]) -> bool:

@@ -20,6 +20,7 @@ class WanBase(WanFolderBase):
 
     pipeline_class = WanImageToVideoPipeline
     channels = (36, 16)
+    task = "image-to-video"
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:

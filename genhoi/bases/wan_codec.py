@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genhoi.conditioning.grid import Strides
 from genhoi.media import fit_image, pixel_values
 from genhoi.models.placement import execution_device
 
@@ -19,10 +20,11 @@ def encode_reference(vae: Any, image: Tensor, *, size: tuple[int, int]) -> Tenso
     Args:
         vae: a diffusers `AutoencoderKLWan`: `pipe.vae`.
         image: uint8 [H, W, 3], as `read_image` gives it; fitted into the frame on grey.
-        size: (height, width) of the clip, in pixels; multiples of 16.
+        size: (height, width) of the clip, in pixels; multiples of 16, of Wan 2.2 TI2V's VAE of 32.
 
     Returns:
-        Normalised float32 latent [1, 16, 1, height/8, width/8], where the VAE computes.
+        Normalised float32 latent [1, C, 1, height/8, width/8], where the VAE computes; of Wan 2.2
+        TI2V's VAE [1, C, 1, height/16, width/16].
 
     Raises:
         TypeError: `image` is not uint8. ValueError: a shape or size is wrong.
@@ -39,8 +41,9 @@ def encode_reference(vae: Any, image: Tensor, *, size: tuple[int, int]) -> Tenso
         raise TypeError(
             f"image: got {type(image).__name__}, wanted uint8 [H, W, 3], as genhoi.read_image gives"
         )
-    if any(side % 16 or side < 16 for side in size):
-        raise ValueError(f"size: got {size}, wanted (height, width), multiples of 16")
+    token = Strides(space=vae.config.scale_factor_spatial).token
+    if any(side % token or side < token for side in size):
+        raise ValueError(f"size: got {size}, wanted (height, width), multiples of {token}")
     return encode_frames(vae, fit_image(image, size)[None])
 
 
@@ -54,7 +57,7 @@ def encode_frames(vae: Any, frames: Tensor) -> Tensor:
             them.
 
     Returns:
-        Float32 latents [1, C, 1 + n, H/8, W/8], where the VAE computes.
+        Float32 latents [1, C, 1 + n, H/8, W/8] (or H/16, W/16), where the VAE computes.
 
     Example:
         >>> import genhoi, torch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,27 @@ __all__ = [
     "PIPELINES",
     "SUGGESTED",
     "find_base",
+    "find_index",
+    "has_component",
     "has_weights",
     "locate_base",
     "missing_files",
-    "pipeline_name",
     "read_json",
+    "variant_of",
     "wanted_text",
 ]
 
 INDEX = "model_index.json"
 # diffusers' pipelines that are bases, and what people call them.
-PIPELINES = {"WanImageToVideoPipeline": "image-to-video", "WanVACEPipeline": "VACE"}
+PIPELINES = {
+    "WanImageToVideoPipeline": "image-to-video",
+    "WanVACEPipeline": "VACE",
+    "WanPipeline": "text-to-video",
+}
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+# model.fp16.safetensors, or a part of it, model.fp16-00001-of-00002.safetensors.
+_VARIANT = re.compile(r"^[^.]+\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|bin)$")
 SUGGESTED = (
     "for example Wan-AI/Wan2.1-I2V-14B-480P-Diffusers: 16.4 billion parameters in the "
     "transformer, 5.7 in the text encoder, 0.8 in the rest, so about 46 GB in bfloat16 and 91 GB "
@@ -84,13 +93,18 @@ def locate_base(base: str | os.PathLike[str]) -> Path:
     )
 
 
-def pipeline_name(base: str | os.PathLike[str]) -> str | None:
-    """Read which pipeline of diffusers a folder holds; None where nothing says so."""
+def find_index(base: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read a folder's model_index.json; None where there is none."""
     folder = find_base(base)
     if folder is None or not (folder / INDEX).is_file():
         return None
-    name = read_json(folder / INDEX).get("_class_name")
-    return name if isinstance(name, str) else None
+    return read_json(folder / INDEX)
+
+
+def has_component(index: Mapping[str, Any], name: str) -> bool:
+    """Tell whether a pipeline has a component, by its model_index.json."""
+    # One that the pipeline does without is [null, null].
+    return (index.get(name) or [None])[0] is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,10 +141,46 @@ def has_weights(folder: Path) -> bool:
     return not _missing_weights(folder)
 
 
+def variant_of(folder: Path, components: Sequence[str]) -> str | None:
+    """Choose which variant of the weights is loaded, as diffusers names them: "fp16", "bf16".
+
+    Args:
+        folder: of the pipeline, or "" as the one component for a folder of one model.
+        components: whose weights are loaded.
+
+    Returns:
+        None for the weights without a variant in their names, where every component has them.
+
+    Raises:
+        ValueError: a component has several variants, or they differ, and there is no default.
+    """
+    found = {name: _variants(folder / name) for name in components}
+    lacking = {name: names for name, names in found.items() if names and "" not in names}
+    if not lacking:
+        return None
+    common = set.intersection(*lacking.values())
+    if len(common) != 1:
+        listed = "; ".join(f"{n or folder} has {', '.join(sorted(x))}" for n, x in lacking.items())
+        raise ValueError(
+            f"base: got weights in several variants and none without ({listed}), wanted one of "
+            f"them for all components, or weights without a variant in their names"
+        )
+    return common.pop()
+
+
+def _variants(folder: Path) -> set[str]:
+    """List the variants that a component's weights are there in; "" for none in the name."""
+    names = [path.name for pattern in _WEIGHTS for path in folder.glob(pattern)]
+    matches = [_VARIANT.match(name) for name in names]
+    return {"" if match is None else match[1] for match in matches}
+
+
 def _missing_weights(folder: Path) -> list[str]:
     """List the parts that an index names and that are not there, else say that there is none."""
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
-    named = [set(read_json(x)["weight_map"].values()) for x in folder.glob("*.index.json")]
+    # model.safetensors.index.json, of a variant model.safetensors.index.fp16.json.
+    indices = [*folder.glob("*.index.json"), *folder.glob("*.index.*.json")]
+    named = [set(read_json(x)["weight_map"].values()) for x in indices]
     # There may be one index for .safetensors and one for .bin files, of which one set is there.
     if not present:
         return [f"{folder.name}/ (weights)"]

@@ -14,10 +14,18 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
-from genhoi.bases.needs import DENOISING, TRANSFORMER, BaseNeeds, Phase
+from genhoi.bases.needs import (
+    DENOISING,
+    DENOISING_2,
+    TRANSFORMER,
+    TRANSFORMER_2,
+    BaseNeeds,
+    Phase,
+)
 from genhoi.bases.wan_files import read_json
-from genhoi.conditioning.grid import STRIDES
+from genhoi.conditioning.grid import Strides
 from genhoi.models.counted import counting
+from genhoi.models.wan.family import latent_channels
 
 __all__ = ["wan_needs"]
 
@@ -60,6 +68,7 @@ def wan_needs(
     size: tuple[int, int],
     text_tokens: int,
     offload_order: tuple[str, ...],
+    two_experts: bool = False,
 ) -> BaseNeeds:
     """Count what VAE and encoders take.
 
@@ -70,6 +79,7 @@ def wan_needs(
         frames, size: of a window, size as (height, width).
         text_tokens: that the text encoder gets.
         offload_order: as for `BaseNeeds`.
+        two_experts: whether two transformers share the noise levels.
     """
     names = ["vae", "text_encoder"]
     takes_images = transformer.get("image_dim") is not None
@@ -80,7 +90,8 @@ def wan_needs(
         path = folder / name / "config.json"
         if not path.is_file():
             assumed.append(name)
-        config = read_json(path) if path.is_file() else _WAN21[name]
+        is_known = name != "vae" or latent_channels(transformer) == 16
+        config = _WAN21[name] if is_known and not path.is_file() else read_json(path)
         with torch.device("meta"):
             models[name] = _BUILD[name](config).eval()
     models["text_encoder"].to(dtype)
@@ -92,13 +103,17 @@ def wan_needs(
         image_phase, image = _image_phase(models["image_encoder"], images)
         phases.append(image_phase)
     phases.append(Phase(DENOISING, TRANSFORMER, 0))
+    if two_experts:
+        phases.append(Phase(DENOISING_2, TRANSFORMER_2, 0))
     phases.append(_vae_phase("decoding frames", _decoding, models["vae"], frames, size))
     return BaseNeeds(
         weight_bytes={name: _weight_bytes(model) for name, model in models.items()},
         assumed=tuple(assumed),
         phases=tuple(phases),
         image=image,
-        offload_order=tuple(name for name in offload_order if name in {*names, TRANSFORMER}),
+        offload_order=tuple(
+            name for name in offload_order if name in {*names, *(phase.uses for phase in phases)}
+        ),
     )
 
 
@@ -143,13 +158,14 @@ def _peak(
 
 
 def _encoding(vae: Any, frames: int, size: tuple[int, int]) -> object:
-    pixels = torch.empty(1, vae.config.in_channels, frames, *size, device="meta")
+    pixels = torch.empty(1, 3, frames, *size, device="meta")
     return vae.encode(pixels).latent_dist.mode()
 
 
 def _decoding(vae: Any, frames: int, size: tuple[int, int]) -> object:
-    f = STRIDES.latent_frames(frames)
-    height, width = (side // STRIDES.space for side in size)
+    strides = Strides(space=vae.config.scale_factor_spatial)
+    f = strides.latent_frames(frames)
+    height, width = (side // strides.space for side in size)
     latents = torch.empty(1, vae.config.z_dim, f, height, width, device="meta")
     return vae.decode(latents, return_dict=False)
 

@@ -15,6 +15,7 @@ class WanVACEBase(WanFolderBase):
 
     pipeline_class = WanVACEPipeline
     channels = (16, 16)
+    task = "VACE"
     takes_strengths = False
     suggested = (
         "for example Wan-AI/Wan2.1-VACE-14B-diffusers: 17.3 billion parameters in the transformer, "

@@ -89,7 +89,9 @@ def by_flags(text: str, command: click.Command, **parameters: str) -> str:
     Returns:
         "--learning-rate: got -1, wanted a positive number". Other messages are left as they are.
     """
-    flags = {option.name or "": max(option.opts, key=len) for option in command.params}
+    longest = [(option.name or "", max(option.opts, key=len)) for option in command.params]
+    # Also by the flag's own name: --adapter may be given twice, and its parameter is "adapters".
+    flags = {flag.lstrip("-").replace("-", "_"): flag for _, flag in longest} | dict(longest)
     flags |= {name: flags[parameter] for name, parameter in parameters.items()}
     text = _named_first(text, flags)
     for name, flag in flags.items():

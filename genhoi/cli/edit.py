@@ -34,7 +34,8 @@ def edit(output: Output, **options: Any) -> None:
     """
     from genhoi.bases.base import NO_STRENGTHS
     from genhoi.bases.load import base_config, base_kind, check_base
-    from genhoi.bases.settings import EditSettings, resolve
+    from genhoi.bases.lora import check_loras, parse_lora
+    from genhoi.bases.settings import EditSettings, few_steps, resolve
     from genhoi.cli.edit_screen import say_plan
     from genhoi.editing.plan import plan_edit
     from genhoi.editing.results import Targets
@@ -55,15 +56,23 @@ def edit(output: Output, **options: Any) -> None:
             f"strengths: got {list(options['strengths'])}, wanted none: {NO_STRENGTHS}"
         )
     names = [field.name for field in fields(EditSettings)]
-    settings = resolve(kind.defaults, **{name: options[name] for name in names})
+    loras = [parse_lora(text) for text in options["loras"]]
+    check_loras(loras, takes_lora=kind.takes_lora, two_experts=kind.two_experts)
+    defaults = few_steps(kind.defaults) if options["few_steps"] else kind.defaults
+    settings = resolve(defaults, **{name: options[name] for name in names})
+    if settings.guidance_2 is not None and not kind.two_experts:
+        raise ValueError(
+            f"guidance_2: got {settings.guidance_2}, wanted none: this base has one transformer"
+        )
     options |= asdict(settings)
     inputs = _read(output, options)
-    plan = plan_edit(kind, inputs.masks, settings=settings, size=size)
+    strides = kind.strides(options["base"])
+    plan = plan_edit(kind, inputs.masks, settings=settings, size=size, strides=strides)
     notes = say_plan(output, kind, inputs, plan)
     if options["dry_run"]:
         from genhoi.cli.edit_dry_run import show_dry_run
 
-        show_dry_run(output, options, inputs, plan, target, targets)
+        show_dry_run(output, options, inputs, plan, target, targets, loras)
         return
     call = asdict(settings) | {name: options[name] for name in _TEXTS_AND_SEED}
     call["strengths"] = list(options["strengths"]) or None
@@ -149,14 +158,16 @@ def _run(
 
 def _load(output: Output, options: dict[str, Any], schedule: str | float | None) -> Any:
     with output.status("Loading the base"):
+        from genhoi.bases.lora import parse_lora
         from genhoi.editing.pipeline import GenHOIPipeline
 
         return GenHOIPipeline.from_pretrained(
             options["base"],
-            adapter=options["adapter"],
+            adapter=options["adapters"] or None,
             transformer=options["transformer"],
             untrained_adapter=options["untrained_adapter"],
             video_lora=options["video_lora"],
+            loras=[parse_lora(text) for text in options["loras"]],
             device=options["device"],
             dtype=DTYPES[options["dtype"]],
             offload=options["offload"],

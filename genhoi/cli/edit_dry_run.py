@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from genhoi.bases.lora import Lora
 from genhoi.cli.common import DTYPES, bytes_text, time_text
 from genhoi.cli.device import Target
 from genhoi.cli.output import Output
@@ -29,6 +30,7 @@ def show_dry_run(
     plan: EditPlan,
     target: Target,
     targets: Targets,
+    loras: Sequence[Lora],
 ) -> None:
     """Show tables of what the edit would take, and draw what it would work on.
 
@@ -38,6 +40,7 @@ def show_dry_run(
         inputs, plan: of the edit.
         target: that it would run on.
         targets: of the results; only the preview is written.
+        loras: that would be loaded.
 
     Raises:
         ValueError: steps below 1, or a shift that is not positive; an adapter for another base.
@@ -54,10 +57,13 @@ def show_dry_run(
             objects=len(inputs.objects),
             steps=options["steps"],
             guidance=options["guidance"],
+            guidance_2=options["guidance_2"],
+            shift=options["shift"],
             window=options["window"],
             overlap=options["overlap"],
             dtype=DTYPES[options["dtype"]],
-            adapter=options["adapter"],
+            adapters=options["adapters"],
+            loras=loras,
             preset=options["preset"],
         )
         speeds = speeds_on(target, estimate.head_dim, estimate.tokens, options["dtype"])
@@ -127,7 +133,11 @@ def _of_time(
     estimate: Estimate, speeds: Speeds | None, target: Target, options: dict[str, Any]
 ) -> dict[str, str]:
     work = estimate.references + estimate.denoising
-    branches = "" if options["guidance"] == 1 else " x 2 for guidance"
+    guided = {options["guidance"], options["guidance_2"]} - {1, None}
+    branches = " x 2 for guidance" if guided else ""
+    if len(estimate.steps) > 1:
+        high, low = estimate.steps
+        branches += f" ({high} of the first transformer, {low} of the second)"
     apart = estimate.references != Work()  # else they run with the clip
     rows = {
         "work": f"{work.attention:.3g} operations of attention, {work.products:.3g} of other "

@@ -71,8 +71,9 @@ _GROUPS = (
         ),
         cloup.option(
             "--size",
-            help="WIDTHxHEIGHT that the model works at, multiples of 16. The result has the clip's "
-            "own size all the same.  [default: the base's own, 832x480; tiny 96x96]",
+            help="WIDTHxHEIGHT that the model works at, multiples of 16, of Wan 2.2 TI2V of 32. "
+            "The result has the clip's own size all the same.  [default: the base's own, 832x480; "
+            "tiny 96x96]",
         ),
         cloup.option(
             "--keep-background/--no-keep-background",
@@ -88,12 +89,16 @@ _GROUPS = (
             default="tiny",
             show_default=True,
             help="tiny (a demonstration, no download), tiny-untrained, the folder of a tiny base, "
-            "or the folder or Hub name of a diffusers Wan2.1 image-to-video or VACE pipeline.",
+            "or the folder or Hub name of a diffusers Wan pipeline: image-to-video, VACE or "
+            "text-to-video, of Wan 2.1 or 2.2.",
         ),
         cloup.option(
             "--adapter",
-            help="The folder or Hub name of an adapter that was trained on the base.  [default: "
-            "tiny's own; the base's folder adapter/]",
+            "adapters",
+            multiple=True,
+            help="The folder or Hub name of an adapter that was trained on the base. Of Wan 2.2 "
+            "with two transformers, one for both, or two, that for high noise first.  [default: "
+            "tiny's own; the base's folder adapter/, and adapter_2/]",
         ),
         cloup.option(
             "--transformer",
@@ -113,6 +118,15 @@ _GROUPS = (
             "writes it.",
         ),
         cloup.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="[high=|low=]FILE[:WEIGHT]",
+            help="A LoRA file for the base's transformer, as diffusers loads it, and the factor on "
+            "it; of two transformers for both, or for the one of high or low noise. May be "
+            "repeated.  [default: none; weight 1]",
+        ),
+        cloup.option(
             "--preset",
             type=click.Choice(["paper", "release"]),
             help="Gates and schedule.  [default: the adapter's; a fresh one's is paper]",
@@ -125,9 +139,21 @@ _GROUPS = (
     ),
     cloup.option_group(
         "Sampling",
+        cloup.option(
+            "--few-steps",
+            is_flag=True,
+            help="4 steps, guidance 1 and shift 5 where these are not given: for a --lora that was "
+            "made for few steps.",
+        ),
         cloup.option("--steps", type=int, help="Denoising steps.  [default: 50; tiny 25]"),
         cloup.option(
             "--guidance", type=float, help="Weight of the prompt; 1 is none.  [default: 5; tiny 1]"
+        ),
+        cloup.option(
+            "--guidance-2",
+            type=float,
+            help="The same of a second transformer, for low noise.  [default: as --guidance; of a "
+            "text-to-video base 3]",
         ),
         cloup.option(
             "--shift", type=float, help="Of noise levels towards noise.  [default: 5; tiny 3]"
@@ -212,5 +238,6 @@ def edit_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def edit_that_repeats(options: dict[str, Any]) -> str:
     """Write the command line that does again what these options asked for."""
     flags = {"masks": "mask", "objects": "object", "strengths": "strength"}
+    flags |= {"adapters": "adapter", "loras": "lora"}
     options = options | {f"no_{name}": True for name in _PAIRS if options[name] is False}
     return repeat_command("edit", options, left_out=("force", "dry_run"), flags=flags)

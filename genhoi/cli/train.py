@@ -121,17 +121,29 @@ def _check_early(
     from genhoi.models.registry import family_of
     from genhoi.training.config import TrainConfig
     from genhoi.training.objective import reference_dropout
-    from genhoi.training.trained_weights import load_adapter
+    from genhoi.training.trained_weights import check_expert, load_adapter
     from genhoi_kernels import backends
 
     if not dry_run:
         check_base(config.base)
+    kind = base_kind(config.base)
+    check_expert(config.expert, kind)
+    if not (strides := kind.strides(config.base)).fits(config.height, config.width):
+        raise ValueError(
+            f"height, width: got {config.height} and {config.width}, wanted multiples of "
+            f"{strides.token} for this base"
+        )
+    if config.video_rank and kind.two_experts:
+        raise ValueError(
+            f"video_rank: got {config.video_rank}, wanted 0 for a base of two transformers, whose "
+            f"edits take no video_lora"
+        )
     family = family_of(base_config(config.base))
     reference_dropout(config, family)  # raises
     if config.mask_gate and family.references_in_sequence:
         raise ValueError(f"mask_gate: got it, wanted none: {NO_MASK_GATE}")
     apart = sorted({"near", "mixed"} & set(config.given))
-    if apart and not base_kind(config.base).frames_apart:
+    if apart and not kind.frames_apart:
         raise ValueError(
             f"given: got {apart}, wanted none, first or first_last, for {config.base} does not "
             f"encode every latent frame by itself"
@@ -196,6 +208,7 @@ def _run(
         device=accelerator.device,
         dtype=getattr(torch, config.base_dtype),
         seed=config.seed,
+        expert=config.expert,
     )
     screen.line(f"Base: {base.about}.")
     if not is_installed("tensorboard"):
@@ -292,3 +305,8 @@ def _say_how_to_use(screen: Screen, config: TrainConfig, out: Path) -> None:
     if "video_lora" in folders:
         command += ["--video-lora", str(folders["video_lora"])]
     screen.line(f"To use it: {shlex.join(command)} --video V --mask M --object O")
+    if config.expert is not None:
+        screen.line(
+            f"It was trained for {config.expert} noise; for both transformers train on the other "
+            f"too, and give --adapter twice, that for high noise first."
+        )

@@ -13,7 +13,7 @@ __all__ = ["setting_flags", "setting_text"]
 
 # Every field of TrainConfig, under the headings of the help.
 _GROUPS = {
-    "Base": "stage base",
+    "Base": "stage base expert",
     "Clips": "data clips frames height width mask data_seed object_from_mask",
     "Optimiser": "steps batch learning_rate warmup decay weight_decay clip_norm ema seed",
     "Task": "given reference_dropout mask_weight mask_rule shift",

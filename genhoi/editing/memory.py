@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import get_args
 
 from genhoi.bases.base import Offload
-from genhoi.bases.needs import TRANSFORMER, BaseNeeds, Phase, always_there, as_used
+from genhoi.bases.needs import (
+    TRANSFORMER,
+    TRANSFORMER_2,
+    BaseNeeds,
+    Phase,
+    always_there,
+    as_used,
+)
 
 __all__ = ["SPARE", "OffloadMemory", "TransformerNeeds", "memory_of_edit", "what_fits"]
 
@@ -18,7 +25,7 @@ kernels' scratch memory, and gaps."""
 
 @dataclass(frozen=True)
 class TransformerNeeds:
-    """What the transformer takes, with its adapter.
+    """What a transformer takes, with its adapter.
 
     Args:
         weight_bytes: of both.
@@ -56,22 +63,29 @@ class OffloadMemory:
 
 
 def memory_of_edit(
-    base: BaseNeeds, transformer: TransformerNeeds, *, windows: int, offloads: Sequence[Offload]
+    base: BaseNeeds,
+    transformer: TransformerNeeds,
+    transformer_2: TransformerNeeds | None = None,
+    *,
+    windows: int,
+    offloads: Sequence[Offload],
 ) -> list[OffloadMemory]:
     """Add up weights and activations in every phase.
 
     Args:
-        base: what all but the transformer takes.
+        base: what all but the transformers takes.
         transformer: what it takes.
+        transformer_2: what a second one takes; None where there is none.
         windows: of the edit; from the second on, phases find what was kept of the references.
         offloads: which ways to look at.
     """
-    weights = {**base.weight_bytes, TRANSFORMER: transformer.weight_bytes}
+    transformers = {TRANSFORMER: transformer}
+    if transformer_2 is not None:
+        transformers[TRANSFORMER_2] = transformer_2
     again = [phase for phase in base.phases if phase.each_window]
     course = [*base.phases, *(again if windows > 1 else [])]
     return [
-        OffloadMemory(offload, _peaks(offload, course, base, transformer, weights))
-        for offload in offloads
+        OffloadMemory(offload, _peaks(offload, course, base, transformers)) for offload in offloads
     ]
 
 
@@ -79,24 +93,26 @@ def _peaks(
     offload: Offload,
     course: Sequence[Phase],
     base: BaseNeeds,
-    transformer: TransformerNeeds,
-    weights: Mapping[str, int],
+    transformers: Mapping[str, TransformerNeeds],
 ) -> dict[str, int]:
+    weights = {name: needs.weight_bytes for name, needs in transformers.items()}
+    weights |= base.weight_bytes
     if offload == "model":
         here = as_used(course, base.offload_order)
+    elif offload == "group":  # of the transformers one block at a time, counted below
+        here = always_there(course, base.weight_bytes)
     else:
         here = always_there(course, weights)
     peaks: dict[str, int] = {}
-    kept = 0
+    kept: dict[str, int] = {}
     for phase, components in zip(course, here, strict=True):
         peak = sum(weights[name] for name in components) + phase.activation_bytes
-        if offload == "group":
-            peak -= weights[TRANSFORMER]
-        if phase.uses == TRANSFORMER:
-            kept = transformer.cache_bytes
-            peak += transformer.activation_bytes
-            peak += transformer.block_bytes if offload == "group" else 0
-        peaks[phase.name] = max(peaks.get(phase.name, 0), peak + kept)
+        if phase.uses in transformers:
+            at_work = transformers[phase.uses]
+            kept[phase.uses] = at_work.cache_bytes
+            peak += at_work.activation_bytes
+            peak += at_work.block_bytes if offload == "group" else 0
+        peaks[phase.name] = max(peaks.get(phase.name, 0), peak + sum(kept.values()))
     return peaks
 
 

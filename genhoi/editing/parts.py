@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Parts:
 
 
 def fingerprint(
-    settings: Mapping[str, Any], tensors: Mapping[str, Tensor | None], model: nn.Module
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor | None], models: Sequence[nn.Module]
 ) -> str:
     """Hash settings, every byte of some tensors, and a few values of every weight."""
     hashed = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -94,7 +95,7 @@ def fingerprint(
         hashed.update(f"{name}: {None if x is None else tuple(x.shape)}".encode())
         if x is not None:
             hashed.update(x.contiguous().cpu().numpy().data)
-    for name, weight in model.named_parameters():
+    for name, weight in chain.from_iterable(model.named_parameters() for model in models):
         hashed.update(f"{name}: {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:
             values = weight.detach().flatten()[:_VALUES_A_WEIGHT].double().cpu()

@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, get_args
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from genhoi.bases.base import NO_STRENGTHS, Base, CropMode, Offload
 from genhoi.bases.load import base_kind, check_base, load_base
+from genhoi.bases.lora import Lora, check_loras
 from genhoi.bases.settings import EditSettings, resolve
 from genhoi.conditioning.masks import MaskRule
 from genhoi.editing.bar import shown
@@ -30,10 +32,13 @@ from genhoi.media import Clip
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attach import attach
+from genhoi.models.experts import join
 from genhoi.models.options import UNSET, Preset, Unset
 from genhoi.models.sampling import noise_levels
 
 __all__ = ["EditWarning", "GenHOIPipeline", "Progress"]
+
+AdapterLike = str | os.PathLike[str] | GenHOIAdapter
 
 
 class GenHOIPipeline:
@@ -42,6 +47,7 @@ class GenHOIPipeline:
     Args:
         base: see `from_pretrained` for a name instead.
         adapter: copied, in the base's place and type; None for a fresh one, which is not trained.
+            Of a base with two transformers, one for both, or two, that for high noise levels first.
         untrained_adapter: take a fresh adapter on a trained base, though its weights add nothing.
         preset, mask_gate, flow_gate, schedule: as for `genhoi.attach`.
 
@@ -62,7 +68,7 @@ class GenHOIPipeline:
     def __init__(
         self,
         base: Base,
-        adapter: GenHOIAdapter | None = None,
+        adapter: GenHOIAdapter | Sequence[GenHOIAdapter] | None = None,
         *,
         untrained_adapter: bool = False,
         preset: Preset | None = None,
@@ -70,22 +76,29 @@ class GenHOIPipeline:
         flow_gate: FlowGateReduction | Unset | None = UNSET,
         schedule: Schedule | Unset = UNSET,
     ) -> None:
+        adapters = _as_list(adapter)
+        _check_number(adapters, two_experts=base.transformer_2 is not None)
         if base.trained and not untrained_adapter:
-            _refuse_fresh(adapter, "adapter", base.about)
+            _refuse_fresh(adapters, ["adapter"], base.about)
         self.base = base
-        self.adapter_trained = adapter is not None and not adapter.is_fresh
-        weight = next(base.transformer.parameters())
-        if adapter is None:
+        self.adapter_trained = bool(adapters) and not any(x.is_fresh for x in adapters)
+        if not adapters:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                adapter = GenHOIAdapter.for_transformer(base.transformer)
-        self.attachment = attach(
-            base.transformer,
-            adapter.copy_to(weight.device, base.transformer.dtype),
-            preset=preset,
-            mask_gate=mask_gate,
-            flow_gate=flow_gate,
-            schedule=schedule,
+                adapters = [GenHOIAdapter.for_transformer(base.transformer)]
+        # A copy each, though two transformers share one: they come and go on their own.
+        self.attachment = join(
+            [
+                attach(
+                    transformer,
+                    own.copy_to(next(transformer.parameters()).device, transformer.dtype),
+                    preset=preset,
+                    mask_gate=mask_gate,
+                    flow_gate=flow_gate,
+                    schedule=schedule,
+                )
+                for transformer, own in zip(base.transformers, cycle(adapters), strict=False)
+            ]
         )
 
     @classmethod
@@ -93,9 +106,10 @@ class GenHOIPipeline:
         cls,
         base: str | os.PathLike[str] = "tiny",
         *,
-        adapter: str | os.PathLike[str] | GenHOIAdapter | None = None,
+        adapter: AdapterLike | Sequence[AdapterLike] | None = None,
         transformer: str | os.PathLike[str] | None = None,
         video_lora: str | os.PathLike[str] | None = None,
+        loras: Sequence[Lora] = (),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: Offload = "none",
@@ -106,18 +120,22 @@ class GenHOIPipeline:
 
         Args:
             base: "tiny", trained and shipped with the package; "tiny-untrained"; or the folder of
-                a tiny base or of a diffusers Wan2.1 or VACE pipeline; or the name of one on
-                the Hugging Face Hub that has been downloaded before.
+                a tiny base or of a diffusers Wan pipeline (docs/wan_versions_edit.md says which);
+                or the name of one on the Hugging Face Hub that has been downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
                 None for the one that comes with the base, with "tiny" or in the folder adapter/ of
                 a pipeline, else for a fresh one, which is refused unless `untrained_adapter` is
-                True or the base is not trained either.
+                True or the base is not trained either. Of a base with two transformers one for
+                both, or a list of two, that for high noise levels first; they may come with it as
+                adapter/ and adapter_2/.
             transformer: folder of one to take instead of the base's own, which is not loaded: of
                 the same sizes, as `genhoi convert` or diffusers writes it. The base's adapter does
                 not come with it.
             untrained_adapter: see the class.
             video_lora: folder of low-rank weights for the video's own attention, as `genhoi train
                 --video-rank` writes them for bases in diffusers' format.
+            loras: LoRA files for the base's transformers, such as those for few steps; see
+                `genhoi.bases.lora`.
             device: where to compute.
             dtype: of transformer, adapter and text encoder.
             offload: "model" keeps one component at a time on the device, "group" one block of the
@@ -126,7 +144,7 @@ class GenHOIPipeline:
 
         Raises:
             FileNotFoundError: no such base; the message says what to fetch. Or no video_lora.
-            ImportError: video_lora needs peft.
+            ImportError: video_lora and loras need peft.
             TypeError, ValueError: as the class; a base that takes no video_lora; a transformer of
                 other sizes.
         """
@@ -139,20 +157,25 @@ class GenHOIPipeline:
                 f"offload: got {offload!r} for base {base} on {device}, wanted 'none': it serves "
                 f"large bases on a GPU"
             )
+        given: list[Any] = _as_list(adapter)
         if adapter is None and transformer is None:
-            adapter = kind.shipped_adapter(base)
-        if isinstance(adapter, (str, os.PathLike)):
-            name, adapter = os.fspath(adapter), GenHOIAdapter.from_pretrained(adapter)
-        else:
-            name = "adapter"
+            given = list(kind.shipped_adapters(base))
+        _check_number(given, two_experts=kind.two_experts)
+        names = ["adapter" if isinstance(x, GenHOIAdapter) else os.fspath(x) for x in given]
+        adapters = [
+            x if isinstance(x, GenHOIAdapter) else GenHOIAdapter.from_pretrained(x) for x in given
+        ]
+        check_loras(loras, takes_lora=kind.takes_lora, two_experts=kind.two_experts)
         check_base(base, transformer=transformer)
         own = base if transformer is None else transformer
         if not (untrained_adapter or kind.is_untrained(own)):
-            _refuse_fresh(adapter, name, os.fspath(own))  # before the base is loaded
+            _refuse_fresh(adapters, names, os.fspath(own))  # before the base is loaded
         loaded = load_base(base, device=device, dtype=dtype, transformer=transformer)
-        pipeline = cls(loaded, adapter, untrained_adapter=untrained_adapter, **options)
+        pipeline = cls(loaded, adapters or None, untrained_adapter=untrained_adapter, **options)
         if video_lora is not None:
             loaded.load_video_lora(video_lora)
+        if loras:
+            loaded.load_loras(loras)
         loaded.place(offload)
         return pipeline
 
@@ -169,6 +192,7 @@ class GenHOIPipeline:
         strengths: Sequence[float] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_2: float | None = None,
         shift: float | None = None,
         seed: int = 0,
         window: int | None = None,
@@ -199,6 +223,8 @@ class GenHOIPipeline:
             steps: of Euler's method. None for the base's own, as for the next ones: 50 for Wan.
             guidance: on the text; 1 is none, and then the model runs once a step, else twice. 5 for
                 Wan; a base that takes no text wants 1.
+            guidance_2: of a base with two transformers, on the second, for low noise levels; None:
+                as `guidance`, unless the base has its own.
             shift: of the noise levels towards noise; 5 for Wan.
             seed: of the noise; the same seed gives the same clip.
             window: frames a window, 1 + 4 n; 81 for Wan.
@@ -210,8 +236,8 @@ class GenHOIPipeline:
             crop: "auto" edits a box around the masks, at about the base's own size, and pastes it
                 back: on the tiny base always, on Wan where the box is less than a third of the
                 frame. "none": the whole frame, scaled down to the base's size.
-            size: (height, width) that the model works at, multiples of 16. None: the base's own,
-                or near it, as the box or the frame wants it.
+            size: (height, width) that the model works at, multiples of 16, of Wan 2.2 TI2V of 32.
+                None: the base's own, or near it, as the box or the frame wants it.
             keep_background: put the source's own pixels back outside the masks, with a soft edge;
                 the default. Else everything that the model made is pasted.
             parts: folder for finished windows. An edit that was interrupted goes on after the last
@@ -242,6 +268,7 @@ class GenHOIPipeline:
         settings = self._settings(
             crop=crop,
             guidance=guidance,
+            guidance_2=guidance_2,
             keep_background=keep_background,
             mask_rule=mask_rule,
             match_colour=match_colour,
@@ -301,11 +328,18 @@ class GenHOIPipeline:
         """
         resolved = resolve(self.base.defaults, **given)
         noise_levels(resolved.steps, resolved.shift)  # raises
-        guidance = resolved.guidance
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance: got {guidance}, wanted a finite number")
-        if guidance != 1 and not self.base.takes_text:
-            raise ValueError(f"guidance: got {guidance}, wanted 1: this base takes no text")
+        if resolved.guidance_2 is not None and not self.base.two_experts:
+            raise ValueError(
+                f"guidance_2: got {resolved.guidance_2}, wanted none: this base has one transformer"
+            )
+        for name in ("guidance", "guidance_2"):
+            guidance = getattr(resolved, name)
+            if guidance is not None and not math.isfinite(guidance):
+                raise ValueError(f"{name}: got {guidance}, wanted a finite number")
+        if resolved.guidance != 1 and not self.base.takes_text:
+            raise ValueError(
+                f"guidance: got {resolved.guidance}, wanted 1: this base takes no text"
+            )
         return resolved
 
     def _fingerprint(
@@ -322,7 +356,7 @@ class GenHOIPipeline:
             "fps": clip.fps,
             "size": plan.crop.size,
         }
-        return fingerprint(values, tensors, self.base.transformer)
+        return fingerprint(values, tensors, self.base.transformers)
 
 
 def _with_ends(frames: Tensor, first: Tensor | None, last: Tensor | None) -> Tensor:
@@ -336,11 +370,29 @@ def _with_ends(frames: Tensor, first: Tensor | None, last: Tensor | None) -> Ten
     return frames
 
 
-def _refuse_fresh(adapter: GenHOIAdapter | None, name: str, base: str) -> None:
+def _as_list(given: Any) -> list[Any]:
+    """Make a list of one adapter or name, of several, or of None."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def _check_number(adapters: Sequence[object], *, two_experts: bool) -> None:
+    """Raise ValueError for more adapters than transformers."""
+    most = 2 if two_experts else 1
+    if len(adapters) > most:
+        raise ValueError(
+            f"adapter: got {len(adapters)}, wanted {'one or two' if two_experts else 'one'}: the "
+            f"base has {'two transformers' if two_experts else 'one transformer'}"
+        )
+
+
+def _refuse_fresh(adapters: Sequence[GenHOIAdapter], names: Sequence[str], base: str) -> None:
     """Raise ValueError for an adapter that was not trained: it would cost hours and add nothing."""
-    if adapter is not None and not adapter.is_fresh:
+    fresh = [name for x, name in zip(adapters, cycle(names), strict=False) if x.is_fresh]
+    if adapters and not fresh:
         return
-    came = "none" if adapter is None else f"{name}, whose weights add nothing yet"
+    came = f"{fresh[0]}, whose weights add nothing yet" if adapters else "none"
     raise ValueError(
         f"adapter: got {came}, wanted one that was trained on {base}; `genhoi train` makes one. "
         f"untrained_adapter (--untrained-adapter) takes a fresh one all the same"

@@ -17,7 +17,7 @@ from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
 from genhoi.media import Clip, fit_image
 from genhoi.models.attachment import Attachment
-from genhoi.models.sampling import denoise, noise, noise_levels
+from genhoi.models.sampling import denoise, guidance_by_step, noise, noise_levels
 
 __all__ = ["EditArguments", "EditRun", "Progress"]
 
@@ -90,6 +90,9 @@ class EditRun:
         self.callback = callback
         self.references: list[Tensor] = []
         self.sigmas = noise_levels(settings.steps, settings.shift)
+        self.guidance = guidance_by_step(
+            self.sigmas, settings.guidance, settings.guidance_2, base.boundary
+        )
         self.begun, self.begun_at, self.steps_here = time.monotonic(), 0.0, 0
 
     def run(self, first: Tensor | None, last: Tensor | None) -> Tensor:
@@ -114,7 +117,7 @@ class EditRun:
         """Encode the texts, which may be refused, and set the references."""
         settings = self.settings
         no_text = None
-        if settings.guidance != 1:
+        if any(guidance != 1 for guidance in self.guidance):
             no_text = self.base.encode_text(settings.negative_prompt)
         text = self.base.encode_text(settings.prompt)
         size = (self.clip.height, self.clip.width)
@@ -169,7 +172,7 @@ class EditRun:
             text=text,
             no_text=no_text,
             image=image,
-            guidance=self.settings.guidance,
+            guidance=self.guidance,
             sigmas=self.sigmas,
             after_step=self._after_step(window),
         )

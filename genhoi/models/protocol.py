@@ -73,8 +73,8 @@ class Block(NamedTuple):
 class VideoModel(ABC):
     """A transformer of one family, and how to use it.
 
-    Two transformers that share the noise levels between them are one module here, which chooses by
-    the timestep.
+    Of two transformers that share the noise levels between them, as in Wan 2.2, each is a model;
+    `hand_over` joins them, and `at` says which of them is at work.
 
     Args:
         transformer: of the family, a diffusers model.
@@ -88,6 +88,16 @@ class VideoModel(ABC):
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
+        self._other: VideoModel | None = None
+        self._below = 0.0
+
+    def hand_over(self, other: VideoModel, *, below: float) -> None:
+        """Let another model of the same sizes take all timesteps below this one."""
+        self._other, self._below = other, below
+
+    def at(self, timestep: float) -> VideoModel:
+        """Return the model for a timestep: this one, or the one that it hands over to."""
+        return self if self._other is None or timestep >= self._below else self._other
 
     @classmethod
     @abstractmethod
@@ -151,6 +161,29 @@ class VideoModel(ABC):
             ``[B, channels, R + f, h, w]``; elsewhere the condition itself.
         """
         return condition
+
+    def with_given(
+        self, latents: Tensor, condition: Tensor, noise: Tensor, sigma: float | Tensor
+    ) -> Tensor:
+        """Put what is given of the clip into noisy latents, where they have to hold it.
+
+        Args:
+            latents: at this noise level, ``[B, C, f, h, w]``.
+            condition: as for `inputs`.
+            noise: that the latents began with.
+            sigma: the noise level, a number or ``[B]``.
+
+        Returns:
+            The latents themselves where the condition has a place of its own in the model.
+        """
+        return latents
+
+    def predicted(self, condition: Tensor) -> Tensor | None:
+        """Return which latents the model says a velocity for, 1 or 0 ``[B, 1, f, h, w]``.
+
+        None where it does for all.
+        """
+        return None
 
     @abstractmethod
     def inputs(

@@ -12,6 +12,8 @@ __all__ = ["empty_model", "family_of", "model_of"]
 
 # Module and class of each family; the first that takes a transformer has it.
 _FAMILIES = (
+    ("genhoi.models.wan.given", "WanTextModel"),
+    ("genhoi.models.wan.given", "WanTokensModel"),
     ("genhoi.models.wan.model", "WanModel"),
     ("genhoi.models.wan.vace.model", "VaceModel"),
 )

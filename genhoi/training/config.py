@@ -21,7 +21,9 @@ Mask = Literal["tight", "box", "mixed"]
 # "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
 # are for bases that encode every latent frame by itself.
 GivenFrames = Literal["none", "first", "first_last", "near", "mixed"]
-# As genhoi.conditioning.masks has it, whose torch is not waited for where only settings are read.
+# As genhoi.models.experts and genhoi.conditioning.masks have them, whose torch is not waited for
+# where only settings are read.
+Expert = Literal["high", "low"]
 MaskRule = Literal["release", "any"]
 
 _NOT_NEGATIVE = (
@@ -44,6 +46,8 @@ class TrainConfig:
         stage: "adapter" trains GenHOI's own weights on a frozen base; "base" trains the base
             itself, without any reference (for tiny ones).
         base: "tiny", "tiny-untrained", the folder of a tiny base, or a diffusers Wan pipeline.
+        expert: of a base with two transformers (Wan 2.2), the one to train on, at its noise levels:
+            high or low; the other is not loaded.
         data: "synthetic", or a folder or CSV of clips (see `genhoi.data.folders`).
         clips: how many synthetic clips are made.
         frames: length of every clip, 1 + 4 n; longer ones are cut into several.
@@ -105,6 +109,7 @@ class TrainConfig:
 
     stage: Stage = "adapter"
     base: str = "tiny"
+    expert: Expert | None = None
     data: str = "synthetic"
     clips: int = 2000
     frames: int = 49

@@ -23,7 +23,7 @@ from torch import Tensor
 from genhoi.conditioning.masks import MaskRule, token_mask
 from genhoi.data.encoded import EncodedClips, Given
 from genhoi.models.protocol import VideoModel
-from genhoi.models.sampling import TIMESTEPS, shifted
+from genhoi.models.sampling import TIMESTEPS, shifted, unshifted
 from genhoi.training.config import GivenFrames, TrainConfig
 
 __all__ = [
@@ -49,9 +49,11 @@ class SampleChoices:
         seed: of all choices.
         given: which frames are given, finished -> how often; the sum is 1.
         reference_dropout: how often a sample sees no reference.
-        shift: of the noise levels: shift s / (1 + (shift - 1) s) for s uniform in (0, 1).
+        shift: of the noise levels: shift s / (1 + (shift - 1) s) for s uniform in (0, 1), or in
+            that part of it which gives `levels`.
         mask_gate: whether only tokens inside the mask see the reference.
         mask_rule: when a token counts as inside.
+        levels: lowest and highest sigma.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class SampleChoices:
     shift: float
     mask_gate: bool
     mask_rule: MaskRule
+    levels: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def make_batch(
     return Batch(
         clean=clean,
         noise=torch.stack(noise),
-        sigmas=shifted(torch.stack(s), choices.shift),
+        sigmas=_sigmas(torch.stack(s), choices),
         condition=condition,
         objects=objects,
         object_noise=torch.stack(object_noise),
@@ -187,6 +190,14 @@ def make_batch(
         text=clips.texts(indices),
         image=torch.stack(images) if images else None,
     )
+
+
+def _sigmas(uniform: Tensor, choices: SampleChoices) -> Tensor:
+    """Make noise levels of numbers from 0 to 1."""
+    if choices.levels == (0.0, 1.0):
+        return shifted(uniform, choices.shift)
+    low, high = (unshifted(sigma, choices.shift) for sigma in choices.levels)
+    return shifted(low + (high - low) * uniform, choices.shift)
 
 
 def reconstruction_loss(
@@ -200,8 +211,8 @@ def reconstruction_loss(
     """Compute the flow-matching loss of every sample, float32 [B].
 
     The squared error of the velocity, averaged with weight mask_weight where something is to be
-    generated and 1 elsewhere. References in the sequence are denoised along with the video; their
-    weight is 1.
+    generated and 1 elsewhere, or 0 where the model predicts none. References in the sequence are
+    denoised along with the video; their weight is 1.
 
     Args:
         model: what the transformer's channels mean.
@@ -218,11 +229,14 @@ def reconstruction_loss(
             clean = torch.cat([batch.objects, clean], dim=2)
             noise = torch.cat([batch.object_noise, noise], dim=2)
     noisy = torch.lerp(clean, noise, batch.sigmas.view(-1, 1, 1, 1, 1))
+    noisy = model.with_given(noisy, condition, noise, batch.sigmas)
     timestep = batch.sigmas * TIMESTEPS
     inputs = model.inputs(noisy, condition, timestep, batch.text, batch.image)
     velocity = transformer(**inputs)[0]
     error = (velocity.float() - (noise - clean)).square().mean(1)
     weight = 1 + (mask_weight - 1) * model.condition_mask(condition).mean(1)
+    if (predicted := model.predicted(condition)) is not None:
+        weight = weight * predicted[:, 0]
     return (weight * error).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 

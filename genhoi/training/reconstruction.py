@@ -43,6 +43,9 @@ def rebuild(
         mask_gate: whether only tokens inside the mask see the reference.
         mask_rule, steps, shift: None for the base's own.
         seed: of the noise, which depends on a clip's index too, not on its place in the batch.
+
+    One of two transformers works at its own noise levels alone: that for high ones goes from the
+    last of them to a clip in one step, that for low ones begins with the clip itself, noised.
     """
     device = base.device
     model = base.model
@@ -58,6 +61,12 @@ def rebuild(
     _, _, f, h, w = condition.shape
     shape = (1, model.sizes.latent_channels, f, h, w)
     start = torch.cat([noise(shape, seed, i) for i in indices]).to(device)
+    sigmas, clean = noise_levels(settings.steps, settings.shift), None
+    if base.expert is not None:
+        sigmas = _within(sigmas, base.levels)
+        clean = clips.take("clean", indices).to(device)
+        if extra:
+            clean = torch.cat([pictures, clean], dim=2)
     image = f"image_{given}"
     made = denoise(
         model,
@@ -67,7 +76,15 @@ def rebuild(
         no_text=None,
         image=clips.take(image, indices).to(device) if clips.has(image) else None,
         guidance=1.0,
-        sigmas=noise_levels(settings.steps, settings.shift),
+        sigmas=sigmas,
         after_step=lambda step, latents: None,
+        clean=clean,
     )
     return made[:, :, extra:]
+
+
+def _within(sigmas: Tensor, levels: tuple[float, float]) -> Tensor:
+    """Keep the sigmas of one of two transformers, and the final 0."""
+    low, high = levels
+    kept = [x for x in sigmas[:-1].tolist() if low <= x <= high and (high == 1 or x < high)]
+    return torch.tensor([*(kept or [high]), 0.0])

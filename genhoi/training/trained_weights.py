@@ -5,11 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from genhoi.bases.base import Base
 from genhoi.extras import needed_for
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_layers import FramesLayer, StreamLayer
+from genhoi.models.experts import Expert
 
-__all__ = ["add_low_rank", "freeze_unused", "load_adapter"]
+__all__ = ["add_low_rank", "check_expert", "freeze_unused", "load_adapter"]
+
+
+def check_expert(expert: Expert | None, kind: type[Base]) -> None:
+    """Check that one of two transformers is named, and none of a base that has one.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if kind.two_experts and expert is None:
+        raise ValueError(
+            "expert: got none, wanted high or low: the base has two transformers, and a run trains "
+            "on one, at its noise levels"
+        )
+    if expert is not None and not kind.two_experts:
+        raise ValueError(f"expert: got {expert!r}, wanted none: the base has one transformer")
 
 
 def add_low_rank(transformer: Any, projections: str, rank: int) -> None:

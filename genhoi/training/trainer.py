@@ -49,7 +49,12 @@ from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
 from genhoi.training.same_run import check_same_run
 from genhoi.training.schedule import learning_rate_at
-from genhoi.training.trained_weights import add_low_rank, freeze_unused, load_adapter
+from genhoi.training.trained_weights import (
+    add_low_rank,
+    check_expert,
+    freeze_unused,
+    load_adapter,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -141,7 +146,14 @@ class Trainer:
             device=self.accelerator.device,
             dtype=getattr(torch, config.base_dtype),
             seed=config.seed,
+            expert=config.expert,
         )
+        check_expert(config.expert, type(self.base))
+        if self.base.expert != config.expert:
+            raise ValueError(
+                f"base: got one with expert {self.base.expert!r} loaded, wanted {config.expert!r} "
+                f"as in the settings"
+            )
         reference_dropout(config, self.base.model)  # raises
         self.base.encoders_to("cpu")
         shard = config.parallel == "fsdp" and processes > 1
@@ -228,6 +240,7 @@ class Trainer:
             shift=settings.shift,
             mask_gate=config.stage == "base" or self.adapter_config().mask_gate,
             mask_rule=settings.mask_rule,
+            levels=self.base.levels,
         )
 
     def adapter_config(self) -> Any:

@@ -17,7 +17,7 @@ from support.tiny_base import save_tiny_base
 from support.tiny_wan import lively_adapter, tiny_wan
 
 from genhoi import Clip, GenHOIAdapter, GenHOIPipeline, from_official, to_official
-from genhoi.bases.load import base_config, check_base, load_base, shipped_adapter
+from genhoi.bases.load import base_config, check_base, load_base, shipped_adapters
 from genhoi.bases.replaced import check_same_sizes
 from genhoi.cli.group import main
 
@@ -135,7 +135,7 @@ def test_links_and_converted_parts(stock: Path, weights: Path, whole: Path) -> N
         assert not os.path.isabs(os.readlink(whole / name))
         assert (whole / name).resolve() == (stock / name).resolve()
     pipe = WanImageToVideoPipeline.from_pretrained(whole)
-    adapter = shipped_adapter(whole)
+    (adapter,) = shipped_adapters(whole)
     assert adapter == whole / "adapter"
     assert is_published(pipe.transformer, GenHOIAdapter.from_pretrained(adapter), weights)
 

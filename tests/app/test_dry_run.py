@@ -157,7 +157,7 @@ def test_a_gpu_by_name_is_for_dry_runs(files: Path, base: Path) -> None:
 
 
 def test_an_adapter_of_another_base(files: Path, base: Path) -> None:
-    shipped = base_kind("tiny").shipped_adapter("tiny")
+    (shipped,) = base_kind("tiny").shipped_adapters("tiny")
     result = dry_run(files, base, "--adapter", str(shipped))
     assert result.exit_code == 1 and "adapter: got one for a base with" in result.output
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from genhoi import Clip, attach
 from genhoi.bases.load import base_config, check_base, load_base
 from genhoi.bases.wan import WanBase
-from genhoi.bases.wan_files import locate_base, pipeline_name
+from genhoi.bases.wan_files import find_index, locate_base
 from genhoi.editing.crop import choose_crop
 from genhoi.editing.joining import join_window, match_colour
 from genhoi.editing.parts import Parts
@@ -517,14 +517,18 @@ def test_incomplete_and_other_bases_are_refused(folder: Path, tmp_path: Path) ->
     refused(FileNotFoundError, names)
     shutil.copytree(folder, broken, dirs_exist_ok=True)
     config = broken / "transformer" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 16}))
+    sizes = json.loads(config.read_text())
+    config.write_text(json.dumps(sizes | {"in_channels": 16}))
     refused(ValueError, "from 16 to 16 channels, wanted 36 to 16")
+    config.write_text(json.dumps(sizes))
     index = broken / "model_index.json"
     values = json.loads(index.read_text())
     index.write_text(json.dumps(values | {"transformer_2": ["diffusers", "X"]}))
-    refused(ValueError, "Wan 2.2")
+    refused(ValueError, "boundary_ratio None in model_index.json, wanted a number")
     index.write_text(json.dumps(values | {"_class_name": "WanPipeline"}))
-    refused(ValueError, "holds a WanPipeline, wanted a WanImageToVideoPipeline")
+    refused(ValueError, "from 36 to 16 channels, wanted 16 to 16 as for text-to-video")
+    index.write_text(json.dumps(values | {"_class_name": "WanAnimatePipeline"}))
+    refused(ValueError, "holds a WanAnimatePipeline, wanted a WanImageToVideoPipeline")
 
 
 def test_half_a_download_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -547,8 +551,8 @@ def test_half_a_download_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_pipeline_says_what_it_is(folder: Path, tmp_path: Path) -> None:
-    assert pipeline_name(folder) == "WanImageToVideoPipeline"
-    assert pipeline_name(tmp_path) is None and pipeline_name(tmp_path / "none") is None
+    assert (find_index(folder) or {})["_class_name"] == "WanImageToVideoPipeline"
+    assert find_index(tmp_path) is None and find_index(tmp_path / "none") is None
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model_index\.json is not JSON"):
         base_config(tmp_path)

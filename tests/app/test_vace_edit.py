@@ -236,9 +236,9 @@ def test_kinds_are_told_by_their_index(folder: Path, tmp_path: Path) -> None:
     index = json.loads((folder / "base" / "model_index.json").read_text())
     odd = tmp_path / "odd"
     odd.mkdir()
-    (odd / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanPipeline"}))
+    (odd / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanAnimatePipeline"}))
     with pytest.raises(
-        ValueError, match="holds a WanPipeline, wanted a WanImageToVideoPipeline or"
+        ValueError, match="holds a WanAnimatePipeline, wanted a WanImageToVideoPipeline or"
     ):
         base_kind(odd).read_config(odd)
 

@@ -15,7 +15,7 @@ from genhoi.bases.load import (
     base_kind,
     check_base,
     load_base,
-    shipped_adapter,
+    shipped_adapters,
 )
 from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TINY_CONFIG, TinyBase
 from genhoi.bases.wan import WanBase
@@ -58,7 +58,7 @@ def test_names() -> None:
     assert base_kind("nothing-here") is WanBase
     assert base_config("tiny-untrained") == TINY_CONFIG
     assert base_defaults("tiny").guidance == 1 and base_defaults("nothing-here").guidance == 5
-    assert shipped_adapter("tiny") == SHIPPED_ADAPTER and shipped_adapter("tiny-untrained") is None
+    assert shipped_adapters("tiny") == (SHIPPED_ADAPTER,) and not shipped_adapters("tiny-untrained")
     assert not load_base("tiny-untrained", seed=1).trained
 
 

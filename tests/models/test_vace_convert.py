@@ -15,7 +15,7 @@ from support.tiny_wan import lively_adapter
 from torch import Tensor
 
 from genhoi import GenHOIAdapter, attach, from_official, to_official
-from genhoi.bases.load import shipped_adapter
+from genhoi.bases.load import shipped_adapters
 from genhoi.cli.group import main
 from genhoi.convert import GatesWarning, infer_config, join_files
 from genhoi.models.wan.vace.low_rank import LORA_MODULES
@@ -102,7 +102,7 @@ def test_the_published_files_make_a_pipeline(
     assert_same(converted(out), negated)
     said = "24 gate tensors, of which 24 differ from the VACE branch's; the branch's are used"
     assert (said in result.output) == (gates_from != "lora"), result.output
-    assert shipped_adapter(out) == out / "adapter"
+    assert shipped_adapters(out) == (out / "adapter",)
     config = GenHOIAdapter.from_pretrained(out / "adapter").config
     assert (config.rank, config.schedule, config.flow_gate) == (3, "release", "token")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,21 @@ from torch import Tensor
 from genhoi.conditioning.grid import Strides
 from genhoi.models.protocol import ModelSizes, ReferenceStreamModel, VideoModel
 
-__all__ = ["WanFamily", "WanStreamFamily"]
+__all__ = ["WanFamily", "WanStreamFamily", "latent_channels", "wan_strides"]
+
+# Pixels that a latent pixel is wide, by the VAE's latent channels: Wan 2.1's, and that of 2.2 TI2V.
+_SPACE = {16: 8, 48: 16}
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """Read the latent channels of a Wan's VAE from the transformer's configuration."""
+    return int(config.get("out_channels", 16) or config.get("in_channels", 16))
+
+
+def wan_strides(config: Mapping[str, Any]) -> Strides:
+    """Say how pixels become tokens of a Wan, from the transformer's configuration."""
+    space = _SPACE.get(latent_channels(config), 8)
+    return Strides(time=4, space=space, patch=config.get("patch_size", (1, 2, 2))[1])
 
 
 class WanFamily(VideoModel):
@@ -19,7 +33,7 @@ class WanFamily(VideoModel):
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        """Read them from the configuration; the strides are those of the Wan 2.1 VAE."""
+        """Read them from the configuration; the latent channels tell which VAE it is for."""
         config = self.transformer.config
         frames, rows, columns = config.patch_size
         return ModelSizes(
@@ -29,10 +43,10 @@ class WanFamily(VideoModel):
             ffn_dim=config.ffn_dim,
             text_dim=config.text_dim,
             in_channels=config.in_channels,
-            latent_channels=config.out_channels,
+            latent_channels=latent_channels(config),
             image_attention=config.added_kv_proj_dim is not None,
             patch=(frames, rows, columns),
-            strides=Strides(time=4, space=8, patch=rows),
+            strides=wan_strides(config),
         )
 
     def on_positions(self, hook: Callable[[Tensor, Tensor], object]) -> Any:

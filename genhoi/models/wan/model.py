@@ -1,4 +1,4 @@
-"""Wan 2.1 image-to-video in diffusers' format, as GenHOI asks about it."""
+"""Wan image-to-video in diffusers' format, as GenHOI asks about it."""
 
 from __future__ import annotations
 
