@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,11 +46,18 @@ class WanFamily(VideoModel):
             A handle; its ``remove()`` ends this.
         """
 
-        @torch.compiler.disable
-        def after_rope(rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
-            hook(args[0], rotary[0])
+        # No closure, which a copy of the transformer would share with it.
+        return self.transformer.rope.register_forward_hook(partial(_after_rope, hook))
 
-        return self.transformer.rope.register_forward_hook(after_rope)
+
+@torch.compiler.disable
+def _after_rope(
+    hook: Callable[[Tensor, Tensor], object],
+    rope: Any,
+    args: tuple[Tensor],
+    rotary: tuple[Tensor, Tensor],
+) -> None:
+    hook(args[0], rotary[0])
 
 
 class WanStreamFamily(WanFamily, ReferenceStreamModel):

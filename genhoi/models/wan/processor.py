@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
+from genhoi.models.wan.diffusers_hooks import weights_at_hand
 from genhoi.models.wan.passes import VideoPass
 from genhoi_kernels import FlowGate, GateWeights, reference_attention
 
@@ -82,18 +83,21 @@ class Processor(nn.Module):
         Returns:
             ``[B, N, H*D]``.
         """
-        weights = None
-        if self.flow_gate is not None and gate is not None:
-            weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
-        out = reference_attention(
-            q,
-            k,
-            v,
-            gate=weights,
-            gate_reduction=self.flow_gate,
-            backend=self.backend,
-            **({} if video is None else video.references()),
-        )
+        gate = None if self.flow_gate is None else gate
+        owners = [] if gate is None else [gate.norm, gate.fc1, gate.fc2]
+        with weights_at_hand(*owners):
+            weights = None
+            if gate is not None:
+                weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
+            out = reference_attention(
+                q,
+                k,
+                v,
+                gate=weights,
+                gate_reduction=self.flow_gate,
+                backend=self.backend,
+                **({} if video is None else video.references()),
+            )
         assert isinstance(out, Tensor)
         return out.flatten(2)
 
