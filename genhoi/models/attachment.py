@@ -137,14 +137,14 @@ class Attachment(ABC):
     def refresh(self) -> None:
         """Compute what is kept of the references again, in the next forward pass.
 
-        Call it after weights were changed through ``.data`` (diffusers'
-        ``EMAModel.copy_to`` and ``restore`` do so, and ``torch.utils.vector_to_parameters``), which
-        leaves no trace in a tensor. All other changes are noticed, a LoRA's hot swap among them.
-        Where nothing is kept, as of a VACE model, it does nothing.
+        Call it after weights were changed through ``.data``, as diffusers' ``EMAModel.copy_to`` and
+        ``restore`` change them: that leaves no trace in a tensor. All other changes are noticed, a
+        LoRA's hot swap among them. Where nothing is kept, as of a VACE model, it does nothing.
 
         Raises:
             RuntimeError: after ``detach``.
         """
+        return
 
     @abstractmethod
     def attention_share(self, layer: int) -> AttentionShare:

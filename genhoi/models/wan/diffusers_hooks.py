@@ -1,7 +1,7 @@
 """diffusers' hooks around the forward of a model's modules, of two kinds.
 
-Some are on weights: they bring them (group offload), cast them (layerwise casting), or keep PEFT from
-casting. Others are on what a module computes from step to step (caches) or for one guidance branch.
+Some are on weights: they bring them (group offload), cast them (layerwise casting), or keep PEFT
+from casting. Others are on what a module computes from step to step, or for one guidance branch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ON_WEIGHTS = ("group_offloading", "layerwise_casting", "context_parallel", "ten
 def weights_at_hand(*modules: nn.Module) -> Iterator[None]:
     """Run what hooks on weights do around the modules' forward, where none of them is called.
 
-    The op reads weights of norms and gates itself. Offloaded, a weight may lie on another device, and
-    one that was offloaded to disk holds anything.
+    The op reads weights of norms and gates itself. An offloaded weight may lie on another device,
+    and one that was offloaded to disk holds anything.
     """
     hooked = [
         (module, hook)
@@ -44,14 +44,11 @@ def weights_at_hand(*modules: nn.Module) -> Iterator[None]:
 def without_step_hooks(block: nn.Module) -> Iterator[None]:
     """Keep a block's run from all hooks but those on weights.
 
-    Caches would compare it with the last step's, and guidance by skipped or smoothed attention is of
-    one branch, while keys and values of references serve all.
+    Caches would compare it with the last step's, and guidance by skipped or smoothed attention is
+    of one branch, while keys and values of references serve all.
     """
     links = [
-        hook.fn_ref
-        for module in block.modules()
-        for hook in _hooks(module)
-        if _over_steps(hook)
+        hook.fn_ref for module in block.modules() for hook in _hooks(module) if _over_steps(hook)
     ]
     replaced = [(link, dict(vars(link))) for link in links]
     for link in links:
@@ -73,7 +70,7 @@ def remove_step_hooks(module: nn.Module) -> None:
     for part in module.modules():
         for hook in _hooks(part):
             if _over_steps(hook):
-                registry = part._diffusers_hook
+                registry: Any = part._diffusers_hook
                 (name,) = (name for name, known in registry.hooks.items() if known is hook)
                 registry.remove_hook(name, recurse=False)
 

@@ -29,7 +29,14 @@ class OwnAttention(Processor, Generic[Pass]):
         base: the processor in whose place this one stands.
         flow_gate: how the gate reduces; None for no gate.
         backend: of the op; None takes the first that supports the call.
+
+    Attributes:
+        current: what the forward pass at hand needs.
+        observer: called with q and k, rotated, of every video pass; see attention_share.py.
     """
+
+    current: Pass | None
+    observer: Callable[[Tensor, Tensor, Pass], None] | None
 
     def __init__(
         self,
@@ -85,7 +92,6 @@ class OwnAttention(Processor, Generic[Pass]):
         self._forget_passes()
 
     def _forget_passes(self) -> None:
-        self.current: Pass | None = None
-        # Called with q and k, rotated, of every video pass; see attention_share.py.
-        self.observer: Callable[[Tensor, Tensor, Pass], None] | None = None
+        self.current = None
+        self.observer = None
         self._of_forward = WeakTensorKeyDictionary()
