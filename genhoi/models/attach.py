@@ -7,12 +7,12 @@ from typing import Any
 
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import FlowGateReduction, Schedule
-from genhoi.models.attachment import Attachment
+from genhoi.models.attachment import ATTACHMENT, Attachment
 from genhoi.models.options import UNSET, Preset, Unset, resolve_options
 from genhoi.models.registry import model_of
 from genhoi_kernels import backends, head_frames
 
-__all__ = ["attach"]
+__all__ = ["attach", "attachment_of"]
 
 
 def attach(
@@ -74,3 +74,27 @@ def attach(
     if backend is not None and backend not in (names := [known.name for known in backends()]):
         raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(names)} or None")
     return model.attach(adapter, options, backend)
+
+
+def attachment_of(transformer: Any) -> Attachment:
+    """Find the attachment of a transformer that has an adapter: what ``attach`` returned.
+
+    A copy of the transformer (``copy.deepcopy``, or saved and loaded as a whole by ``torch.save``)
+    comes with a copy of the adapter and of the references; this is how to reach its attachment.
+
+    Raises:
+        ValueError: no adapter is attached.
+
+    Example:
+        >>> import copy, genhoi
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny-untrained")
+        >>> other = copy.deepcopy(pipeline.attachment.transformer)
+        >>> genhoi.attachment_of(other).detach()  # the copy alone
+    """
+    attachment = getattr(transformer, ATTACHMENT, None)
+    if not isinstance(attachment, Attachment):
+        raise ValueError(
+            f"transformer: got {type(transformer).__name__} without an adapter, wanted one that "
+            f"attach() was called on"
+        )
+    return attachment

@@ -11,7 +11,10 @@ from torch import Tensor
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
 
-__all__ = ["Attachment", "AttentionShare"]
+__all__ = ["ATTACHMENT", "Attachment", "AttentionShare"]
+
+ATTACHMENT = "_genhoi_attachment"
+"""Attribute of a transformer that holds its attachment, from ``attach`` to ``detach``."""
 
 
 class AttentionShare(ABC):
@@ -130,6 +133,18 @@ class Attachment(ABC):
         Raises:
             TypeError, ValueError, RuntimeError: as ``set_reference``.
         """
+
+    def refresh(self) -> None:
+        """Compute what is kept of the references again, in the next forward pass.
+
+        Call it after weights were changed through ``.data``, as diffusers' ``EMAModel.copy_to`` and
+        ``restore`` change them: that leaves no trace in a tensor. All other changes are noticed, a
+        LoRA's hot swap among them. Where nothing is kept, as of a VACE model, it does nothing.
+
+        Raises:
+            RuntimeError: after ``detach``.
+        """
+        return
 
     @abstractmethod
     def attention_share(self, layer: int) -> AttentionShare:

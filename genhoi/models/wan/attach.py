@@ -16,7 +16,6 @@ from torch import Tensor
 from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
-from genhoi.models.placement import check_has_data
 from genhoi.models.protocol import Block
 from genhoi.models.wan.attached import WanProcessors
 from genhoi.models.wan.attention_share import WanAttentionShare
@@ -60,6 +59,7 @@ class WanAttachment(WanProcessors):
         self._registered = Registered(self)
         self._processors: list[SelfAttention] = []
         super().__init__(model, adapter, options, backend)
+        self._handing_out = self.transformer.register_state_dict_pre_hook(self._weights_handed_out)
 
     def _processors_for(
         self, block: Block, layer: Any, backend: str | None
@@ -90,6 +90,15 @@ class WanAttachment(WanProcessors):
         self._use(self._references.with_mask(self._model, mask, mask_gate=gate))
         self._passes = [replace(current, mask=self._references.mask) for current in self._passes]
 
+    def refresh(self) -> None:
+        """Let the next forward pass compute keys and values of the references again."""
+        self._check_attached("refresh")
+        self._key = None
+
+    def _weights_handed_out(self, *_: object) -> None:
+        """Trust no weight once its tensor was given away: PEFT hot-swaps a LoRA through `.data`."""
+        self._key = None
+
     def attention_share(self, layer: int) -> WanAttentionShare:
         """Make a meter of a block's self-attention."""
         return WanAttentionShare(self._processors[layer])
@@ -97,6 +106,7 @@ class WanAttachment(WanProcessors):
     def detach(self) -> None:
         """Put the base's own processors back, and forget everything cached."""
         super().detach()
+        self._handing_out.remove()
         self._forget()
         self._use(References())
         self._processors = []
@@ -135,11 +145,17 @@ class WanAttachment(WanProcessors):
         assert current is not None  # without gates, programs without a reference don't ask
         return current
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what forward passes made: a copy, or what a file holds, makes its own."""
+        latents = [x if x.is_leaf else x.detach() for x in self._references.latents]
+        references = replace(self._references, latents=latents)
+        return self.__dict__ | {"_references": references, "_key": None, "_passes": [], "_of_program": []}
+
     # ------------------------------------------------------------------------------- forward pass
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         """Give every processor what this forward pass needs."""
-        check_has_data(self._processors[0].lora_k.down, latents)
+        self._check_forward(self._processors[0].lora_k.down, latents)
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             self._in_program(latents, rotary)
         else:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi.models.attachment import Attachment
+from genhoi.models.attachment import ATTACHMENT, Attachment
 from genhoi.models.options import Options
-from genhoi.models.placement import check_device, execution_device
+from genhoi.models.placement import check_device, check_has_data, execution_device
 from genhoi.models.protocol import Block
+from genhoi.models.wan.diffusers_hooks import remove_step_hooks
 from genhoi.models.wan.family import WanFamily
 from genhoi.models.wan.processor import Processor
 
 __all__ = ["WanProcessors"]
+
+_PATTERNS = "_skip_layerwise_casting_patterns"
 
 
 class WanProcessors(Attachment):
@@ -45,13 +49,20 @@ class WanProcessors(Attachment):
         self.options = options
         self._wan = model
         self._attached = True
+        self._in_place: list[tuple[Any, Processor]] = []
         for block, layer in zip(model.blocks, adapter.layers, strict=True):
-            own, cross = self._processors_for(block, layer, backend)
-            block.self_attention.set_processor(own)
-            block.cross_attention.set_processor(cross)
+            layers = (block.self_attention, block.cross_attention)
+            for attention, processor in zip(
+                layers, self._processors_for(block, layer, backend), strict=True
+            ):
+                attention.set_processor(processor)
+                self._in_place.append((attention, processor))
         # Layerwise casting would otherwise store the gates in 8 bits.
-        patterns = list(self.transformer._skip_layerwise_casting_patterns or ())
-        self.transformer._skip_layerwise_casting_patterns = [*patterns, "processor"]
+        of_instance = vars(self.transformer)
+        self._own_patterns = {x: of_instance[x] for x in (_PATTERNS,) if x in of_instance}
+        self._patterns = [*(getattr(self.transformer, _PATTERNS) or ()), "processor"]
+        setattr(self.transformer, _PATTERNS, self._patterns)
+        setattr(self.transformer, ATTACHMENT, self)
         # Within forward: wrappers that bring weights along have run, and the positions tell this
         # forward pass from all others.
         self._hook = model.on_positions(self._before_blocks)
@@ -72,11 +83,26 @@ class WanProcessors(Attachment):
             return
         self._attached = False
         self._hook.remove()
-        for block in self._wan.blocks:
-            for attention in (block.self_attention, block.cross_attention):
-                if isinstance(attention.processor, Processor):
-                    attention.set_processor(attention.processor.base)
-        del self.transformer._skip_layerwise_casting_patterns  # uncovers the class's own
+        for attention, processor in self._in_place:
+            if attention.processor is processor:
+                attention.set_processor(processor.base)
+        self._in_place = []
+        if getattr(self.transformer, _PATTERNS) is self._patterns:
+            delattr(self.transformer, _PATTERNS)  # uncovers the class's own
+            vars(self.transformer).update(self._own_patterns)
+        delattr(self.transformer, ATTACHMENT)
+
+    def _check_forward(self, weight: Tensor, latents: Tensor) -> None:
+        """Check that all processors are in place and an adapter's weight has data."""
+        for attention, processor in self._in_place:
+            if attention.processor is not processor:
+                raise ValueError(
+                    f"transformer: got attention processor {type(attention.processor).__name__} "
+                    f"since attach(), wanted the adapter's, whose place set_attn_processor gave "
+                    f"away: call detach(), then attach() again"
+                )
+            remove_step_hooks(processor)
+        check_has_data(weight, latents)
 
     def _check_attached(self, method: str) -> None:
         if not self._attached:
@@ -85,14 +111,14 @@ class WanProcessors(Attachment):
 
 def _check_ready(model: WanFamily, adapter: GenHOIAdapter) -> None:
     """Check that no adapter is attached yet, processors are Wan's, and devices agree."""
+    if hasattr(model.transformer, ATTACHMENT):
+        raise ValueError(
+            "transformer: got one with an adapter attached, wanted one without; call detach() on "
+            "what attach() returned first"
+        )
     for block in model.blocks:
         for attention in (block.self_attention, block.cross_attention):
             processor = attention.processor
-            if isinstance(processor, Processor):
-                raise ValueError(
-                    "transformer: got one with an adapter attached, wanted one without; call "
-                    "detach() on what attach() returned first"
-                )
             if type(processor) is not WanAttnProcessor:
                 raise ValueError(
                     f"transformer: got attention processor {type(processor).__name__}, wanted "

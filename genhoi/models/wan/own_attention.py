@@ -12,12 +12,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
+from genhoi.models.wan.diffusers_hooks import weights_at_hand
 from genhoi.models.wan.processor import Processor
 from genhoi_kernels import HeadSlidingRope, ReferenceFramesRope, VideoRope, qk_norm_rope
 
 __all__ = ["OwnAttention"]
 
 Pass = TypeVar("Pass")
+_OF_PASSES = ("current", "observer", "_of_forward")
 
 
 class OwnAttention(Processor, Generic[Pass]):
@@ -27,7 +29,14 @@ class OwnAttention(Processor, Generic[Pass]):
         base: the processor in whose place this one stands.
         flow_gate: how the gate reduces; None for no gate.
         backend: of the op; None takes the first that supports the call.
+
+    Attributes:
+        current: what the forward pass at hand needs.
+        observer: called with q and k, rotated, of every video pass; see attention_share.py.
     """
+
+    current: Pass | None
+    observer: Callable[[Tensor, Tensor, Pass], None] | None
 
     def __init__(
         self,
@@ -36,12 +45,9 @@ class OwnAttention(Processor, Generic[Pass]):
         backend: str | None,
     ) -> None:
         super().__init__(base, flow_gate, backend)
-        self.current: Pass | None = None
-        # Called with q and k, rotated, of every video pass; see attention_share.py.
-        self.observer: Callable[[Tensor, Tensor, Pass], None] | None = None
         # Of the block, int64 [] on the CPU; see programs.py.
         self.number: Tensor | None = None
-        self._of_forward = WeakTensorKeyDictionary()
+        self._forget_passes()
 
     def set_pass(self, current: Pass | None, rotary: Tensor) -> None:
         """Set what the coming forward pass needs; None leaves it to the base's processor.
@@ -73,7 +79,22 @@ class OwnAttention(Processor, Generic[Pass]):
         rope: VideoRope | HeadSlidingRope | ReferenceFramesRope,
     ) -> tuple[Tensor, Tensor]:
         """Norm and rotate q and k ``[B, N, H*D]``: ``[B, N, H, D]``."""
-        q_weight = local_weight(attn.norm_q.weight, q)
-        k_weight = local_weight(attn.norm_k.weight, k)
         eps = attn.norm_q.eps
-        return qk_norm_rope(q, k, q_weight, k_weight, rope, eps=eps, backend=self.backend)
+        with weights_at_hand(attn.norm_q, attn.norm_k):
+            q_weight = local_weight(attn.norm_q.weight, q)
+            k_weight = local_weight(attn.norm_k.weight, k)
+            return qk_norm_rope(q, k, q_weight, k_weight, rope, eps=eps, backend=self.backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to forward passes, which no copy has run and no file holds."""
+        return {name: x for name, x in self.__dict__.items() if name not in _OF_PASSES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start without any forward pass."""
+        super().__setstate__(state)
+        self._forget_passes()
+
+    def _forget_passes(self) -> None:
+        self.current = None
+        self.observer = None
+        self._of_forward = WeakTensorKeyDictionary()

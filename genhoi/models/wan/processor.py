@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genhoi.models.adapter_config import FlowGateReduction
 from genhoi.models.placement import local_weight
+from genhoi.models.wan.diffusers_hooks import weights_at_hand
 from genhoi.models.wan.passes import VideoPass
 from genhoi.models.wan.programs import ProgramPass
 from genhoi_kernels import FlowGate, GateWeights, reference_attention
@@ -83,13 +84,16 @@ class Processor(nn.Module):
         Returns:
             ``[B, N, H*D]``.
         """
-        weights = None
-        if self.flow_gate is not None and gate is not None:
-            weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
+        gate = None if self.flow_gate is None else gate
+        owners = [] if gate is None else [gate.norm, gate.fc1, gate.fc2]
         attend = reference_attention if video is None else video.attend
-        out = attend(
-            q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend
-        )
+        with weights_at_hand(*owners):
+            weights = None
+            if gate is not None:
+                weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
+            out = attend(
+                q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend
+            )
         assert isinstance(out, Tensor)
         return out.flatten(2)
 

@@ -6,8 +6,7 @@ They depend on the reference, the grid and the weights alone, not on timestep, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from genhoi.conditioning.grid import Grid
 from genhoi.models.protocol import ReferenceStreamModel
+from genhoi.models.wan.diffusers_hooks import without_step_hooks
 from genhoi.models.wan.passes import ReferencePass
 from genhoi_kernels import HeadSlidingRope
 
@@ -83,28 +83,7 @@ def _block(
 ) -> tuple[Tensor, Tensor, Tensor]:
     into = ReferencePass(rope)
     # Once a clip: compiling it would cost more than it saves.
-    with _without_step_caches(block), torch.compiler.set_stance("force_eager"):
+    with without_step_hooks(block), torch.compiler.set_stance("force_eager"):
         x = block(x, None, modulation, into)
     assert into.k is not None and into.v is not None
     return x, into.k, into.v
-
-
-@contextmanager
-def _without_step_caches(block: nn.Module) -> Iterator[None]:
-    """Keep a block's run from diffusers' caches over denoising steps, which compare it with the
-    last step's. They replace a forward; hooks that move or cast weights wrap it, and stay."""
-    registries = [getattr(module, "_diffusers_hook", None) for module in block.modules()]
-    links = [
-        link
-        for registry in registries
-        for link in getattr(registry, "_fn_refs", ())
-        if link.original_forward is not None
-    ]
-    replaced = [(link, link.forward) for link in links]
-    for link in links:
-        link.forward = link.original_forward
-    try:
-        yield
-    finally:
-        for link, forward in replaced:
-            link.forward = forward

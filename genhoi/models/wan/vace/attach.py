@@ -17,7 +17,6 @@ from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_layers import FramesLayer
 from genhoi.models.options import NO_MASK_GATE, Options
-from genhoi.models.placement import check_has_data
 from genhoi.models.protocol import Block
 from genhoi.models.wan.attached import WanProcessors
 from genhoi.models.wan.family import WanFamily
@@ -117,7 +116,7 @@ class VaceAttachment(WanProcessors):
     # ------------------------------------------------------------------------------- forward pass
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
-        check_has_data(self._processors[0].gate.fc2.weight, latents)
+        self._check_forward(self._processors[0].gate.fc2.weight, latents)
         current = self._pass(self._sizes.grid(latents))
         for processor in self._processors:
             processor.set_pass(current, rotary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from diffusers.models.transformers.transformer_wan import _get_qkv_projections
@@ -26,16 +27,14 @@ LORA_MODULES = {
 
 def hook_low_rank(block: Any, layer: FramesLayer) -> Iterator[Any]:
     """Add a layer's low-rank weights to the outputs of a block's modules; yield handles."""
-
-    def adding(low_rank: nn.Module) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            return out + low_rank(args[0])
-
-        return hook
-
     for name, low_rank in layer.lora.items():
         module = block.get_submodule(LORA_MODULES[name])
-        yield module.register_forward_hook(adding(low_rank))
+        # No closure, which a copy of the block would share with it.
+        yield module.register_forward_hook(partial(_add, low_rank))
+
+
+def _add(low_rank: nn.Module, module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out + low_rank(args[0])
 
 
 def projections(
