@@ -1,18 +1,26 @@
-"""Turn a pretrained video model into GenHOI: `genhoi.attach`."""
+"""Turn a pretrained video model into GenHOI: `genhoi.attach`, `genhoi.attach_pipeline`."""
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attachment import Attachment
-from genhoi.models.options import UNSET, Preset, Unset, resolve_options
+from genhoi.models.joined import JoinedAttachment
+from genhoi.models.options import UNSET, Options, Preset, Unset, resolve_options
+from genhoi.models.pipelines import experts_of, other_expert
+from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
 from genhoi_kernels import backends, head_frames
 
-__all__ = ["attach"]
+__all__ = ["attach", "attach_pipeline", "attachment_of"]
+
+# The attachment of each transformer. A transformer keeps its own alive, by its hooks.
+_AT_WORK: weakref.WeakKeyDictionary[Any, weakref.ref[Attachment]] = weakref.WeakKeyDictionary()
 
 
 def attach(
@@ -49,6 +57,10 @@ def attach(
         ValueError: an adapter for another base or on another device, an unknown option, or a
             transformer that has an adapter or foreign processors already.
 
+    Warns:
+        UserWarning: a living pipeline has a second transformer without an adapter, as those of Wan
+            2.2 14B do; `attach_pipeline` covers both.
+
     Example:
         >>> import genhoi
         >>> from genhoi.bases.load import load_base
@@ -59,18 +71,116 @@ def attach(
         >>> # handle.set_reference_frames(1); then use the transformer as ever
         >>> handle.detach()
     """
-    model = model_of(transformer)
-    if not isinstance(adapter, GenHOIAdapter):
-        raise TypeError(f"adapter: got {type(adapter).__name__}, wanted a GenHOIAdapter")
-    options = resolve_options(
-        adapter.config,
-        preset,
-        mask_gate=mask_gate,
-        flow_gate=flow_gate,
-        schedule=schedule,
-    )
-    adapter.check_fits(transformer)
-    head_frames(options.schedule, 1, adapter.config.num_heads)  # raises for an unknown schedule
+    (checked,) = _checked([transformer], [adapter], preset, mask_gate, flow_gate, schedule, backend)
+    attachment = _put_on(*checked, backend)
+    other = other_expert(transformer)
+    if other is not None and attachment_of(other) is None:
+        warnings.warn(
+            "transformer: got one of the two experts of a pipeline, and the other has no adapter: "
+            "the steps that it takes do not see the object; genhoi.attach_pipeline(pipe, adapter) "
+            "covers both",
+            stacklevel=2,
+        )
+    return attachment
+
+
+def attach_pipeline(
+    pipe: Any,
+    adapter: GenHOIAdapter | Sequence[GenHOIAdapter],
+    *,
+    preset: Preset | None = None,
+    mask_gate: bool | Unset = UNSET,
+    flow_gate: FlowGateReduction | Unset | None = UNSET,
+    schedule: Schedule | Sequence[float] | Unset = UNSET,
+    backend: str | None = None,
+) -> Attachment:
+    """Turn every transformer of a diffusers pipeline into GenHOI, in place, until ``detach``.
+
+    Pipelines of Wan 2.2 14B have two experts: ``transformer`` takes the noisy steps,
+    ``transformer_2`` the rest. What the attachment is told holds for both. Each expert runs the
+    references once, and keeps keys and values of its own: twice the memory of one.
+
+    Args:
+        pipe: with a ``transformer``, a ``transformer_2``, or both, as `attach` takes them.
+        adapter: for all of them, shared; or one each, in that order.
+        preset, mask_gate, flow_gate, schedule, backend: as for `attach`.
+
+    Raises:
+        TypeError: as `attach`; an object without a transformer.
+        ValueError: as `attach`; another number of adapters, or adapters whose own options differ
+            while no preset or option settles them. Then nothing is attached.
+
+    Example:
+        >>> import genhoi
+        >>> from types import SimpleNamespace
+        >>> from genhoi.bases.load import load_base
+        >>> high, low = (load_base("tiny-untrained").transformer for _ in range(2))
+        >>> pipe = SimpleNamespace(transformer=high, transformer_2=low)  # or a diffusers pipeline
+        >>> adapter = genhoi.GenHOIAdapter.for_transformer(high, rank=8)
+        >>> handle = genhoi.attach_pipeline(pipe, adapter)
+        >>> handle.is_attached
+        True
+    """
+    experts = list(experts_of(pipe).values())
+    adapters = list(adapter) if isinstance(adapter, (list, tuple)) else [adapter] * len(experts)
+    if len(adapters) != len(experts):
+        raise ValueError(
+            f"adapter: got {len(adapters)}, wanted one or {len(experts)}, as the pipeline has "
+            f"transformers"
+        )
+    checked = _checked(experts, adapters, preset, mask_gate, flow_gate, schedule, backend)
+    attachments: list[Attachment] = []
+    try:
+        for each in checked:
+            attachments.append(_put_on(*each, backend))
+    except ValueError:
+        for attachment in attachments:
+            attachment.detach()
+        raise
+    return attachments[0] if len(attachments) == 1 else JoinedAttachment(attachments)
+
+
+def attachment_of(transformer: Any) -> Attachment | None:
+    """Find the attachment that is at work in a transformer."""
+    found = _AT_WORK.get(transformer)
+    attachment = None if found is None else found()
+    return attachment if attachment is not None and attachment.is_attached else None
+
+
+def _checked(
+    transformers: Sequence[Any],
+    adapters: Sequence[GenHOIAdapter],
+    preset: Preset | None,
+    mask_gate: bool | Unset,
+    flow_gate: FlowGateReduction | Unset | None,
+    schedule: Schedule | Sequence[float] | Unset,
+    backend: str | None,
+) -> list[tuple[VideoModel, GenHOIAdapter, Options]]:
+    """Check everything that can be known before the first is attached."""
     if backend is not None and backend not in (names := [known.name for known in backends()]):
         raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(names)} or None")
-    return model.attach(adapter, options, backend)
+    checked = []
+    for transformer, adapter in zip(transformers, adapters, strict=True):
+        model = model_of(transformer)
+        if not isinstance(adapter, GenHOIAdapter):
+            raise TypeError(f"adapter: got {type(adapter).__name__}, wanted a GenHOIAdapter")
+        options = resolve_options(
+            adapter.config, preset, mask_gate=mask_gate, flow_gate=flow_gate, schedule=schedule
+        )
+        adapter.check_fits(transformer)
+        head_frames(options.schedule, 1, adapter.config.num_heads)  # raises for an unknown one
+        if checked and options != checked[0][2]:
+            raise ValueError(
+                f"adapter: got ones with options {checked[0][2]} and {options}, wanted the same; "
+                f"preset, mask_gate, flow_gate and schedule settle them"
+            )
+        checked.append((model, adapter, options))
+    return checked
+
+
+def _put_on(
+    model: VideoModel, adapter: GenHOIAdapter, options: Options, backend: str | None
+) -> Attachment:
+    attachment = model.attach(adapter, options, backend)
+    _AT_WORK[model.transformer] = weakref.ref(attachment)
+    return attachment

@@ -58,6 +58,11 @@ class Attachment(ABC):
     skip_unseen: bool = True
     reference_frames: int = 0
 
+    @property
+    @abstractmethod
+    def is_attached(self) -> bool:
+        """Tell whether the adapter is at work: False after ``detach``."""
+
     @abstractmethod
     def set_reference(
         self,
@@ -117,6 +122,16 @@ class Attachment(ABC):
             "set_reference_frames: references of this model are a stream of their own, wanted "
             "set_reference"
         )
+
+    @abstractmethod
+    def take_reference(self, other: Attachment) -> None:
+        """Refer to what another attachment of the same kind does; nothing is checked again.
+
+        For the experts of one pipeline. Keys and values are each attachment's own.
+
+        Raises:
+            RuntimeError: after ``detach``.
+        """
 
     @abstractmethod
     def set_mask(self, mask: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.attachment import Attachment
 from genhoi.models.options import Options
 from genhoi.models.placement import check_has_data
 from genhoi.models.protocol import Block
@@ -72,6 +73,13 @@ class WanAttachment(WanProcessors):
         self._references = References.checked(
             self._model, references, mask, ref_bias, mask_gate=self.options.mask_gate
         )
+        self._forget()
+
+    def take_reference(self, other: Attachment) -> None:
+        """Take the other's references and mask; compute nothing yet."""
+        self._check_attached("take_reference")
+        assert isinstance(other, WanAttachment)
+        self._references = other._references
         self._forget()
 
     def set_mask(self, mask: Tensor) -> None:

@@ -78,6 +78,11 @@ class WanProcessors(Attachment):
                     attention.set_processor(attention.processor.base)
         del self.transformer._skip_layerwise_casting_patterns  # uncovers the class's own
 
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether the processors are in place."""
+        return self._attached
+
     def _check_attached(self, method: str) -> None:
         if not self._attached:
             raise RuntimeError(f"{method}: the adapter is detached; attach it again first")
