@@ -122,7 +122,9 @@ def attach_pipeline(
         True
     """
     experts = list(experts_of(pipe).values())
-    adapters = list(adapter) if isinstance(adapter, (list, tuple)) else [adapter] * len(experts)
+    adapters: list[Any] = [adapter] * len(experts)
+    if isinstance(adapter, (list, tuple)):
+        adapters = list(adapter)
     if len(adapters) != len(experts):
         raise ValueError(
             f"adapter: got {len(adapters)}, wanted one or {len(experts)}, as the pipeline has "
@@ -159,7 +161,7 @@ def _checked(
     """Check everything that can be known before the first is attached."""
     if backend is not None and backend not in (names := [known.name for known in backends()]):
         raise ValueError(f"backend: got {backend!r}, wanted one of {', '.join(names)} or None")
-    checked = []
+    checked: list[tuple[VideoModel, GenHOIAdapter, Options]] = []
     for transformer, adapter in zip(transformers, adapters, strict=True):
         model = model_of(transformer)
         if not isinstance(adapter, GenHOIAdapter):
