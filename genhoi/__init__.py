@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.models.adapter_config import AdapterConfig as AdapterConfig
     from genhoi.models.attach import attach as attach
     from genhoi.models.attach import attach_pipeline as attach_pipeline
+    from genhoi.models.attach import attachment_of as attachment_of
     from genhoi.models.attachment import Attachment as Attachment
     from genhoi.models.wan.convert import from_official as from_official
     from genhoi.models.wan.convert import to_official as to_official
@@ -77,7 +78,7 @@ _NAMES = {
     ],
     "genhoi.models.adapter": ["GenHOIAdapter"],
     "genhoi.models.adapter_config": ["AdapterConfig"],
-    "genhoi.models.attach": ["attach", "attach_pipeline"],
+    "genhoi.models.attach": ["attach", "attach_pipeline", "attachment_of"],
     "genhoi.models.attachment": ["Attachment"],
     "genhoi.models.wan.convert": ["from_official", "to_official"],
     "genhoi.pipelines.wan": ["WanGenHOIPipeline"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import FlowGateReduction, Schedule
-from genhoi.models.attachment import Attachment
-from genhoi.models.joined import JoinedAttachment
+from genhoi.models.attachment import ATTACHMENT, Attachment
+from genhoi.models.experts import join
 from genhoi.models.options import UNSET, Options, Preset, Unset, resolve_options
 from genhoi.models.pipelines import experts_of, other_expert
 from genhoi.models.protocol import VideoModel
@@ -18,9 +17,6 @@ from genhoi.models.registry import model_of
 from genhoi_kernels import backends, head_frames
 
 __all__ = ["attach", "attach_pipeline", "attachment_of"]
-
-# The attachment of each transformer. A transformer keeps its own alive, by its hooks.
-_AT_WORK: weakref.WeakKeyDictionary[Any, weakref.ref[Attachment]] = weakref.WeakKeyDictionary()
 
 
 def attach(
@@ -33,14 +29,14 @@ def attach(
     schedule: Schedule | Sequence[float] | Unset = UNSET,
     backend: str | None = None,
 ) -> Attachment:
-    """Turn a Wan or Wan VACE transformer into GenHOI, in place, until ``detach``.
+    """Turn a Wan, Wan VACE or Wan Animate transformer into GenHOI, in place, until ``detach``.
 
     Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
     they are. Its ``parameters()`` include the adapter's, and ``to`` moves both.
 
     Args:
-        transformer: a diffusers ``WanTransformer3DModel`` or ``WanVACETransformer3DModel`` in any
-            dtype; pipelines, offloading, PEFT adapters and caches work as before.
+        transformer: a diffusers ``WanTransformer3DModel``, ``WanVACETransformer3DModel`` or
+            ``WanAnimateTransformer3DModel`` in any dtype; pipelines, offloading, PEFT adapters and caches work as before.
         adapter: on the same device; float32 or the transformer's dtype. It is used, not copied.
         preset: "paper" (mask gate on, a gate per token, the paper's schedule) or "release" (mask
             gate off, a gate per sequence, the release's schedule); on a VACE model both with a gate
@@ -71,10 +67,12 @@ def attach(
         >>> # handle.set_reference_frames(1); then use the transformer as ever
         >>> handle.detach()
     """
-    (checked,) = _checked([transformer], [adapter], preset, mask_gate, flow_gate, schedule, backend)
-    attachment = _put_on(*checked, backend)
+    ((model, _, options),) = _checked(
+        [transformer], [adapter], preset, mask_gate, flow_gate, schedule, backend
+    )
+    attachment = model.attach(adapter, options, backend)
     other = other_expert(transformer)
-    if other is not None and attachment_of(other) is None:
+    if other is not None and not hasattr(other, ATTACHMENT):
         warnings.warn(
             "transformer: got one of the two experts of a pipeline, and the other has no adapter: "
             "the steps that it takes do not see the object; genhoi.attach_pipeline(pipe, adapter) "
@@ -118,8 +116,7 @@ def attach_pipeline(
         >>> pipe = SimpleNamespace(transformer=high, transformer_2=low)  # or a diffusers pipeline
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(high, rank=8)
         >>> handle = genhoi.attach_pipeline(pipe, adapter)
-        >>> handle.is_attached
-        True
+        >>> handle.detach()
     """
     experts = list(experts_of(pipe).values())
     adapters: list[Any] = [adapter] * len(experts)
@@ -133,20 +130,34 @@ def attach_pipeline(
     checked = _checked(experts, adapters, preset, mask_gate, flow_gate, schedule, backend)
     attachments: list[Attachment] = []
     try:
-        for each in checked:
-            attachments.append(_put_on(*each, backend))
+        for model, each, options in checked:
+            attachments.append(model.attach(each, options, backend))
     except ValueError:
         for attachment in attachments:
             attachment.detach()
         raise
-    return attachments[0] if len(attachments) == 1 else JoinedAttachment(attachments)
+    return join(attachments)
 
 
-def attachment_of(transformer: Any) -> Attachment | None:
-    """Find the attachment that is at work in a transformer."""
-    found = _AT_WORK.get(transformer)
-    attachment = None if found is None else found()
-    return attachment if attachment is not None and attachment.is_attached else None
+def attachment_of(transformer: Any) -> Attachment:
+    """Find the attachment of a transformer that has an adapter: what ``attach`` returned.
+
+    Raises:
+        ValueError: no adapter is attached.
+
+    Example:
+        >>> import genhoi
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny-untrained")
+        >>> genhoi.attachment_of(pipeline.base.transformer) is pipeline.attachment
+        True
+    """
+    attachment = getattr(transformer, ATTACHMENT, None)
+    if not isinstance(attachment, Attachment):
+        raise ValueError(
+            f"transformer: got {type(transformer).__name__} without an adapter, wanted one that "
+            f"attach() was called on"
+        )
+    return attachment
 
 
 def _checked(
@@ -178,11 +189,3 @@ def _checked(
             )
         checked.append((model, adapter, options))
     return checked
-
-
-def _put_on(
-    model: VideoModel, adapter: GenHOIAdapter, options: Options, backend: str | None
-) -> Attachment:
-    attachment = model.attach(adapter, options, backend)
-    _AT_WORK[model.transformer] = weakref.ref(attachment)
-    return attachment

@@ -11,7 +11,10 @@ from torch import Tensor
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
 
-__all__ = ["Attachment", "AttentionShare"]
+__all__ = ["ATTACHMENT", "Attachment", "AttentionShare"]
+
+ATTACHMENT = "_genhoi_attachment"
+"""Attribute of a transformer that holds its attachment, from ``attach`` to ``detach``."""
 
 
 class AttentionShare(ABC):
@@ -57,11 +60,6 @@ class Attachment(ABC):
     reference_passes: int = 0
     skip_unseen: bool = True
     reference_frames: int = 0
-
-    @property
-    @abstractmethod
-    def is_attached(self) -> bool:
-        """Tell whether the adapter is at work: False after ``detach``."""
 
     @abstractmethod
     def set_reference(
@@ -144,6 +142,16 @@ class Attachment(ABC):
 
         Raises:
             TypeError, ValueError, RuntimeError: as ``set_reference``.
+        """
+
+    def refresh(self) -> None:  # noqa: B027  (of those that keep something)
+        """Compute what is kept of the references again, in the next forward pass.
+
+        Call it after weights were changed through ``.data``, which leaves no trace in a tensor.
+        Where nothing is kept, as of a VACE model, it does nothing.
+
+        Raises:
+            RuntimeError: after ``detach``.
         """
 
     @abstractmethod

@@ -14,8 +14,9 @@ __all__ = ["empty_model", "family_of", "model_of"]
 _FAMILIES = (
     ("genhoi.models.wan.model", "WanModel"),
     ("genhoi.models.wan.vace.model", "VaceModel"),
+    ("genhoi.models.wan.animate", "WanAnimateModel"),
 )
-_WANTED = "WanTransformer3DModel or WanVACETransformer3DModel"
+_WANTED = "WanTransformer3DModel, WanVACETransformer3DModel or WanAnimateTransformer3DModel"
 
 
 def model_of(transformer: Any) -> VideoModel:

@@ -19,9 +19,8 @@ from genhoi.conditioning.condition import paint_grey, reference_tokens, with_fin
 from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import MaskRule
 from genhoi.media import Clip, resize_clip, resize_image, resize_mask
-from genhoi.models.attach import attachment_of
-from genhoi.models.attachment import Attachment
-from genhoi.models.joined import JoinedAttachment
+from genhoi.models.attachment import ATTACHMENT, Attachment
+from genhoi.models.experts import join
 from genhoi.models.pipelines import experts_of
 from genhoi.pipelines.pixels import frames_of, masks_of, picture_of
 
@@ -111,11 +110,9 @@ class WanGenHOIPipeline(WanImageToVideoPipeline):  # type: ignore[misc]
     @property
     def attachment(self) -> Attachment | None:
         """Return what is attached to all transformers; None where one has no adapter."""
-        found = [attachment_of(transformer) for transformer in experts_of(self).values()]
-        attached = [each for each in found if each is not None]
-        if len(attached) < len(found):
-            return None
-        return attached[0] if len(attached) == 1 else JoinedAttachment(attached)
+        found = [getattr(expert, ATTACHMENT, None) for expert in experts_of(self).values()]
+        attached = [each for each in found if isinstance(each, Attachment)]
+        return join(attached) if len(attached) == len(found) else None
 
     @torch.no_grad()
     def __call__(

@@ -89,6 +89,11 @@ class WanAttachment(WanProcessors):
         self._references = self._references.with_mask(self._model, mask, mask_gate=gate)
         self._passes = [replace(current, mask=self._references.mask) for current in self._passes]
 
+    def refresh(self) -> None:
+        """Let the next forward pass compute keys and values of the references again."""
+        self._check_attached("refresh")
+        self._key = None
+
     def attention_share(self, layer: int) -> WanAttentionShare:
         """Make a meter of a block's self-attention."""
         return WanAttentionShare(self._processors[layer])

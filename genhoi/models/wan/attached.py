@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.models.adapter import GenHOIAdapter
-from genhoi.models.attachment import Attachment
+from genhoi.models.attachment import ATTACHMENT, Attachment
 from genhoi.models.options import Options
 from genhoi.models.placement import check_device, execution_device
 from genhoi.models.protocol import Block
@@ -52,6 +51,7 @@ class WanProcessors(Attachment):
         # Layerwise casting would otherwise store the gates in 8 bits.
         patterns = list(self.transformer._skip_layerwise_casting_patterns or ())
         self.transformer._skip_layerwise_casting_patterns = [*patterns, "processor"]
+        setattr(self.transformer, ATTACHMENT, self)
         # Within forward: wrappers that bring weights along have run, and the positions tell this
         # forward pass from all others.
         self._hook = model.on_positions(self._before_blocks)
@@ -77,11 +77,7 @@ class WanProcessors(Attachment):
                 if isinstance(attention.processor, Processor):
                     attention.set_processor(attention.processor.base)
         del self.transformer._skip_layerwise_casting_patterns  # uncovers the class's own
-
-    @property
-    def is_attached(self) -> bool:
-        """Tell whether the processors are in place."""
-        return self._attached
+        delattr(self.transformer, ATTACHMENT)
 
     def _check_attached(self, method: str) -> None:
         if not self._attached:
@@ -98,7 +94,7 @@ def _check_ready(model: WanFamily, adapter: GenHOIAdapter) -> None:
                     "transformer: got one with an adapter attached, wanted one without; call "
                     "detach() on what attach() returned first"
                 )
-            if type(processor) is not WanAttnProcessor:
+            if type(processor) is not model.processor_class:
                 raise ValueError(
                     f"transformer: got attention processor {type(processor).__name__}, wanted "
                     f"WanAttnProcessor, whose place the adapter's take"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.conditioning.grid import Strides
@@ -16,7 +17,13 @@ __all__ = ["WanFamily", "WanStreamFamily"]
 
 
 class WanFamily(VideoModel):
-    """Sizes and positions, read in the same places."""
+    """Sizes and positions, read in the same places.
+
+    Attributes:
+        processor_class: of the attention layers, whose place the adapter's take.
+    """
+
+    processor_class: ClassVar[type] = WanAttnProcessor
 
     @cached_property
     def sizes(self) -> ModelSizes:
