@@ -36,7 +36,8 @@ def attach(
 
     Args:
         transformer: a diffusers ``WanTransformer3DModel``, ``WanVACETransformer3DModel`` or
-            ``WanAnimateTransformer3DModel`` in any dtype; pipelines, offloading, PEFT adapters and caches work as before.
+            ``WanAnimateTransformer3DModel`` in any dtype; pipelines, offloading, PEFT adapters and
+            caches work as before.
         adapter: on the same device; float32 or the transformer's dtype. It is used, not copied.
         preset: "paper" (mask gate on, a gate per token, the paper's schedule) or "release" (mask
             gate off, a gate per sequence, the release's schedule); on a VACE model both with a gate

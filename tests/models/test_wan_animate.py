@@ -68,7 +68,7 @@ def test_its_family() -> None:
     assert type(model) is WanAnimateModel
     config = dict(model.transformer.config) | {"_class_name": "WanAnimateTransformer3DModel"}
     assert type(empty_model(config)) is WanAnimateModel
-    with pytest.raises(ValueError, match="poses and faces, so attach"):
+    with pytest.raises(ValueError, match="and faces, so attach"):
         model.inputs(*(torch.zeros(1) for _ in range(4)), None)
 
 

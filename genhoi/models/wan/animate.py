@@ -44,6 +44,6 @@ class WanAnimateModel(WanModel):
     ) -> dict[str, Any]:
         """Refuse: the model wants a pose and a face too, which nothing here brings."""
         raise ValueError(
-            "transformer: got one of Wan Animate, wanted image-to-video or VACE: it needs poses and "
-            "faces, so attach() to it and run it in diffusers' WanAnimatePipeline"
+            "transformer: got one of Wan Animate, wanted image-to-video or VACE: it needs poses "
+            "and faces, so attach() to it and run it in diffusers' WanAnimatePipeline"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ class CacheKey:
 
     Weights are told apart by identity and version, which every in-place change raises, not by
     address, dtype or device, which offloading and layerwise casting change within a forward pass.
+    They are held, for nothing else keeps the identity of one that is gone from being another's:
+    torch refuses to swap the contents of tensors with weak references.
 
     Args:
         transformer: with its processors in place.
@@ -35,10 +36,9 @@ class CacheKey:
         latents: Tensor,
         casts: int,
     ) -> None:
-        tensors = [*references, *transformer.parameters()]
-        self._tensors = [weakref.ref(x) for x in tensors]
+        self._tensors = [*references, *transformer.parameters()]
         self._rest = (
-            [0 if x.is_inference() else x._version for x in tensors],
+            [0 if x.is_inference() else x._version for x in self._tensors],
             casts,
             grid,
             latents.dtype,
@@ -53,9 +53,7 @@ class CacheKey:
             isinstance(other, CacheKey)
             and self._rest == other._rest
             and len(self._tensors) == len(other._tensors)
-            and all(
-                a() is b() is not None for a, b in zip(self._tensors, other._tensors, strict=True)
-            )
+            and all(a is b for a, b in zip(self._tensors, other._tensors, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]
