@@ -73,6 +73,18 @@ test: $(READY) ## run every test this machine can run, then say which backends i
 	$(RUN) -c "$$BACKENDS" || status=1; \
 	exit $$status
 
+# Apart from the environment, for with these diffusers imports more, whatever it is used for.
+QUANTIZERS := $(VENV)/quantizers
+
+$(QUANTIZERS)/.ready: | $(READY)
+	@echo "Installing gguf and torchao into $(QUANTIZERS)"
+	@$(PIP_INSTALL) --no-deps --target $(QUANTIZERS) gguf torchao
+	@touch $@
+
+.PHONY: test-quantized
+test-quantized: $(QUANTIZERS)/.ready ## run the tests on transformers in few bits (GGUF, torchao)
+	@PYTHONPATH=$(QUANTIZERS) $(RUN) -m pytest -q $(PYTEST_ARGS) tests/models/test_wan_quantized.py
+
 # A held-out clip, and the objects of two others: none of them was seen in training.
 DEMO := results/demo
 DEMO_CLIP := --video $(DEMO)/clip/video.mp4 --mask $(DEMO)/clip/mask.mp4

@@ -26,6 +26,7 @@ FLOORS = (
         "genhoi/evaluation",
         "genhoi/inspection",
         "genhoi/masking",
+        "genhoi/pipelines",
     ),
     ("genhoi/data",),
     ("genhoi/bases",),

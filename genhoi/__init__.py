@@ -9,6 +9,7 @@ from genhoi.extras import needed_for
 if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.bases.wan_codec import encode_frames as encode_frames
     from genhoi.bases.wan_codec import encode_reference as encode_reference
+    from genhoi.bases.wan_condition import edit_condition as edit_condition
     from genhoi.conditioning.masks import clear_first_frame as clear_first_frame
     from genhoi.conditioning.masks import token_mask as token_mask
     from genhoi.conditioning.vace import vace_context as vace_context
@@ -39,10 +40,12 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
     from genhoi.models.adapter import GenHOIAdapter as GenHOIAdapter
     from genhoi.models.adapter_config import AdapterConfig as AdapterConfig
     from genhoi.models.attach import attach as attach
+    from genhoi.models.attach import attach_pipeline as attach_pipeline
     from genhoi.models.attach import attachment_of as attachment_of
     from genhoi.models.attachment import Attachment as Attachment
     from genhoi.models.wan.convert import from_official as from_official
     from genhoi.models.wan.convert import to_official as to_official
+    from genhoi.pipelines.wan import WanGenHOIPipeline as WanGenHOIPipeline
     from genhoi.training.config import TrainConfig as TrainConfig
     from genhoi.training.trainer import Trainer as Trainer
     from genhoi_kernels import __version__ as __version__
@@ -51,6 +54,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
 # seconds, and diffusers, PyAV and the like are there only where an extra brought them.
 _NAMES = {
     "genhoi.bases.wan_codec": ["encode_frames", "encode_reference"],
+    "genhoi.bases.wan_condition": ["edit_condition"],
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],
     "genhoi.conditioning.vace": ["vace_context"],
     "genhoi.editing.pipeline": ["GenHOIPipeline"],
@@ -74,9 +78,10 @@ _NAMES = {
     ],
     "genhoi.models.adapter": ["GenHOIAdapter"],
     "genhoi.models.adapter_config": ["AdapterConfig"],
-    "genhoi.models.attach": ["attach", "attachment_of"],
+    "genhoi.models.attach": ["attach", "attach_pipeline", "attachment_of"],
     "genhoi.models.attachment": ["Attachment"],
     "genhoi.models.wan.convert": ["from_official", "to_official"],
+    "genhoi.pipelines.wan": ["WanGenHOIPipeline"],
     "genhoi.training.config": ["TrainConfig"],
     "genhoi.training.trainer": ["Trainer"],
     "genhoi_kernels": ["__version__"],

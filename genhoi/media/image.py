@@ -17,6 +17,7 @@ __all__ = [
     "image_paths",
     "load_rgb",
     "load_rgba",
+    "on_grey",
     "read_image",
     "read_image_with_alpha",
     "write_image",
@@ -105,7 +106,11 @@ def load_rgb(path: Path, *, background: int) -> np.ndarray:
     Raises:
         ValueError: it is not an image.
     """
-    image = _upright(path)
+    return on_grey(_upright(path), background=background)
+
+
+def on_grey(image: Image.Image, *, background: int = BACKGROUND) -> np.ndarray:
+    """Composite a picture over a grey; return uint8 [H, W, 3]."""
     if _is_transparent(image):
         image = image.convert("RGBA")
         below = Image.new("RGBA", image.size, (background, background, background, 255))

@@ -65,8 +65,8 @@ class GenHOIAdapter(nn.Module):
         """Make a fresh adapter for a diffusers Wan transformer, float32, on the CPU.
 
         Args:
-            transformer: a ``WanTransformer3DModel`` or ``WanVACETransformer3DModel``; only its
-                configuration is read.
+            transformer: a ``WanTransformer3DModel``, ``WanVACETransformer3DModel`` or
+                ``WanAnimateTransformer3DModel``; only its configuration is read.
             options: ``rank``, ``gate_init``, ``mask_gate``, ``flow_gate``, ``schedule``, for VACE
                 ``lora_targets``, of ``AdapterConfig``.
 

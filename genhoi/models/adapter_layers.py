@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,12 @@ class LowRank(nn.Module):
         width: of the input.
         rank: of the product. down ~ N(0, (1/rank)^2), up = 0, so that it starts as nothing.
         out_width: of the output; None: as the input.
+
+    Attributes:
+        casts: how often ``to`` changed the weights' dtype, which leaves their versions as they are.
     """
+
+    casts = 0
 
     def __init__(self, width: int, rank: int, out_width: int | None = None) -> None:
         super().__init__()
@@ -37,6 +43,13 @@ class LowRank(nn.Module):
         """Initialise both matrices."""
         nn.init.normal_(self.down, std=1 / len(self.down))
         nn.init.zeros_(self.up)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LowRank:
+        """Count casts: of the weights' own module, for several transformers may share them."""
+        before = self.down.dtype
+        super()._apply(fn, recurse)
+        self.casts += self.down.dtype != before
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x ``[..., width]`` of any dtype, in the weights' dtype; return x's."""

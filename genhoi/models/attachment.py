@@ -122,6 +122,16 @@ class Attachment(ABC):
         )
 
     @abstractmethod
+    def take_reference(self, other: Attachment) -> None:
+        """Refer to what another attachment of the same kind does; nothing is checked again.
+
+        For the experts of one pipeline. Keys and values are each attachment's own.
+
+        Raises:
+            RuntimeError: after ``detach``.
+        """
+
+    @abstractmethod
     def set_mask(self, mask: Tensor) -> None:
         """Change which video tokens see the references, and keep the references' keys and values.
 
@@ -134,7 +144,7 @@ class Attachment(ABC):
             TypeError, ValueError, RuntimeError: as ``set_reference``.
         """
 
-    def refresh(self) -> None:
+    def refresh(self) -> None:  # noqa: B027  (of those that keep something)
         """Compute what is kept of the references again, in the next forward pass.
 
         Call it after weights were changed through ``.data``, as diffusers' ``EMAModel.copy_to`` and
@@ -144,7 +154,6 @@ class Attachment(ABC):
         Raises:
             RuntimeError: after ``detach``.
         """
-        return
 
     @abstractmethod
     def attention_share(self, layer: int) -> AttentionShare:

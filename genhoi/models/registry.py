@@ -16,8 +16,9 @@ _FAMILIES = (
     ("genhoi.models.wan.given", "WanTokensModel"),
     ("genhoi.models.wan.model", "WanModel"),
     ("genhoi.models.wan.vace.model", "VaceModel"),
+    ("genhoi.models.wan.animate", "WanAnimateModel"),
 )
-_WANTED = "WanTransformer3DModel or WanVACETransformer3DModel"
+_WANTED = "WanTransformer3DModel, WanVACETransformer3DModel or WanAnimateTransformer3DModel"
 
 
 def model_of(transformer: Any) -> VideoModel:

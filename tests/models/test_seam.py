@@ -29,8 +29,8 @@ from genhoi.models.wan.model import WanModel
 
 PACKAGE = Path(genhoi.__file__).parent
 OF_A_FAMILY = ("genhoi.models.wan", "genhoi.bases.tiny", "genhoi.bases.wan", "diffusers")
-# The release's weights are those of a Wan.
-MAY_NAME_WAN = {"__init__.py", "convert.py"}
+# The release's weights are those of a Wan, and so is each pipeline of diffusers.
+MAY_NAME_WAN = {"__init__.py", "convert.py", "pipelines/pixels.py", "pipelines/wan.py"}
 
 
 def imports(path: Path) -> Iterator[str]:

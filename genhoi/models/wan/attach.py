@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import GenHOIAdapter
+from genhoi.models.attachment import Attachment
 from genhoi.models.options import Options
 from genhoi.models.protocol import Block
 from genhoi.models.wan.attached import WanProcessors
@@ -83,6 +84,13 @@ class WanAttachment(WanProcessors):
         self._use(References.checked(self._model, references, mask, ref_bias, mask_gate=gate))
         self._forget()
 
+    def take_reference(self, other: Attachment) -> None:
+        """Take the other's references and mask; compute nothing yet."""
+        self._check_attached("take_reference")
+        assert isinstance(other, WanAttachment)
+        self._use(other._references)
+        self._forget()
+
     def set_mask(self, mask: Tensor) -> None:
         """Change the mask of the references that are set, and of their cached passes."""
         self._check_attached("set_mask")
@@ -149,7 +157,8 @@ class WanAttachment(WanProcessors):
         """Leave out what forward passes made: a copy, or what a file holds, makes its own."""
         latents = [x if x.is_leaf else x.detach() for x in self._references.latents]
         references = replace(self._references, latents=latents)
-        return self.__dict__ | {"_references": references, "_key": None, "_passes": [], "_of_program": []}
+        made = {"_key": None, "_passes": [], "_of_program": []}
+        return self.__dict__ | made | {"_references": references}
 
     # ------------------------------------------------------------------------------- forward pass
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.models.adapter import GenHOIAdapter
@@ -119,7 +118,7 @@ def _check_ready(model: WanFamily, adapter: GenHOIAdapter) -> None:
     for block in model.blocks:
         for attention in (block.self_attention, block.cross_attention):
             processor = attention.processor
-            if type(processor) is not WanAttnProcessor:
+            if type(processor) is not model.processor_class:
                 raise ValueError(
                     f"transformer: got attention processor {type(processor).__name__}, wanted "
                     f"WanAttnProcessor, whose place the adapter's take"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from genhoi.conditioning.grid import Strides
@@ -29,7 +30,13 @@ def wan_strides(config: Mapping[str, Any]) -> Strides:
 
 
 class WanFamily(VideoModel):
-    """Sizes and positions, read in the same places."""
+    """Sizes and positions, read in the same places.
+
+    Attributes:
+        processor_class: of the attention layers, whose place the adapter's take.
+    """
+
+    processor_class: ClassVar[type] = WanAttnProcessor
 
     @cached_property
     def sizes(self) -> ModelSizes:

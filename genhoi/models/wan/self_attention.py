@@ -36,14 +36,11 @@ class SelfAttention(OwnAttention[VideoPass]):
         super().__init__(base, flow_gate, backend)
         self.lora_q, self.lora_k, self.lora_v = layer.lora_q, layer.lora_k, layer.lora_v
         self.gate = layer.self_gate
-        self.casts = 0
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    @property
+    def casts(self) -> int:
         """Count changes of the weights' dtype by ``to``, which leave versions as they are."""
-        before = self.lora_k.down.dtype
-        super()._apply(fn, recurse)
-        self.casts += self.lora_k.down.dtype != before
-        return self
+        return self.lora_k.casts
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 from genhoi.conditioning.grid import Grid
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_layers import FramesLayer
+from genhoi.models.attachment import Attachment
 from genhoi.models.options import NO_MASK_GATE, Options
 from genhoi.models.protocol import Block
 from genhoi.models.wan.attached import WanProcessors
@@ -97,6 +98,11 @@ class VaceAttachment(WanProcessors):
                 f"of its one sequence, which have no weight of their own"
             )
         self.set_reference_frames(0 if references is None else len(references))
+
+    def take_reference(self, other: Attachment) -> None:
+        """Take the other's count, and which of them slide."""
+        assert isinstance(other, VaceAttachment)
+        self.set_reference_frames(other.reference_frames, sliding=other._sliding)
 
     def set_mask(self, mask: Tensor) -> None:
         """Refuse: this form has no mask gate."""

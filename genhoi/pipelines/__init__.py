@@ -1,0 +1,1 @@
+"""GenHOI as pipelines of diffusers' kind, for users of diffusers."""
