@@ -170,9 +170,7 @@ class WanAttachment(WanProcessors):
         else:
             self._set_passes(self._current_passes(latents), rotary)
 
-    def _set_passes(
-        self, passes: Sequence[VideoPass | ProgramPass | None], rotary: Tensor
-    ) -> None:
+    def _set_passes(self, passes: Sequence[VideoPass | ProgramPass | None], rotary: Tensor) -> None:
         for processor, current in zip(self._processors, passes, strict=True):
             processor.set_pass(current, rotary)
 

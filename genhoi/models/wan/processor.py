@@ -91,9 +91,7 @@ class Processor(nn.Module):
             weights = None
             if gate is not None:
                 weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
-            out = attend(
-                q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend
-            )
+            out = attend(q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend)
         assert isinstance(out, Tensor)
         return out.flatten(2)
 
