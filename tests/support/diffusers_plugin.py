@@ -29,6 +29,7 @@ TINY_T5 = "hf-internal-testing/tiny-random-t5"
 CLASSES = (
     diffusers.WanTransformer3DModel,
     diffusers.WanVACETransformer3DModel,
+    diffusers.WanAnimateTransformer3DModel,
 )
 _loading = False
 
