@@ -39,8 +39,6 @@ class OwnAttention(Processor, Generic[Pass]):
         self.current: Pass | None = None
         # Called with q and k, rotated, of every video pass; see attention_share.py.
         self.observer: Callable[[Tensor, Tensor, Pass], None] | None = None
-        # Of the block, int64 [] on the CPU; see programs.py.
-        self.number: Tensor | None = None
         self._of_forward = WeakTensorKeyDictionary()
 
     def set_pass(self, current: Pass | None, rotary: Tensor) -> None:

@@ -87,9 +87,7 @@ class Processor(nn.Module):
         if self.flow_gate is not None and gate is not None:
             weights = GateWeights(*(local_weight(w, q) for w in gate.gate_weights()))
         attend = reference_attention if video is None else video.attend
-        out = attend(
-            q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend
-        )
+        out = attend(q, k, v, gate=weights, gate_reduction=self.flow_gate, backend=self.backend)
         assert isinstance(out, Tensor)
         return out.flatten(2)
 
