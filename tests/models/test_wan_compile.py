@@ -121,7 +121,7 @@ def test_one_program_for_every_grid() -> None:
     model = tiny_wan(layers=1)
     handle = put_on(model)
     compiled, _ = counted(model, dynamic=True)
-    for once, grid in enumerate(((3, 4, 6), (4, 6, 8), (5, 4, 4))):
+    for once, grid in enumerate(((3, 4, 6), (4, 6, 8))):
         tokens = torch.arange(grid[0] * grid[1] * grid[2])[None] % 3 == 0
         handle.set_reference([reference()], tokens)
         sized = inputs(model, grid=grid)
@@ -187,7 +187,7 @@ def test_with_a_lora() -> None:
 
 def test_with_group_offload() -> None:
     """Its hooks break graphs; what is between them is compiled once."""
-    model = tiny_wan()
+    model = tiny_wan(layers=1)
     handle = put_on(model)
     cpu = torch.device("cpu")
     model.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
@@ -205,13 +205,16 @@ def test_a_meter_of_attention() -> None:
     model = tiny_wan(layers=1)
     handle = put_on(model)
     handle.set_reference([reference()], some_tokens())
+    compiled, counter = counted(model)
+    run(compiled)
     meter = handle.attention_share(0)
     shares = []
-    for called in (model, counted(model, fullgraph=False)[0]):
+    for called in (model, compiled):
         meter.watch_next()
         run(called)
         shares.append(meter.share)
     torch.testing.assert_close(shares[1], shares[0], equal_nan=True)
+    assert counter.frame_count == 1
 
 
 def test_what_does_not_fit_is_said_when_a_program_runs() -> None:
@@ -239,19 +242,17 @@ def test_gradients_through_a_reference_need_a_graph_break() -> None:
     handle = put_on(model)
     handle.set_reference([reference()], some_tokens())
     wanted = gradients(model, handle)
-    with pytest.raises(Exception, match="gradients reach a GenHOI reference .* graph break only"):
+    with pytest.raises(Exception, match=r"gradients reach a GenHOI reference .* graph break only"):
         gradients(counted(model)[0], handle)
     torch._dynamo.reset()
     got = gradients(counted(model, fullgraph=False)[0], handle)
     torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_without_a_reference_are_one_graph(checkpointing: bool) -> None:
+def test_gradients_without_a_reference_are_one_graph() -> None:
     model = tiny_wan(layers=1).train()
     handle = put_on(model)
-    if checkpointing:
-        model.enable_gradient_checkpointing()
+    model.enable_gradient_checkpointing()
     wanted = gradients(model, handle)
     compiled, counter = counted(model, "aot_eager")
     torch.testing.assert_close(gradients(compiled, handle), wanted)
@@ -268,6 +269,9 @@ class Owner:
 
     def current_passes(self, latents: Tensor) -> list[Any]:
         return []
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, current: Any) -> None:
+        """Nobody watches."""
 
 
 def test_the_operators_keep_to_their_schema() -> None:
@@ -377,16 +381,15 @@ def test_ahead_of_time_with_the_reference_as_an_input(tmp_path: Any) -> None:
 # ------------------------------------------------------------------------------------------ VACE
 
 
-def vace(**options: Any) -> tuple[Any, Attachment]:
+def vace() -> tuple[Any, Attachment]:
     model = tiny_vace(num_layers=1, vace_layers=[0])
-    handle = attach(model, lively_adapter(model), **options)
+    handle = attach(model, lively_adapter(model))
     handle.set_reference_frames(2)
     return model, handle
 
 
-@pytest.mark.parametrize("flow_gate", ["token", None])
-def test_vace_is_compiled_once(flow_gate: str | None) -> None:
-    model, handle = vace(flow_gate=flow_gate)
+def test_vace_is_compiled_once() -> None:
+    model, handle = vace()
     compiled, counter = counted(model)
 
     def check(**changes: Any) -> None:

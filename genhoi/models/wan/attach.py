@@ -148,6 +148,12 @@ class WanAttachment(WanProcessors):
             return self._with_reference(latents, grid)
         return self._without_reference(grid)
 
+    def observe(self, layer: int, q: Tensor, k: Tensor, current: VideoPass) -> None:
+        """Show a block's q and k, rotated, to whoever watches it."""
+        observer = self._processors[layer].observer
+        if observer is not None:
+            observer(q, k, current)
+
     @property
     def _seen(self) -> bool:
         return self._any_seen if self.skip_unseen else self._any_given

@@ -31,6 +31,9 @@ class Owner(Protocol):
     def current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
         """Return every block's pass in a forward pass over latents, with the references' cache."""
 
+    def observe(self, layer: int, q: Tensor, k: Tensor, current: VideoPass) -> None:
+        """Show a block's q and k, rotated, to whoever watches it."""
+
 
 _numbers = itertools.count()
 _registered: WeakValueDictionary[int, Registered] = WeakValueDictionary()
@@ -150,6 +153,7 @@ def _attend(
     weights = GateWeights(*gate) if gate else None
     current = registered.passes[int(layer)]
     assert current is not None  # programs without gates and references don't attend in this way
+    registered.owner.observe(int(layer), q, k, current)
     return current.attend(q, k, v, gate=weights, gate_reduction=gate_reduction, backend=backend)
 
 
