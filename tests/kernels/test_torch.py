@@ -446,8 +446,6 @@ def test_compiled_ahead_of_time_with_and_without_gates(tmp_path: Path) -> None:
         program = torch.export.export(module, arguments)
         path = str(tmp_path / "every.pt2")
         quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=path, inductor_configs=quick
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=quick)
         got = torch._inductor.aoti_load_package(path)(*arguments)
         torch.testing.assert_close(got, module(*arguments), rtol=1e-5, atol=1e-5)

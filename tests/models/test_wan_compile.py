@@ -372,9 +372,7 @@ def test_ahead_of_time_with_the_reference_as_an_input(tmp_path: Any) -> None:
         program = torch.export.export(WithReference(handle), arguments, inputs(model))
         path = str(tmp_path / "wan.pt2")
         quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=path, inductor_configs=quick
-        )
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=quick)
     handle.set_reference([reference()], some_tokens())
     loaded = torch._inductor.aoti_load_package(path)
     (got,) = loaded(reference(), some_tokens(), **inputs(model))

@@ -118,7 +118,12 @@ def prepare_references(latents: Tensor, registered: Registered) -> Tensor:
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
-@torch.library.custom_op("genhoi::prepare_references", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op(
+    "genhoi::prepare_references",
+    mutates_args=(),
+    schema="(Tensor latents, Tensor number, ScalarType? autocast) -> Tensor",
+    tags=_TAGS,
+)
 def _prepare(latents: Tensor, number: Tensor, autocast: torch.dtype | None) -> Tensor:
     """Return ``[2]`` int64: the attachment's number, and how often its reference stream ran."""
     registered = _found(int(number))
@@ -132,7 +137,13 @@ def _(latents: Tensor, number: Tensor, autocast: torch.dtype | None) -> Tensor:
     return number.new_empty(2)
 
 
-@torch.library.custom_op("genhoi::attend_prepared", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op(
+    "genhoi::attend_prepared",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor[] gate, str? gate_reduction, str? backend, "
+    "Tensor ready, Tensor layer) -> Tensor",
+    tags=_TAGS,
+)
 def _attend(
     q: Tensor,
     k: Tensor,
