@@ -32,12 +32,16 @@ def attach(
     """Turn a Wan, Wan VACE or Wan Animate transformer into GenHOI, in place, until ``detach``.
 
     Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
-    they are. Its ``parameters()`` include the adapter's, and ``to`` moves both.
+    they are. Its ``parameters()`` include the adapter's, and ``to`` moves both. torch.compile makes
+    one program for all references; torch.export makes those that are set constants of its program,
+    and warns (docs/model_layer.md, "Compiled"). What is kept of references notices that weights have
+    changed, but for changes through ``.data`` (as diffusers' ``EMAModel.copy_to`` makes them): call
+    ``Attachment.refresh`` after those.
 
     Args:
         transformer: a diffusers ``WanTransformer3DModel``, ``WanVACETransformer3DModel`` or
-            ``WanAnimateTransformer3DModel`` in any dtype; pipelines, offloading, PEFT adapters and
-            caches work as before.
+            ``WanAnimateTransformer3DModel`` in any dtype, compiled or not; pipelines, offloading,
+            PEFT adapters and caches work as before.
         adapter: on the same device; float32 or the transformer's dtype. It is used, not copied.
         preset: "paper" (mask gate on, a gate per token, the paper's schedule) or "release" (mask
             gate off, a gate per sequence, the release's schedule); on a VACE model both with a gate

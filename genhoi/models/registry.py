@@ -27,6 +27,8 @@ def model_of(transformer: Any) -> VideoModel:
     Raises:
         TypeError: no family takes it.
     """
+    # What torch.compile returns stands for the transformer, and calls it.
+    transformer = getattr(transformer, "_orig_mod", transformer)
     # All classes that it is an instance of, for FSDP2 makes a subclass of the model's own.
     names = [known.__name__ for known in type(transformer).__mro__]
     config = getattr(transformer, "config", {})

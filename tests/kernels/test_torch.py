@@ -412,3 +412,40 @@ def test_a_call_without_a_kernel_compiles() -> None:
     with pytest.warns(gk.EagerFallbackWarning):
         out = compiled(*x)
     assert torch.equal(out, gk.reference_attention(*x, backend="eager"))
+
+
+class EveryBackend(torch.nn.Module):
+    """Each backend without any gate, then with all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            gk.ReferenceAttention(HEADS, DIM, gate=gate, backend=backend)
+            for backend in BACKENDS
+            for gate in (None, "token")
+        )
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, k_ref: Tensor, v_ref: Tensor, *mask: Tensor):
+        for layer in self.layers:
+            if layer.gate is None:
+                q = layer(q, k, v, video_grid=GRID)
+                q = layer(q, k, v, k_ref, v_ref, video_grid=GRID, ref_grids=REFS)
+            else:
+                options = {"video_grid": GRID, "ref_grids": REFS, "mask": gk.MaskGate(*mask)}
+                q = layer(q, k, v, k_ref, v_ref, **options)
+        return q
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time_with_and_without_gates(tmp_path: Path) -> None:
+    """A program of AOTInductor has None for an empty list."""
+    torch.manual_seed(0)
+    module = EveryBackend().eval()
+    arguments = (*inputs(), *gk.MaskGate.build(a_mask()).tensors())
+    with torch.no_grad():
+        program = torch.export.export(module, arguments)
+        path = str(tmp_path / "every.pt2")
+        quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=quick)
+        got = torch._inductor.aoti_load_package(path)(*arguments)
+        torch.testing.assert_close(got, module(*arguments), rtol=1e-5, atol=1e-5)

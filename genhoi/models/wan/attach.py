@@ -6,6 +6,7 @@ a hook where a forward pass computes positions, before the first block, keeps th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention
 from genhoi.models.wan.family import WanStreamFamily
 from genhoi.models.wan.passes import VideoPass
-from genhoi.models.wan.programs import ProgramPass, Registered, ready_pass
+from genhoi.models.wan.programs import ProgramPass, Registered, prepare_references
 from genhoi.models.wan.reference_stream import reference_keys_values
 from genhoi.models.wan.references import References
 from genhoi.models.wan.self_attention import SelfAttention
@@ -56,8 +57,8 @@ class WanAttachment(WanProcessors):
         self._use(References())
         self._key: CacheKey | None = None
         self._passes: list[VideoPass] = []
-        self._of_program: Sequence[VideoPass | None] = []
         self._registered = Registered(self)
+        self._numbers: list[Tensor] = []  # of the blocks, for programs
         self._processors: list[SelfAttention] = []
         super().__init__(model, adapter, options, backend)
         self._handing_out = self.transformer.register_state_dict_pre_hook(self._weights_handed_out)
@@ -67,7 +68,7 @@ class WanAttachment(WanProcessors):
     ) -> tuple[SelfAttention, CrossAttention]:
         gate = self.options.flow_gate
         own = SelfAttention(block.self_attention.processor, layer, gate, backend)
-        own.number = torch.tensor(len(self._processors), device="cpu")
+        self._numbers.append(torch.tensor(len(self._numbers), device="cpu"))
         self._processors.append(own)
         return own, CrossAttention(block.cross_attention.processor, layer, gate, backend)
 
@@ -117,7 +118,7 @@ class WanAttachment(WanProcessors):
         self._handing_out.remove()
         self._forget()
         self._use(References())
-        self._processors = []
+        self._processors, self._numbers = [], []
 
     def _use(self, references: References) -> None:
         self._references = references
@@ -131,8 +132,8 @@ class WanAttachment(WanProcessors):
         # Where gates are on, a program serves with and without a reference alike.
         if not torch.is_grad_enabled() and (self.options.flow_gate is not None or self._seen):
             rope = self._rope(self._sizes.grid(latents))
-            ready = ready_pass(latents, self._registered)
-            passes = [ProgramPass(rope, ready, own.number) for own in self._processors]
+            ready = prepare_references(latents, self._registered)
+            passes = [ProgramPass(rope, ready, number) for number in self._numbers]
             self._set_passes(passes, rotary)
         elif self._seen:
             self._interrupt(latents, rotary)
@@ -141,17 +142,7 @@ class WanAttachment(WanProcessors):
 
     @torch.compiler.disable(reason=_NO_GRADIENTS)
     def _interrupt(self, latents: Tensor, rotary: Tensor) -> None:
-        self._set_passes(self._current_passes(latents), rotary)
-
-    def prepare(self, latents: Tensor) -> None:
-        """Bring the passes of a running program up to date."""
-        self._of_program = self._current_passes(latents)
-
-    def prepared(self, layer: int) -> VideoPass:
-        """Return a block's pass in a running program."""
-        current = self._of_program[layer]
-        assert current is not None  # without gates, programs without a reference don't ask
-        return current
+        self._set_passes(self.current_passes(latents), rotary)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what forward passes made: a copy, or what a file holds, makes its own."""
@@ -168,18 +159,25 @@ class WanAttachment(WanProcessors):
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             self._in_program(latents, rotary)
         else:
-            self._set_passes(self._current_passes(latents), rotary)
+            self._set_passes(self.current_passes(latents), rotary)
 
     def _set_passes(self, passes: Sequence[VideoPass | ProgramPass | None], rotary: Tensor) -> None:
         for processor, current in zip(self._processors, passes, strict=True):
             processor.set_pass(current, rotary)
 
-    def _current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
+    def current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
+        """Return every block's pass in a forward pass over latents, with the references' cache."""
         grid = self._sizes.grid(latents)
         self._references.check_forward(latents, grid)
         if self._seen:
             return self._with_reference(latents, grid)
         return self._without_reference(grid)
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, current: VideoPass) -> None:
+        """Show a block's q and k, rotated, to whoever watches it."""
+        observer = self._processors[layer].observer
+        if observer is not None:
+            observer(q, k, current)
 
     @property
     def _seen(self) -> bool:
@@ -199,6 +197,8 @@ class WanAttachment(WanProcessors):
         grads = torch.is_grad_enabled() and any(
             x.requires_grad for x in (*references.latents, *self.transformer.parameters())
         )
+        if torch.compiler.is_exporting():
+            _warn_of_constants(references.latents)
         if grads or key != self._key:
             self._forget()
             keys_values = reference_keys_values(
@@ -218,6 +218,16 @@ class WanAttachment(WanProcessors):
         return VideoRope(grid, head_dim=self._sizes.head_dim)
 
     def _forget(self) -> None:
-        self._key, self._passes, self._of_program = None, [], []
+        self._key, self._passes, self._registered.passes = None, [], []
         for processor in self._processors:
             processor.current = None
+
+
+def _warn_of_constants(references: Sequence[Tensor]) -> None:
+    # What an exported program takes as its input is of another type while it is traced.
+    if any(type(x) is Tensor for x in references):
+        warnings.warn(
+            "references: got ones that torch.export makes constants of the program, which will "
+            "show this object always; docs/model_layer.md tells how to make them inputs",
+            stacklevel=2,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
@@ -67,18 +67,18 @@ class WanFamily(VideoModel):
         Returns:
             A handle; its ``remove()`` ends this.
         """
-        return self.transformer.rope.register_forward_hook(_AfterRope(hook))
-
-
-class _AfterRope:
-    """A forward hook of ``transformer.rope``; an object, for closures can't be pickled."""
-
-    def __init__(self, hook: Callable[[Tensor, Tensor], object]) -> None:
-        self._hook = hook
-
-    def __call__(self, rope: Any, args: tuple[Tensor], rotary: tuple[Tensor, Tensor]) -> None:
-        self._hook(args[0], rotary[0])
+        # No closure, which a copy of the transformer would share with it.
+        return self.transformer.rope.register_forward_hook(partial(_after_rope, hook))
 
 
 class WanStreamFamily(WanFamily, ReferenceStreamModel):
     """One whose references are a stream of their own."""
+
+
+def _after_rope(
+    hook: Callable[[Tensor, Tensor], object],
+    rope: Any,
+    args: tuple[Tensor],
+    rotary: tuple[Tensor, Tensor],
+) -> None:
+    hook(args[0], rotary[0])

@@ -45,8 +45,6 @@ class OwnAttention(Processor, Generic[Pass]):
         backend: str | None,
     ) -> None:
         super().__init__(base, flow_gate, backend)
-        # Of the block, int64 [] on the CPU; see programs.py.
-        self.number: Tensor | None = None
         self._forget_passes()
 
     def set_pass(self, current: Pass | None, rotary: Tensor) -> None:

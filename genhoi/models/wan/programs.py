@@ -20,7 +20,7 @@ from torch import Tensor
 from genhoi.models.wan.passes import VideoPass
 from genhoi_kernels import GateWeights, VideoRope
 
-__all__ = ["ProgramPass", "Registered", "ready_pass"]
+__all__ = ["ProgramPass", "Registered", "prepare_references"]
 
 
 class Owner(Protocol):
@@ -28,11 +28,11 @@ class Owner(Protocol):
 
     reference_passes: int
 
-    def prepare(self, latents: Tensor) -> None:
-        """Bring the passes up to date."""
+    def current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
+        """Return every block's pass in a forward pass over latents, with the references' cache."""
 
-    def prepared(self, layer: int) -> VideoPass:
-        """Return a block's pass."""
+    def observe(self, layer: int, q: Tensor, k: Tensor, current: VideoPass) -> None:
+        """Show a block's q and k, rotated, to whoever watches it."""
 
 
 _numbers = itertools.count()
@@ -50,7 +50,11 @@ class Registered:
     Attributes:
         number: int64 ``[]`` on the CPU. A tensor, so that a program made for one attachment serves
             the next one on the same transformer.
+        passes: of the program that runs, one a block.
     """
+
+    number: Tensor
+    passes: Sequence[VideoPass | None]
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -66,7 +70,7 @@ class Registered:
     def _register(self) -> None:
         number = next(_numbers)
         _registered[number] = self
-        self.number = torch.tensor(number, device="cpu")
+        self.number, self.passes = torch.tensor(number, device="cpu"), []
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +105,8 @@ class ProgramPass:
         return out
 
 
-def ready_pass(latents: Tensor, registered: Registered) -> Tensor:
-    """Have a program bring an attachment's references up to date; return `ProgramPass.ready`."""
+def prepare_references(latents: Tensor, registered: Registered) -> Tensor:
+    """Let a program bring an attachment's references up to date; return `ProgramPass.ready`."""
     device = latents.device.type
     # Programs run with autocast off, what it does being part of them.
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -114,12 +118,17 @@ def ready_pass(latents: Tensor, registered: Registered) -> Tensor:
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
-@torch.library.custom_op("genhoi::prepare_references", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op(
+    "genhoi::prepare_references",
+    mutates_args=(),
+    schema="(Tensor latents, Tensor number, ScalarType? autocast) -> Tensor",
+    tags=_TAGS,
+)
 def _prepare(latents: Tensor, number: Tensor, autocast: torch.dtype | None) -> Tensor:
     """Return ``[2]`` int64: the attachment's number, and how often its reference stream ran."""
     registered = _found(int(number))
     with torch.autocast(latents.device.type, autocast, enabled=autocast is not None):
-        registered.owner.prepare(latents)
+        registered.passes = registered.owner.current_passes(latents)
     return torch.tensor([int(number), registered.owner.reference_passes], device="cpu")
 
 
@@ -128,7 +137,13 @@ def _(latents: Tensor, number: Tensor, autocast: torch.dtype | None) -> Tensor:
     return number.new_empty(2)
 
 
-@torch.library.custom_op("genhoi::attend_prepared", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op(
+    "genhoi::attend_prepared",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor[] gate, str? gate_reduction, str? backend, "
+    "Tensor ready, Tensor layer) -> Tensor",
+    tags=_TAGS,
+)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -140,14 +155,16 @@ def _attend(
     layer: Tensor,
 ) -> Tensor:
     number, passes = ready.tolist()
-    owner = _found(number).owner
-    if owner.reference_passes != passes:
+    registered = _found(number)
+    if registered.owner.reference_passes != passes:
         raise RuntimeError(
-            f"transformer: got two forward passes in one program with other references, the "
-            f"{passes}th and {owner.reference_passes}th, wanted a program for each"
+            "transformer: got two forward passes in one program whose references differ, and the "
+            "compiler mixed them up; wanted a program for each"
         )
     weights = GateWeights(*gate) if gate else None
-    current = owner.prepared(int(layer))
+    current = registered.passes[int(layer)]
+    assert current is not None  # programs without gates and references don't attend in this way
+    registered.owner.observe(int(layer), q, k, current)
     return current.attend(q, k, v, gate=weights, gate_reduction=gate_reduction, backend=backend)
 
 

@@ -51,7 +51,9 @@ class Visibility:
             gate = MaskGate.build(token_mask(mask, grid))
         # The bits of the references there are; int32 holds 32 with its sign.
         bits = (1 << len(latents)) - 1 if len(latents) < 32 else -1
-        return cls(gate, grid, bool((gate.bits & bits).any()))
+        # A mask that is an input of an exported program has no values yet.
+        any_token = torch.compiler.is_exporting() or bool((gate.bits & bits).any())
+        return cls(gate, grid, any_token)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,12 @@ from genhoi.models.adapter_layers import StreamLayer
 from genhoi.models.wan.own_attention import OwnAttention
 from genhoi.models.wan.passes import ReferencePass, VideoPass
 from genhoi.models.wan.processor import project_out, split_heads
+from genhoi.models.wan.programs import ProgramPass
 
 __all__ = ["SelfAttention"]
 
 
-class SelfAttention(OwnAttention[VideoPass]):
+class SelfAttention(OwnAttention[VideoPass | ProgramPass]):
     """Video over video and reference tokens; in a ``ReferencePass``, reference over itself.
 
     Args:
@@ -62,7 +63,8 @@ class SelfAttention(OwnAttention[VideoPass]):
         self.check(attention_mask)
         q, k, v = _get_qkv_projections(attn, hidden_states, None)
         q, k = self.norm_rope(attn, q, k, current.rope)
-        if self.observer is not None:
+        # In a program that is shown when it runs: no other program for one that is watched.
+        if not isinstance(current, ProgramPass) and self.observer is not None:
             self.observer(q, k, current)
         return project_out(attn, self.attention(self.gate, q, k, split_heads(attn, v), current))
 
