@@ -28,7 +28,9 @@ def attach(
     """Turn a Wan or Wan VACE transformer into GenHOI, in place, until ``detach``.
 
     Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
-    they are. Its ``parameters()`` include the adapter's, and ``to`` moves both.
+    they are. Its ``parameters()`` include the adapter's, and ``to`` moves both. What is kept of
+    references notices that weights have changed, but for changes through ``.data`` (as diffusers'
+    ``EMAModel.copy_to`` makes them): call ``Attachment.refresh`` after those.
 
     Args:
         transformer: a diffusers ``WanTransformer3DModel`` or ``WanVACETransformer3DModel`` in any
