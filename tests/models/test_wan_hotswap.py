@@ -68,6 +68,29 @@ def test_a_hot_swapped_lora(rank: int) -> None:
     torch.testing.assert_close(after, expected(two), rtol=1e-6, atol=1e-6)  # rank 2 is padded
 
 
+def test_a_lora_prepared_for_hot_swaps() -> None:
+    """Its ranks are padded, and its scales are tensors, which PEFT changes in place."""
+    one, two = lora(6), lora(7, 2)
+    model = tiny_wan()
+    put_on(model)
+    model.enable_lora_hotswap(target_rank=8)
+    load(model, one)
+    torch.testing.assert_close(run(model), expected(one), rtol=1e-5, atol=1e-5)
+    load(model, two, hotswap=True)
+    whole = run(model)
+    torch.testing.assert_close(whole, expected(two), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        (half,) = model(**inputs(model), attention_kwargs={"scale": 0.5})
+    bare = tiny_wan()
+    put_on(bare)
+    load(bare, two)
+    with torch.no_grad():
+        (wanted,) = bare(**inputs(bare), attention_kwargs={"scale": 0.5})
+    torch.testing.assert_close(half, wanted, rtol=1e-5, atol=1e-5)
+    assert (half - whole).abs().max() > 1e-3
+    torch.testing.assert_close(run(model), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_a_lora_hot_swapped_by_peft_itself() -> None:
     one, two = lora(6), lora(7)
     model, other = tiny_wan(), tiny_wan()

@@ -56,6 +56,7 @@ class WanProcessors(Attachment):
             ):
                 attention.set_processor(processor)
                 self._in_place.append((attention, processor))
+        self._parts = [part for _, processor in self._in_place for part in processor.modules()]
         # Layerwise casting would otherwise store the gates in 8 bits.
         of_instance = vars(self.transformer)
         self._own_patterns = {x: of_instance[x] for x in (_PATTERNS,) if x in of_instance}
@@ -85,14 +86,14 @@ class WanProcessors(Attachment):
         for attention, processor in self._in_place:
             if attention.processor is processor:
                 attention.set_processor(processor.base)
-        self._in_place = []
+        self._in_place, self._parts = [], []
         if getattr(self.transformer, _PATTERNS) is self._patterns:
             delattr(self.transformer, _PATTERNS)  # uncovers the class's own
             vars(self.transformer).update(self._own_patterns)
         delattr(self.transformer, ATTACHMENT)
 
     def _check_forward(self, weight: Tensor, latents: Tensor) -> None:
-        """Check that all processors are in place and an adapter's weight has data."""
+        """Check that all processors are in place, without caches, and a weight has data."""
         for attention, processor in self._in_place:
             if attention.processor is not processor:
                 raise ValueError(
@@ -100,7 +101,7 @@ class WanProcessors(Attachment):
                     f"since attach(), wanted the adapter's, whose place set_attn_processor gave "
                     f"away: call detach(), then attach() again"
                 )
-            remove_step_hooks(processor)
+        remove_step_hooks(self._parts)
         check_has_data(weight, latents)
 
     def _check_attached(self, method: str) -> None:

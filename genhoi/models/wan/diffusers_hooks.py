@@ -6,7 +6,7 @@ from casting. Others are on what a module computes from step to step, or for one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,18 +61,18 @@ def without_step_hooks(block: nn.Module) -> Iterator[None]:
             vars(link).update(before)
 
 
-def remove_step_hooks(module: nn.Module) -> None:
-    """Take all hooks but those on weights off a module and what is in it.
+def remove_step_hooks(modules: Iterable[nn.Module]) -> None:
+    """Take all hooks but those on weights off modules of an adapter.
 
     Caches that choose modules by patterns on their names hook the adapter's as well, which are no
     part of the base's attention that such a pattern means.
     """
-    for part in module.modules():
-        for hook in _hooks(part):
-            if _over_steps(hook):
-                registry: Any = part._diffusers_hook
-                (name,) = (name for name, known in registry.hooks.items() if known is hook)
-                registry.remove_hook(name, recurse=False)
+    for module in modules:
+        registry: Any = vars(module).get("_diffusers_hook")  # a lookup, for they are hundreds
+        if registry is not None:
+            for name, hook in list(registry.hooks.items()):
+                if _over_steps(hook):
+                    registry.remove_hook(name, recurse=False)
 
 
 def _hooks(module: nn.Module) -> list[Any]:
