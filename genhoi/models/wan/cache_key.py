@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class CacheKey:
         latents: Tensor,
         casts: int,
     ) -> None:
-        self._tensors = [*references, *transformer.parameters()]
+        self._tensors = [*references, *transformer.parameters(), *_scaling_tensors(transformer)]
         self._rest = (
             [0 if x.is_inference() else x._version for x in self._tensors],
             casts,
@@ -66,14 +66,22 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 def _lora_settings(transformer: nn.Module) -> list[Any]:
     """Read what PEFT's layers keep outside their parameters: scales, what is active or merged."""
-    modules: Iterator[Any] = transformer.modules()
     return [
         (
-            sorted(module.scaling.items()),
+            sorted((name, x) for name, x in module.scaling.items() if not isinstance(x, Tensor)),
             list(getattr(module, "active_adapters", ())),
             bool(getattr(module, "disable_adapters", False)),
             list(getattr(module, "merged_adapters", ())),
         )
-        for module in modules
-        if isinstance(module.__dict__.get("scaling"), dict)
+        for module in _lora_layers(transformer)
     ]
+
+
+def _scaling_tensors(transformer: nn.Module) -> list[Tensor]:
+    """List the scales that are tensors, as ``enable_lora_hotswap`` makes them."""
+    scales = [x for module in _lora_layers(transformer) for x in module.scaling.values()]
+    return [x for x in scales if isinstance(x, Tensor)]
+
+
+def _lora_layers(transformer: nn.Module) -> list[Any]:
+    return [x for x in transformer.modules() if isinstance(x.__dict__.get("scaling"), dict)]
