@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from genhoi.extras import needed_for
 
 if TYPE_CHECKING:  # "as": what type checkers take for a public name
+    from genhoi.bases.few_steps import few_steps as few_steps
     from genhoi.bases.wan_codec import encode_frames as encode_frames
     from genhoi.bases.wan_codec import encode_reference as encode_reference
     from genhoi.bases.wan_condition import edit_condition as edit_condition
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # "as": what type checkers take for a public name
 # The public names of each module, which is imported on their first use: torch and diffusers take
 # seconds, and diffusers, PyAV and the like are there only where an extra brought them.
 _NAMES = {
+    "genhoi.bases.few_steps": ["few_steps"],
     "genhoi.bases.wan_codec": ["encode_frames", "encode_reference"],
     "genhoi.bases.wan_condition": ["edit_condition"],
     "genhoi.conditioning.masks": ["clear_first_frame", "token_mask"],

@@ -11,7 +11,7 @@ from genhoi.models.adapter_config import FlowGateReduction, Schedule
 from genhoi.models.attachment import ATTACHMENT, Attachment
 from genhoi.models.experts import join
 from genhoi.models.options import UNSET, Options, Preset, Unset, resolve_options
-from genhoi.models.pipelines import experts_of, other_expert
+from genhoi.models.pipelines import experts_of, looks_like_expert, other_expert
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
 from genhoi_kernels import backends, head_frames
@@ -60,7 +60,8 @@ def attach(
 
     Warns:
         UserWarning: a living pipeline has a second transformer without an adapter, as those of Wan
-            2.2 14B do; `attach_pipeline` covers both.
+            2.2 14B do, or none holds it and it has the sizes of Wan 2.2 I2V-A14B; `attach_pipeline`
+            covers both.
 
     Example:
         >>> import genhoi
@@ -76,12 +77,11 @@ def attach(
         [transformer], [adapter], preset, mask_gate, flow_gate, schedule, backend
     )
     attachment = model.attach(adapter, options, backend)
-    other = other_expert(transformer)
-    if other is not None and not hasattr(other, ATTACHMENT):
+    if _is_alone(transformer):
         warnings.warn(
-            "transformer: got one of the two experts of a pipeline, and the other has no adapter: "
-            "the steps that it takes do not see the object; genhoi.attach_pipeline(pipe, adapter) "
-            "covers both",
+            "transformer: got one of the two experts of a Wan 2.2 pipeline, and the other has no "
+            "adapter: the steps that it takes do not see the object; "
+            "genhoi.attach_pipeline(pipe, adapter) covers both",
             stacklevel=2,
         )
     return attachment
@@ -166,6 +166,14 @@ def attachment_of(transformer: Any) -> Attachment:
             f"attach() was called on"
         )
     return attachment
+
+
+def _is_alone(transformer: Any) -> bool:
+    """Tell whether there is, or has to be, another expert, without an adapter."""
+    other = other_expert(transformer)
+    if other is None:
+        return looks_like_expert(transformer.config)
+    return not hasattr(other, ATTACHMENT)
 
 
 def _checked(

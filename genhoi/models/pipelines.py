@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-__all__ = ["EXPERTS", "experts_of", "other_expert"]
+__all__ = ["EXPERTS", "experts_of", "looks_like_expert", "other_expert"]
 
 EXPERTS = ("transformer", "transformer_2")
 """Their names in diffusers' Wan pipelines: of high noise levels, and of low ones."""
@@ -41,3 +41,12 @@ def other_expert(transformer: Any) -> Any | None:
         if second is transformer and first is not None:
             return first
     return None
+
+
+def looks_like_expert(config: Any) -> bool:
+    """Tell whether a configuration is that of both experts of Wan 2.2 I2V-A14B, and no other's.
+
+    No other Wan of 40 layers has channels for a condition and no image encoder.
+    """
+    is_14b = config.get("num_layers") == 40 and config.get("in_channels") == 36
+    return is_14b and config.get("image_dim") is None

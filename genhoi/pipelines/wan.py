@@ -275,8 +275,8 @@ class WanGenHOIPipeline(WanImageToVideoPipeline):  # type: ignore[misc]
             wanted = 2 * config.out_channels + STRIDES.time
             if config.in_channels != wanted:
                 raise ValueError(
-                    f"{name}: got {config.in_channels} input channels, wanted {wanted}, as Wan "
-                    f"image-to-video has them: noise, mask and clip"
+                    f"{name}: got {config.in_channels} input channels for {config.out_channels} of "
+                    f"latents, wanted {wanted}: noise, mask and clip, as of Wan image-to-video"
                 )
         return config.pos_embed_seq_len is not None
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UniPCMultistepScheduler, WanImageToVideoPipeline
+from diffusers import (
+    DiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+)
 from PIL import Image
 from support.tiny_base import save_tiny_base
 from support.tiny_wan import lively_adapter, tiny_wan
@@ -108,26 +113,30 @@ def test_a_vae_without_mask_channels_is_refused(clip: Clip, mask: Tensor) -> Non
 # ------------------------------------------------------------------------------- the two pipelines
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("given", ["nothing", "first", "first and last"])
 def test_it_is_the_edit_of_the_command(
     folder: Path,
     clip: Clip,
     mask: Tensor,
     mug: Tensor,
     monkeypatch: pytest.MonkeyPatch,
-    first: bool,
+    given: str,
 ) -> None:
     """The same condition, noise and noise levels give the same latents and frames."""
-    pipe = quiet(WanGenHOIPipeline.from_pretrained(folder))
+    model = tiny_wan(pos_embed_seq_len=34) if given == "first and last" else tiny_wan()
+    pipe = quiet(WanGenHOIPipeline.from_pretrained(folder, transformer=model))
     attach_pipeline(pipe, lively_adapter(pipe.transformer))
-    finished = clip.frames[3] if first else None
+    finished = None if given == "nothing" else clip.frames[3]
+    last = clip.frames[4] if given == "first and last" else None
     start = noise((1, 16, 3, 4, 6), 5, 0)
     arguments = {"prompt": "a red cup", "negative_prompt": "blurry", "image": finished}
-    arguments |= {"strengths": [2.0], "latents": start, "guidance_scale": 4.0}
+    arguments |= {"last_image": last, "strengths": [2.0], "latents": start, "guidance_scale": 4.0}
     ours = edited(pipe, clip, mask, [mug], **arguments)
     shown = edited(pipe, clip, mask, [mug], output_type="np", **arguments)[0]
 
-    base = WanBase(folder, device="cpu", dtype=torch.float32)
+    other = WanTransformer3DModel.from_config(model.config)
+    other.load_state_dict(model.state_dict())
+    base = WanBase(folder, device="cpu", dtype=torch.float32, transformer=other)
     pipeline = GenHOIPipeline(base, lively_adapter(base.transformer))
     monkeypatch.setattr(genhoi.editing.run, "noise_levels", lambda *_: pipe.scheduler.sigmas)
     seen: list[Tensor] = []
@@ -137,6 +146,7 @@ def test_it_is_the_edit_of_the_command(
             mask,
             mug,
             first_frame=finished,
+            last_frame=last,
             prompt="a red cup",
             negative_prompt="blurry",
             strengths=[2.0],
@@ -171,6 +181,8 @@ def test_experts_share_the_noise_levels(
     options: dict[str, Any] = {"guidance_scale": 3.0, "guidance_scale_2": 2.0}
     both = edited(pipe, clip, mask, [mug], **options)
     assert handle.reference_passes == 2
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(edited(pipe, clip, mask, [mug], **options), both)
     handle.detach()
     with pytest.raises(RuntimeError, match="not every transformer of the pipeline has an adapter"):
         edited(pipe, clip, mask, [mug], **options)
@@ -201,6 +213,16 @@ def test_what_diffusers_does_with_a_pipeline(
     assert not torch.equal(two[0], two[1]) and not two.isnan().any()
     pipe.save_pretrained(tmp_path / "saved")
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "saved")) is WanImageToVideoPipeline
+
+
+def test_model_offload(pipe: WanGenHOIPipeline, clip: Clip, mask: Tensor, mug: Tensor) -> None:
+    """With diffusers' hooks, which move one component at a time."""
+    attach_pipeline(pipe, lively_adapter(pipe.transformer))
+    wanted = edited(pipe, clip, mask, [mug])
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert pipe.transformer._hf_hook is not None
+    for _ in range(2):
+        assert torch.equal(edited(pipe, clip, mask, [mug]), wanted)
 
 
 def test_forms_of_clips_masks_and_pictures(
@@ -246,5 +268,5 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(ValueError, match=r"strengths: got \[1.0, 2.0\], wanted 1 positive"):
         edited(pipe, clip, mask, [mug], strengths=[1.0, 2.0])
     text_to_video = WanGenHOIPipeline(**(pipe.components | {"transformer": tiny_wan(image=False)}))
-    with pytest.raises(ValueError, match="transformer: got 16 input channels, wanted 36"):
+    with pytest.raises(ValueError, match="got 16 input channels for 16 of latents, wanted 36"):
         edited(text_to_video, clip, mask, None)

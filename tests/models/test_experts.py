@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-from support.tiny_vace import tiny_vace, vace_inputs
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVACEPipeline
+from PIL import Image
+from support.tiny_vace import save_tiny_vace_base, tiny_vace, vace_inputs
 from support.tiny_wan import inputs, lively_adapter, reference, some_tokens, tiny_wan
 from torch import Tensor
 
@@ -182,6 +183,9 @@ def test_attaching_one_of_two_warns() -> None:
         attach_pipeline(pipe, adapter).detach()
         model = tiny_wan()
         attach(model, lively_adapter(model)).detach()
+    model = tiny_wan(layers=40, image=False, in_channels=36)  # as those of Wan 2.2 I2V-A14B
+    with pytest.warns(UserWarning, match="one of the two experts"):
+        attach(model, lively_adapter(model))
 
 
 def test_a_pipeline_changes_experts_at_its_boundary() -> None:
@@ -307,3 +311,40 @@ def test_two_vace_experts() -> None:
     assert isinstance(handle, ExpertsAttachment)
     assert [each.reference_frames for each in handle.attachments] == [1, 1]
     handle.detach()
+
+
+def test_vace_experts_in_the_pipeline_of_diffusers(tmp_path: Path) -> None:
+    """The references' frames turn in both; without gates and turning it is the base."""
+    pipe = WanVACEPipeline.from_pretrained(
+        save_tiny_vace_base(tmp_path), transformer_2=tiny_vace(), boundary_ratio=0.9
+    )
+    pipe.set_progress_bar_config(disable=True)
+    frames = [Image.new("RGB", (48, 32), (40 * i, 90, 10)) for i in range(5)]
+
+    def make() -> Tensor:
+        out: Tensor = pipe(
+            video=frames,
+            mask=[Image.new("L", (48, 32), 255)] * 5,
+            reference_images=[Image.new("RGB", (30, 20), (200, 10, 90))],
+            prompt="a cup",
+            height=32,
+            width=48,
+            num_frames=5,
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(2),
+            output_type="latent",
+        ).frames
+        return out
+
+    bare = make()
+    handle = attach_pipeline(pipe, lively_adapter(pipe.transformer, rank=0), flow_gate=None)
+    handle.set_reference_frames(1, sliding="none")
+    assert torch.equal(make(), bare)
+    handle.set_reference_frames(1)
+    both = make()
+    assert isinstance(handle, ExpertsAttachment)
+    handle.attachments[1].set_reference_frames(1, sliding="none")
+    alone = make()
+    assert not torch.equal(both, bare) and not torch.equal(alone, both)
+    handle.detach()
+    assert torch.equal(make(), bare)

@@ -72,7 +72,7 @@ def run_with(extra: str, code: str, folder: Path) -> subprocess.CompletedProcess
     ("extra", "example"),
     [
         ("wan", model_layer_block("docs/model_layer.md")),
-        ("video", python_block("README.md", "GenHOIPipeline")),
+        ("video", python_block("README.md", "import GenHOIPipeline")),
     ],
     ids=["wan", "video"],
 )

@@ -38,10 +38,10 @@ def python_block(page: str, having: str) -> str:
 
 def model_layer_block(page: str) -> str:
     """Find the example of the model layer, at sizes and steps that a test can afford."""
-    block = python_block(page, "set_reference([")
+    block = python_block(page, "WanGenHOIPipeline")
     quick = (
         ("81, 480, 832", "9, 32, 48"),
-        ("frames}", 'frames, "num_inference_steps": 2, "output_type": "np"}'),
+        ("image=first)", "image=first, num_inference_steps=2)"),
     )
     for large, small in quick:
         assert block.count(large) == 1
