@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from support.command_lines import command_line
+from support.tiny_base import save_tiny_base
 from support.tiny_training import Noise, fresh_accelerator, small_config
 from support.tiny_wan import lively_adapter
 from support.tiny_wan22 import save_tiny_pipeline, tiny_expert, tiny_tokens_wan
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_pipeline(folder / "vace", "vace")
     save_tiny_pipeline(folder / "text", "text", experts=False)
     save_tiny_pipeline(folder / "tokens", experts=False, tokens=True)
+    save_tiny_base(folder / "flf", pos_embed_seq_len=34)
     adapter = lively_adapter(tiny_expert())
     adapter.save_pretrained(folder / "image-adapter")
     with torch.no_grad():
@@ -375,7 +377,8 @@ def test_several_variants_and_none_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "expert"), [("image", "high"), ("vace", "low"), ("text", None), ("tokens", None)]
+    ("form", "expert"),
+    [("image", "high"), ("vace", "low"), ("text", None), ("tokens", None), ("flf", None)],
 )
 def test_a_training(folder: Path, tmp_path: Path, form: str, expert: Any) -> None:
     """One transformer at its noise levels; its samples, and what it leaves."""
