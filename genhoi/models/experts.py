@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,36 +24,32 @@ class ExpertsAttachment(Attachment):
         high, low: what `genhoi.attach` returned for each transformer. They may share an adapter.
 
     Attributes:
+        attachments: both, that for high noise levels first.
         transformer, adapter, options: those of `high`.
     """
 
     def __init__(self, high: Attachment, low: Attachment) -> None:
-        self._both = (high, low)
+        self.attachments = (high, low)
         self.transformer, self.adapter, self.options = high.transformer, high.adapter, high.options
-
-    @property
-    def attachments(self) -> tuple[Attachment, Attachment]:
-        """Return both, that for high noise levels first."""
-        return self._both
 
     @property
     def reference_passes(self) -> int:  # type: ignore[override]
         """Count those of both."""
-        return sum(each.reference_passes for each in self._both)
+        return sum(each.reference_passes for each in self.attachments)
 
     @property
     def reference_frames(self) -> int:  # type: ignore[override]
         """Return their number, which both have in common."""
-        return self._both[0].reference_frames
+        return self.attachments[0].reference_frames
 
     @property
     def skip_unseen(self) -> bool:  # type: ignore[override]
         """Tell whether both leave references out that no token sees."""
-        return all(each.skip_unseen for each in self._both)
+        return all(each.skip_unseen for each in self.attachments)
 
     @skip_unseen.setter
     def skip_unseen(self, skip: bool) -> None:
-        for each in self._both:
+        for each in self.attachments:
             each.skip_unseen = skip
 
     def set_reference(
@@ -64,28 +60,28 @@ class ExpertsAttachment(Attachment):
         ref_bias: Sequence[float] | None = None,
     ) -> None:
         """Set them on both."""
-        for each in self._both:
+        for each in self.attachments:
             each.set_reference(references, mask, ref_bias=ref_bias)
 
     def set_reference_frames(
         self, count: int, *, sliding: Literal["all", "last", "none"] = "all"
     ) -> None:
         """Set it on both."""
-        for each in self._both:
+        for each in self.attachments:
             each.set_reference_frames(count, sliding=sliding)
 
     def set_mask(self, mask: Tensor) -> None:
         """Change it on both."""
-        for each in self._both:
+        for each in self.attachments:
             each.set_mask(mask)
 
-    def attention_share(self, layer: int) -> ExpertsShare:
+    def attention_share(self, layer: int) -> AttentionShare:
         """Make a meter of a block in both transformers."""
-        return ExpertsShare([each.attention_share(layer) for each in self._both])
+        return ExpertsShare([each.attention_share(layer) for each in self.attachments])
 
     def detach(self) -> None:
         """Leave both transformers as they were."""
-        for each in self._both:
+        for each in self.attachments:
             each.detach()
 
 
@@ -105,7 +101,7 @@ class ExpertsShare(AttentionShare):
         self._shares = shares
 
     @property
-    def share(self) -> Any:  # type: ignore[override]
+    def share(self) -> Tensor | None:  # type: ignore[override]
         """Return that of the transformer that ran."""
         return next((each.share for each in self._shares if each.share is not None), None)
 
