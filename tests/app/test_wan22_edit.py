@@ -258,13 +258,20 @@ def test_an_estimate_counts_both_transformers(folder: Path) -> None:
     assert all_low.steps == (1, 3), "the first step has only noise"
 
 
-def test_a_dry_run_with_configurations_alone(files: Path, folder: Path) -> None:
-    for form in ("image", "tokens"):
-        result = edit(files, folder / form, "--dry-run", steps=4, device="h100", window=5)
-        assert result.exit_code == 0, result.output
-        output = " ".join(result.output.replace("│", " ").split())
-        assert "does it fit? yes" in output
-        assert ("2 of the first transformer, 2 of the second" in output) == (form == "image")
+def test_an_estimate_of_tokens_of_32_pixels(folder: Path) -> None:
+    needs = estimate(folder / "tokens", size=(64, 96))
+    assert (needs.grid, needs.tokens, needs.reference_tokens) == ((3, 2, 3), 18, 6)
+    assert needs.steps == (4,) and "transformer_2" not in needs.weight_bytes
+
+
+def test_a_dry_run_with_configurations_alone(files: Path, folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "image", base, ignore=shutil.ignore_patterns("*.safetensors"))
+    result = edit(files, base, "--dry-run", steps=4, device="h100", window=5)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.replace("│", " ").split())
+    assert "does it fit? yes" in output and "denoising, low noise" in output
+    assert "4 steps x 2 for guidance (2 of the first transformer, 2 of the second)" in output
 
 
 # ------------------------------------------------------------------------------------------- LoRA

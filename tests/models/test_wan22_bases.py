@@ -139,6 +139,23 @@ def test_one_of_two_is_loaded_alone(folders: dict[str, Path], tmp_path: Path) ->
         load_base(folders["one text"], expert="high")
 
 
+def test_frames_through_the_vae_of_tokens(folders: dict[str, Path]) -> None:
+    """16 x 16 pixels and 48 channels; a size of whole tokens is wanted."""
+    base = load_base(folders["tokens"])
+    clip = torch.randint(0, 256, (5, 64, 96, 3), dtype=torch.uint8)
+    latents = base.encode(clip)
+    assert latents.shape == (1, 48, 2, 4, 6)
+    pipe = base.pipe  # type: ignore[attr-defined]
+    pixels = (clip / 127.5 - 1).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        mode = pipe.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(latents, (mode - 0.1) / 1.5)
+    assert base.decode(latents).shape == clip.shape
+    assert genhoi.encode_reference(pipe.vae, clip[0], size=(32, 64)).shape == (1, 48, 1, 2, 4)
+    with pytest.raises(ValueError, match=r"size: got \(48, 64\), .* multiples of 32"):
+        genhoi.encode_reference(pipe.vae, clip[0], size=(48, 64))
+
+
 # --------------------------------------------------------------------- against diffusers' pipelines
 
 
