@@ -105,7 +105,7 @@ def load_base(
         dtype: of the transformer, and of a text encoder.
         seed: of random weights.
         transformer: folder of one to take instead of the base's own, which is not loaded: of the
-            same sizes, as `genhoi convert` or diffusers writes it.
+            same sizes, as `genhoi convert` or diffusers writes it; or a GGUF file of one.
         expert: of a base with two transformers, the one to load alone; None: both.
 
     Raises:
@@ -116,8 +116,10 @@ def load_base(
     if expert is not None:
         return base_kind(name).load_expert(name, expert, device=device, dtype=dtype)
     check_base(name, transformer=transformer)
-    given = None if transformer is None else load_transformer(transformer, dtype=dtype)
-    base = base_kind(name).load(name, device=device, dtype=dtype, seed=seed, transformer=given)
+    kind, given = base_kind(name), None
+    if transformer is not None:
+        given = load_transformer(transformer, kind.read_config(name), dtype=dtype)
+    base = kind.load(name, device=device, dtype=dtype, seed=seed, transformer=given)
     if transformer is not None:
         base.about += f", with the transformer of {os.fspath(transformer)}"
     return base

@@ -1,4 +1,4 @@
-"""A transformer from a folder of its own, in the place of a base's."""
+"""A transformer from a folder of its own, or a GGUF file, in the place of a base's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from genhoi.bases.wan_files import has_weights, variant_of
+from genhoi.extras import is_installed
 from genhoi.models.registry import empty_model
 
 __all__ = ["check_same_sizes", "check_transformer", "load_transformer"]
@@ -23,8 +25,10 @@ def check_transformer(
 ) -> None:
     """Check that a folder holds a transformer that fits a base; nothing is loaded.
 
+    A GGUF file says nothing of its sizes that could be compared; it is judged when it is loaded.
+
     Args:
-        folder: of a transformer as diffusers saves it.
+        folder: of a transformer as diffusers saves it, or a file in GGUF.
         config: of the base's own.
         weights: whether its weights have to be there.
 
@@ -32,6 +36,12 @@ def check_transformer(
         FileNotFoundError: there is none, or no weights.
         TypeError, ValueError: it is another model, or does not fit.
     """
+    if is_gguf(folder):
+        if not is_installed("gguf"):
+            raise ImportError("transformer: a GGUF file needs the package gguf (pip install gguf)")
+        if not Path(folder).is_file():
+            raise FileNotFoundError(f"transformer: there is no file {folder}")
+        return
     if weights and not has_weights(Path(folder)):
         raise FileNotFoundError(f"transformer: there are no weights in {folder}; {_WANTED}")
     own = _read_config(folder)
@@ -65,8 +75,26 @@ def check_same_sizes(config: Mapping[str, Any], wanted: Mapping[str, Any], *, wh
         raise ValueError(f"transformer: got {what}, wanted the base's sizes: it has {differ}")
 
 
-def load_transformer(folder: str | os.PathLike[str], *, dtype: torch.dtype) -> Any:
-    """Load a transformer as diffusers saves it, in this dtype, on the CPU."""
+def is_gguf(path: str | os.PathLike[str]) -> bool:
+    """Tell a GGUF file by its name."""
+    return Path(path).suffix == ".gguf"
+
+
+def load_transformer(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], *, dtype: torch.dtype
+) -> Any:
+    """Load a transformer as diffusers saves it, in this dtype, or from GGUF, on the CPU.
+
+    Args:
+        folder: of the transformer, or a file in GGUF, whose weights stay in few bits.
+        config: of the base's own.
+        dtype: of the weights, or computed in.
+
+    Raises:
+        ValueError: a GGUF file of another model.
+    """
+    if is_gguf(folder):
+        return _load_gguf(Path(folder), config, dtype)
     with torch.device("meta"):
         kind = type(empty_model(_read_config(folder)).transformer)
     return kind.from_pretrained(
@@ -75,6 +103,25 @@ def load_transformer(folder: str | os.PathLike[str], *, dtype: torch.dtype) -> A
         dtype=dtype,
         variant=variant_of(Path(folder), [""]),
     )
+
+
+def _load_gguf(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    from diffusers import GGUFQuantizationConfig
+
+    with torch.device("meta"):
+        kind = type(empty_model(config).transformer)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return kind.from_single_file(
+                str(path),
+                config=folder,
+                quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+                dtype=dtype,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"transformer: {path} does not fit the base: {error}") from error
 
 
 def _read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 from genhoi.bases.base import CropMode, EditDefaults
 from genhoi.conditioning.masks import MaskRule
 
-__all__ = ["EditSettings", "few_steps", "resolve"]
+__all__ = ["EditSettings", "for_few_steps", "resolve"]
 
 
-def few_steps(defaults: EditDefaults) -> EditDefaults:
+def for_few_steps(defaults: EditDefaults) -> EditDefaults:
     """Change a base's defaults to those of weights that were distilled to few steps.
 
-    Four steps without guidance at shift 5, as lightx2v's LoRAs for Wan 2.1 and 2.2 were published.
+    Four steps without guidance at shift 5, as in lightx2v's own inference with its LoRAs for Wan.
     """
     return replace(defaults, steps=4, guidance=1.0, guidance_2=None, shift=5.0)
 

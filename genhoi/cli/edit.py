@@ -35,7 +35,7 @@ def edit(output: Output, **options: Any) -> None:
     from genhoi.bases.base import NO_STRENGTHS
     from genhoi.bases.load import base_config, base_kind, check_base
     from genhoi.bases.lora import check_loras, parse_lora
-    from genhoi.bases.settings import EditSettings, few_steps, resolve
+    from genhoi.bases.settings import EditSettings, for_few_steps, resolve
     from genhoi.cli.edit_screen import say_plan
     from genhoi.editing.plan import plan_edit
     from genhoi.editing.results import Targets
@@ -58,7 +58,7 @@ def edit(output: Output, **options: Any) -> None:
     names = [field.name for field in fields(EditSettings)]
     loras = [parse_lora(text) for text in options["loras"]]
     check_loras(loras, takes_lora=kind.takes_lora, two_experts=kind.two_experts)
-    defaults = few_steps(kind.defaults) if options["few_steps"] else kind.defaults
+    defaults = for_few_steps(kind.defaults) if options["few_steps"] else kind.defaults
     settings = resolve(defaults, **{name: options[name] for name in names})
     if settings.guidance_2 is not None and not kind.two_experts:
         raise ValueError(

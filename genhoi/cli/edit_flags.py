@@ -103,8 +103,8 @@ _GROUPS = (
         cloup.option(
             "--transformer",
             type=PATH,
-            help="Folder of a transformer of the same sizes, as genhoi convert writes it, in the "
-            "place of the base's own.  [default: the base's]",
+            help="Folder of a transformer of the same sizes, as genhoi convert writes it, or a "
+            "GGUF file of one, in the place of the base's own.  [default: the base's]",
         ),
         cloup.option(
             "--untrained-adapter",

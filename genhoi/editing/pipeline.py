@@ -120,8 +120,9 @@ class GenHOIPipeline:
 
         Args:
             base: "tiny", trained and shipped with the package; "tiny-untrained"; or the folder of
-                a tiny base or of a diffusers Wan pipeline (docs/wan_versions_edit.md says which);
-                or the name of one on the Hugging Face Hub that has been downloaded before.
+                a tiny base or of a diffusers Wan pipeline (image-to-video, VACE or text-to-video,
+                of Wan 2.1 or 2.2); or the name of one on the Hugging Face Hub that has been
+                downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
                 None for the one that comes with the base, with "tiny" or in the folder adapter/ of
                 a pipeline, else for a fresh one, which is refused unless `untrained_adapter` is

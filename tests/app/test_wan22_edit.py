@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from support.command_lines import command_line
+from support.tiny_base import save_tiny_base
 from support.tiny_training import Noise, fresh_accelerator, small_config
 from support.tiny_wan import lively_adapter
 from support.tiny_wan22 import save_tiny_pipeline, tiny_expert, tiny_tokens_wan
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_pipeline(folder / "vace", "vace")
     save_tiny_pipeline(folder / "text", "text", experts=False)
     save_tiny_pipeline(folder / "tokens", experts=False, tokens=True)
+    save_tiny_base(folder / "flf", pos_embed_seq_len=34)
     adapter = lively_adapter(tiny_expert())
     adapter.save_pretrained(folder / "image-adapter")
     with torch.no_grad():
@@ -256,13 +258,20 @@ def test_an_estimate_counts_both_transformers(folder: Path) -> None:
     assert all_low.steps == (1, 3), "the first step has only noise"
 
 
-def test_a_dry_run_with_configurations_alone(files: Path, folder: Path) -> None:
-    for form in ("image", "tokens"):
-        result = edit(files, folder / form, "--dry-run", steps=4, device="h100", window=5)
-        assert result.exit_code == 0, result.output
-        output = " ".join(result.output.replace("│", " ").split())
-        assert "does it fit? yes" in output
-        assert ("2 of the first transformer, 2 of the second" in output) == (form == "image")
+def test_an_estimate_of_tokens_of_32_pixels(folder: Path) -> None:
+    needs = estimate(folder / "tokens", size=(64, 96))
+    assert (needs.grid, needs.tokens, needs.reference_tokens) == ((3, 2, 3), 18, 6)
+    assert needs.steps == (4,) and "transformer_2" not in needs.weight_bytes
+
+
+def test_a_dry_run_with_configurations_alone(files: Path, folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "image", base, ignore=shutil.ignore_patterns("*.safetensors"))
+    result = edit(files, base, "--dry-run", steps=4, device="h100", window=5)
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.replace("│", " ").split())
+    assert "does it fit? yes" in output and "denoising, low noise" in output
+    assert "4 steps x 2 for guidance (2 of the first transformer, 2 of the second)" in output
 
 
 # ------------------------------------------------------------------------------------------- LoRA
@@ -375,7 +384,8 @@ def test_several_variants_and_none_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "expert"), [("image", "high"), ("vace", "low"), ("text", None), ("tokens", None)]
+    ("form", "expert"),
+    [("image", "high"), ("vace", "low"), ("text", None), ("tokens", None), ("flf", None)],
 )
 def test_a_training(folder: Path, tmp_path: Path, form: str, expert: Any) -> None:
     """One transformer at its noise levels; its samples, and what it leaves."""

@@ -1,4 +1,4 @@
-"""Bases of Wan 2.2 and text-to-video pipelines: how they are told, loaded, and denoise."""
+"""Bases of Wan 2.2, text-to-video and FLF2V: how they are told, loaded, and denoise."""
 
 import json
 import shutil
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from support.tiny_base import save_tiny_base
 from support.tiny_wan import lively_adapter, reference
 from support.tiny_wan22 import PIPELINES, Form, save_tiny_pipeline, tiny_expert, tiny_tokens_wan
 from torch import Tensor
@@ -36,6 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "vace": save_tiny_pipeline(at / "vace", "vace"),
         "one text": save_tiny_pipeline(at / "one", "text", experts=False),
         "tokens": save_tiny_pipeline(at / "tokens", experts=False, tokens=True),
+        "flf": save_tiny_base(at / "flf", pos_embed_seq_len=34),
     }
 
 
@@ -54,6 +57,7 @@ def test_kinds_are_told_by_their_folders(folders: dict[str, Path], tmp_path: Pat
         "vace": WanVACEExpertsBase,
         "one text": WanTextBase,
         "tokens": WanTokensBase,
+        "flf": WanBase,
     }
     # The published folder of TI2V says WanPipeline.
     index = json.loads((folders["tokens"] / "model_index.json").read_text())
@@ -135,6 +139,23 @@ def test_one_of_two_is_loaded_alone(folders: dict[str, Path], tmp_path: Path) ->
         load_base(folders["one text"], expert="high")
 
 
+def test_frames_through_the_vae_of_tokens(folders: dict[str, Path]) -> None:
+    """16 x 16 pixels and 48 channels; a size of whole tokens is wanted."""
+    base = load_base(folders["tokens"])
+    clip = torch.randint(0, 256, (5, 64, 96, 3), dtype=torch.uint8)
+    latents = base.encode(clip)
+    assert latents.shape == (1, 48, 2, 4, 6)
+    pipe = base.pipe  # type: ignore[attr-defined]
+    pixels = (clip / 127.5 - 1).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        mode = pipe.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(latents, (mode - 0.1) / 1.5)
+    assert base.decode(latents).shape == clip.shape
+    assert genhoi.encode_reference(pipe.vae, clip[0], size=(32, 64)).shape == (1, 48, 1, 2, 4)
+    with pytest.raises(ValueError, match=r"size: got \(48, 64\), .* multiples of 32"):
+        genhoi.encode_reference(pipe.vae, clip[0], size=(48, 64))
+
+
 # --------------------------------------------------------------------- against diffusers' pipelines
 
 
@@ -163,7 +184,13 @@ def stock(folder: Path, form: Form, **arguments: Any) -> tuple[Tensor, dict[str,
     return latents, seen[0]
 
 
-def ours(base: Any, start: Tensor, condition: Tensor, guidance: tuple[float, float | None]) -> Any:
+def ours(
+    base: Any,
+    start: Tensor,
+    condition: Tensor,
+    guidance: tuple[float, float | None],
+    image: Tensor | None = None,
+) -> Tensor:
     sigmas = noise_levels(STEPS, SHIFT)
     return denoise(
         base.model,
@@ -171,7 +198,7 @@ def ours(base: Any, start: Tensor, condition: Tensor, guidance: tuple[float, flo
         condition,
         text=draw(1, 512, 24, seed=6),
         no_text=draw(1, 512, 24, seed=7),
-        image=None,
+        image=image,
         guidance=guidance_by_step(sigmas, *guidance, base.boundary),
         sigmas=sigmas,
         after_step=lambda step, latents: None,
@@ -241,6 +268,35 @@ def test_tokens_of_a_given_frame_as_diffusers_has_them(folders: dict[str, Path])
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
     given = base.model.inputs(start, condition, torch.tensor([900.0]), start, None)
     assert torch.equal(given["timestep"], inputs["timestep"].sign() * 900)
+
+
+def test_first_and_last_frame_as_diffusers_has_them(folders: dict[str, Path]) -> None:
+    """FLF2V: both pictures reach the image encoder, in their order."""
+    first, last = (
+        torch.randint(0, 256, (*SIZE, 3), generator=torch.Generator().manual_seed(i)).byte()
+        for i in range(2)
+    )
+    start = draw(1, 16, 3, SIZE[0] // 8, SIZE[1] // 8)
+    wanted, inputs = stock(
+        folders["flf"],
+        "image",
+        image=Image.fromarray(first.numpy()),
+        last_image=Image.fromarray(last.numpy()),
+        latents=start,
+        guidance_scale=5.0,
+    )
+    base = load_base(folders["flf"])
+    image = base.encode_image(first, last)
+    assert image is not None
+    torch.testing.assert_close(image, inputs["encoder_hidden_states_image"])
+    made = ours(base, start, inputs["hidden_states"][:, 16:], (5.0, None), image)
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    other = ours(base, start, inputs["hidden_states"][:, 16:], (5.0, None), image.flip(0))
+    assert (other - wanted).abs().max() > 1e-3
+    # As a training has them: one row for each clip.
+    of_clips = image.flatten(0, 1)[None].repeat(2, 1, 1)
+    arguments = base.model.inputs(start, inputs["hidden_states"][:, 16:], start, start, of_clips)
+    assert torch.equal(arguments["encoder_hidden_states_image"], image.repeat(2, 1, 1))
 
 
 # ------------------------------------------------------------------------------- what is given

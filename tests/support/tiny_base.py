@@ -1,10 +1,12 @@
 """A whole Wan image-to-video pipeline in diffusers' format, every component tiny and random."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -57,9 +59,11 @@ def tiny_vae() -> AutoencoderKLWan:
     ).eval()
 
 
-def save_tiny_base(folder: Path) -> Path:
-    """Write the pipeline's folder."""
-    transformer = tiny_wan()
+def save_tiny_base(folder: Path, **config: Any) -> Path:
+    """Write the pipeline's folder; config changes the transformer's."""
+    transformer = tiny_wan(**config)
+    if transformer.condition_embedder.image_embedder.pos_embed is not None:
+        nn.init.normal_(transformer.condition_embedder.image_embedder.pos_embed)
     torch.manual_seed(5)
     pipe = WanImageToVideoPipeline(
         tokenizer=tiny_tokenizer(),

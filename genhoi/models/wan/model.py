@@ -79,9 +79,14 @@ class WanModel(WanStreamFamily):
             "hidden_states": torch.cat([latents, condition], dim=1),
             "timestep": timestep,
             "encoder_hidden_states": text,
-            "encoder_hidden_states_image": image,
+            "encoder_hidden_states_image": None if image is None else self._image_rows(image),
             "return_dict": False,
         }
+
+    def _image_rows(self, image: Tensor) -> Tensor:
+        """Give first and last image a row each, as diffusers has them, where they share one."""
+        both = self.transformer.config.pos_embed_seq_len
+        return image.unflatten(1, (2, -1)).flatten(0, 1) if image.shape[1] == both else image
 
     @cached_property
     def blocks(self) -> Sequence[Block]:
