@@ -34,9 +34,9 @@ def attach(
     Source: GenHOI, arXiv 2603.06048. The transformer's own forward, and its state_dict, stay as
     they are. Its ``parameters()`` include the adapter's, and ``to`` moves both. torch.compile makes
     one program for all references; torch.export makes those that are set constants of its program,
-    and warns (docs/model_layer.md, "Compiled"). What is kept of references notices that weights have
-    changed, but for changes through ``.data`` (as diffusers' ``EMAModel.copy_to`` makes them): call
-    ``Attachment.refresh`` after those.
+    and warns (docs/model_layer.md, "Compiled"). What is kept of references notices that weights
+    have changed, but for changes through ``.data`` (as diffusers' ``EMAModel.copy_to`` makes them):
+    call ``Attachment.refresh`` after those.
 
     Args:
         transformer: a diffusers ``WanTransformer3DModel``, ``WanVACETransformer3DModel`` or
