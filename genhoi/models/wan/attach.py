@@ -148,7 +148,7 @@ class WanAttachment(WanProcessors):
         """Leave out what forward passes made: a copy, or what a file holds, makes its own."""
         latents = [x if x.is_leaf else x.detach() for x in self._references.latents]
         references = replace(self._references, latents=latents)
-        made: dict[str, Any] = {"_key": None, "_passes": [], "_of_program": []}
+        made: dict[str, Any] = {"_key": None, "_passes": []}
         return self.__dict__ | made | {"_references": references}
 
     # ------------------------------------------------------------------------------- forward pass
