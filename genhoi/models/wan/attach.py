@@ -70,23 +70,22 @@ class WanAttachment(WanProcessors):
     ) -> None:
         """Keep the references until the next call; compute nothing yet."""
         self._check_attached("set_reference")
-        self._references = References.checked(
-            self._model, references, mask, ref_bias, mask_gate=self.options.mask_gate
-        )
+        gate = self.options.mask_gate
+        self._use(References.checked(self._model, references, mask, ref_bias, mask_gate=gate))
         self._forget()
 
     def take_reference(self, other: Attachment) -> None:
         """Take the other's references and mask; compute nothing yet."""
         self._check_attached("take_reference")
         assert isinstance(other, WanAttachment)
-        self._references = other._references
+        self._use(other._references)
         self._forget()
 
     def set_mask(self, mask: Tensor) -> None:
         """Change the mask of the references that are set, and of their cached passes."""
         self._check_attached("set_mask")
         gate = self.options.mask_gate
-        self._references = self._references.with_mask(self._model, mask, mask_gate=gate)
+        self._use(self._references.with_mask(self._model, mask, mask_gate=gate))
         self._passes = [replace(current, mask=self._references.mask) for current in self._passes]
 
     def refresh(self) -> None:
@@ -103,6 +102,9 @@ class WanAttachment(WanProcessors):
         super().detach()
         self._forget()
         self._references, self._processors = References(), []
+
+    def _use(self, references: References) -> None:
+        self._references = references
 
     # ------------------------------------------------------------------------------- forward pass
 
