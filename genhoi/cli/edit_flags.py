@@ -73,7 +73,7 @@ _GROUPS = (
             "--size",
             help="WIDTHxHEIGHT that the model works at, multiples of 16, of Wan 2.2 TI2V of 32. "
             "The result has the clip's own size all the same.  [default: the base's own, 832x480; "
-            "tiny 96x96]",
+            "TI2V 1280x704; tiny 96x96]",
         ),
         cloup.option(
             "--keep-background/--no-keep-background",
@@ -145,18 +145,27 @@ _GROUPS = (
             help="4 steps, guidance 1 and shift 5 where these are not given: for a --lora that was "
             "made for few steps.",
         ),
-        cloup.option("--steps", type=int, help="Denoising steps.  [default: 50; tiny 25]"),
         cloup.option(
-            "--guidance", type=float, help="Weight of the prompt; 1 is none.  [default: 5; tiny 1]"
+            "--steps",
+            type=int,
+            help="Denoising steps.  [default: 50; Wan 2.2 A14B 40; tiny 25]",
+        ),
+        cloup.option(
+            "--guidance",
+            type=float,
+            help="Weight of the prompt; 1 is none.  [default: 5; Wan 2.2 I2V-A14B 3.5, T2V-A14B "
+            "4; tiny 1]",
         ),
         cloup.option(
             "--guidance-2",
             type=float,
-            help="The same of a second transformer, for low noise.  [default: as --guidance; of a "
-            "text-to-video base 3]",
+            help="The same of a second transformer, for low noise.  [default: as --guidance; "
+            "T2V-A14B 3]",
         ),
         cloup.option(
-            "--shift", type=float, help="Of noise levels towards noise.  [default: 5; tiny 3]"
+            "--shift",
+            type=float,
+            help="Of noise levels towards noise.  [default: 5; T2V-A14B 12; tiny 3]",
         ),
         cloup.option(
             "--seed", default=0, show_default=True, help="The same seed gives the same clip."
@@ -171,7 +180,9 @@ _GROUPS = (
     cloup.option_group(
         "Long clips",
         cloup.option(
-            "--window", type=int, help="Frames made at once, 1 + 4 n.  [default: 81; tiny 49]"
+            "--window",
+            type=int,
+            help="Frames made at once, 1 + 4 n.  [default: 81; TI2V 121; tiny 49]",
         ),
         cloup.option(
             "--overlap",

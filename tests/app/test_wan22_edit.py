@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from support.command_lines import command_line
 from support.tiny_base import save_tiny_base
 from support.tiny_training import Noise, fresh_accelerator, small_config
@@ -184,7 +185,7 @@ def test_both_transformers_see_the_object_and_either_guidance_counts(folder: Pat
         assert one.reference_passes == 3
     made.attachment.detach()
     for transformer in made.base.transformers:
-        genhoi.attach(transformer, lively_adapter(transformer)).detach()
+        assert {type(x) for x in transformer.attn_processors.values()} == {WanAttnProcessor}
 
 
 @pytest.mark.filterwarnings("ignore::genhoi.EditWarning")

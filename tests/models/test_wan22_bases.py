@@ -23,6 +23,7 @@ from genhoi.models.registry import model_of
 from genhoi.models.sampling import denoise, guidance_by_step, noise_levels
 from genhoi.models.wan.given import WanTextModel, WanTokensModel
 from genhoi.models.wan.model import WanModel
+from genhoi.training.objective import Batch, reconstruction_loss
 
 STEPS, SHIFT = 4, 5.0  # sigmas 1, .94, .83, .63: two above 0.9 and two below
 SIZE = (64, 96)
@@ -299,6 +300,16 @@ def test_first_and_last_frame_as_diffusers_has_them(folders: dict[str, Path]) ->
     assert torch.equal(arguments["encoder_hidden_states_image"], image.repeat(2, 1, 1))
 
 
+def test_the_boundary_itself_is_of_the_first_transformer() -> None:
+    """As in diffusers, where `transformer` takes timesteps from the boundary on."""
+    high, low = (model_of(tiny_expert("image", seed)) for seed in range(2))
+    high.hand_over(low, below=900.0)
+    assert high.at(900.0) is high and high.at(899.9) is low and low.at(950.0) is low
+    sigmas = torch.tensor([1.0, 0.9, 0.5, 0.0])
+    assert guidance_by_step(sigmas, 5.0, 2.0, 0.9) == [5.0, 5.0, 2.0]
+    assert guidance_by_step(sigmas, 5.0, None, 0.9) == [5.0] * 3
+
+
 # ------------------------------------------------------------------------------- what is given
 
 
@@ -351,3 +362,33 @@ def test_an_adapter_on_them(folders: dict[str, Path], name: str) -> None:
     assert handle.reference_passes == 1
     assert (seen - alone)[..., 4:].abs().max() > 1e-3
     assert (seen[:, :, 0, :, :4] == 7).all()
+
+
+def test_no_loss_where_nothing_is_predicted() -> None:
+    """Of tokens that are given clean; text-to-video says a velocity for all."""
+    for transformer, channels, counts in (
+        (tiny_tokens_wan(), 48, False),
+        (tiny_expert("text"), 16, True),
+    ):
+        clean, noise = draw(1, channels, 2, 4, 8), draw(1, channels, 2, 4, 8, seed=4)
+        batch = Batch(
+            clean=clean,
+            noise=noise,
+            sigmas=torch.tensor([0.5]),
+            condition=half_given(channels),
+            objects=clean[:, :, :1],
+            object_noise=noise[:, :, :1],
+            tokens=None,
+            text=draw(1, 512, 24),
+            image=None,
+        )
+        velocity = noise - clean
+        velocity[:, :, 0, 0, 0] += 100
+        loss = reconstruction_loss(
+            model_of(transformer),
+            lambda velocity=velocity, **_: (velocity,),
+            None,
+            batch,
+            mask_weight=1.0,
+        )
+        assert bool(loss > 1) == counts
