@@ -84,7 +84,7 @@ $(QUANTIZERS)/.ready: | $(READY)
 .PHONY: test-quantized
 test-quantized: $(QUANTIZERS)/.ready ## run the tests on transformers in few bits (GGUF, torchao)
 	@PYTHONPATH=$(QUANTIZERS) $(RUN) -W ignore -c 'import gguf, torchao.quantization' # or all would skip
-	@PYTHONPATH=$(QUANTIZERS) $(RUN) -m pytest -q $(PYTEST_ARGS) tests/models/test_wan_quantized.py
+	@PYTHONPATH=$(QUANTIZERS) $(RUN) -m pytest -q $(PYTEST_ARGS) tests/models/test_wan_quantized.py tests/app/test_gguf_transformer.py
 
 # A held-out clip, and the objects of two others: none of them was seen in training.
 DEMO := results/demo

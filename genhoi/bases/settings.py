@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from genhoi.bases.base import CropMode, EditDefaults
+from genhoi.bases.few_steps import few_steps
 from genhoi.conditioning.masks import MaskRule
 
 __all__ = ["EditSettings", "for_few_steps", "resolve"]
@@ -14,9 +15,12 @@ __all__ = ["EditSettings", "for_few_steps", "resolve"]
 def for_few_steps(defaults: EditDefaults) -> EditDefaults:
     """Change a base's defaults to those of weights that were distilled to few steps.
 
-    Four steps without guidance at shift 5, as in lightx2v's own inference with its LoRAs for Wan.
+    They are those of `few_steps("lightx2v")`.
     """
-    return replace(defaults, steps=4, guidance=1.0, guidance_2=None, shift=5.0)
+    few = few_steps("lightx2v")
+    return replace(
+        defaults, steps=few.steps, guidance=few.guidance, guidance_2=None, shift=few.shift
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

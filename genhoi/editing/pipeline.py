@@ -31,8 +31,7 @@ from genhoi.editing.windows import windows
 from genhoi.media import Clip
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import FlowGateReduction, Schedule
-from genhoi.models.attach import attach
-from genhoi.models.experts import join
+from genhoi.models.attach import attach_pipeline
 from genhoi.models.options import UNSET, Preset, Unset
 from genhoi.models.sampling import noise_levels
 
@@ -87,18 +86,14 @@ class GenHOIPipeline:
                 torch.manual_seed(0)
                 adapters = [GenHOIAdapter.for_transformer(base.transformer)]
         # A copy each, though two transformers share one: they come and go on their own.
-        self.attachment = join(
-            [
-                attach(
-                    transformer,
-                    own.copy_to(next(transformer.parameters()).device, transformer.dtype),
-                    preset=preset,
-                    mask_gate=mask_gate,
-                    flow_gate=flow_gate,
-                    schedule=schedule,
-                )
-                for transformer, own in zip(base.transformers, cycle(adapters), strict=False)
-            ]
+        pairs = zip(base.transformers, cycle(adapters), strict=False)
+        self.attachment = attach_pipeline(
+            base,
+            [x.copy_to(next(t.parameters()).device, t.dtype) for t, x in pairs],
+            preset=preset,
+            mask_gate=mask_gate,
+            flow_gate=flow_gate,
+            schedule=schedule,
         )
 
     @classmethod

@@ -158,7 +158,6 @@ class WanAttachment(WanProcessors):
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         """Give every processor what this forward pass needs."""
-        self._check_forward(self._processors[0].lora_k.down, latents)
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             self._in_program(latents, rotary)
         else:
@@ -170,6 +169,7 @@ class WanAttachment(WanProcessors):
 
     def current_passes(self, latents: Tensor) -> Sequence[VideoPass | None]:
         """Return every block's pass in a forward pass over latents, with the references' cache."""
+        self._check_forward(self._processors[0].lora_k.down, latents)
         grid = self._sizes.grid(latents)
         self._references.check_forward(latents, grid)
         if self._seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genhoi.models.adapter import GenHOIAdapter
@@ -93,7 +94,12 @@ class WanProcessors(Attachment):
         delattr(self.transformer, ATTACHMENT)
 
     def _check_forward(self, weight: Tensor, latents: Tensor) -> None:
-        """Check that all processors are in place, without caches, and a weight has data."""
+        """Check that all processors are in place, without caches, and a weight has data.
+
+        Not while torch.export traces, for which modules are not the transformer's own.
+        """
+        if torch.compiler.is_compiling():
+            return
         for attention, processor in self._in_place:
             if attention.processor is not processor:
                 raise ValueError(
