@@ -151,9 +151,6 @@ class WanAttachment(WanProcessors):
         made: dict[str, Any] = {"_key": None, "_passes": []}
         return self.__dict__ | made | {"_references": references}
 
-    def _use(self, references: References) -> None:
-        self._references = references
-
     # ------------------------------------------------------------------------------- forward pass
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
