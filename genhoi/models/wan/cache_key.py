@@ -36,7 +36,8 @@ class CacheKey:
         latents: Tensor,
         casts: int,
     ) -> None:
-        self._tensors = [*references, *transformer.parameters(), *_scaling_tensors(transformer)]
+        lora = [x for x in transformer.modules() if isinstance(x.__dict__.get("scaling"), dict)]
+        self._tensors = [*references, *transformer.parameters(), *_scaling_tensors(lora)]
         self._rest = (
             [0 if x.is_inference() else x._version for x in self._tensors],
             casts,
@@ -45,7 +46,7 @@ class CacheKey:
             latents.device,
             _autocast_dtype(latents.device.type),
             torch.is_inference_mode_enabled(),
-            _lora_settings(transformer),
+            _lora_settings(lora),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -64,7 +65,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
-def _lora_settings(transformer: nn.Module) -> list[Any]:
+def _lora_settings(layers: Sequence[Any]) -> list[Any]:
     """Read what PEFT's layers keep outside their parameters: scales, what is active or merged."""
     return [
         (
@@ -73,15 +74,11 @@ def _lora_settings(transformer: nn.Module) -> list[Any]:
             bool(getattr(module, "disable_adapters", False)),
             list(getattr(module, "merged_adapters", ())),
         )
-        for module in _lora_layers(transformer)
+        for module in layers
     ]
 
 
-def _scaling_tensors(transformer: nn.Module) -> list[Tensor]:
+def _scaling_tensors(layers: Sequence[Any]) -> list[Tensor]:
     """List the scales that are tensors, as ``enable_lora_hotswap`` makes them."""
-    scales = [x for module in _lora_layers(transformer) for x in module.scaling.values()]
+    scales = [x for module in layers for x in module.scaling.values()]
     return [x for x in scales if isinstance(x, Tensor)]
-
-
-def _lora_layers(transformer: nn.Module) -> list[Any]:
-    return [x for x in transformer.modules() if isinstance(x.__dict__.get("scaling"), dict)]
