@@ -25,7 +25,7 @@ from genhoi.models.wan.cache_key import CacheKey
 from genhoi.models.wan.cross_attention import CrossAttention
 from genhoi.models.wan.family import WanStreamFamily
 from genhoi.models.wan.passes import VideoPass
-from genhoi.models.wan.programs import ProgramPass, Registered, prepare_references
+from genhoi.models.wan.programs import ProgramPass, Registered, is_exporting, prepare_references
 from genhoi.models.wan.reference_stream import reference_keys_values
 from genhoi.models.wan.references import References
 from genhoi.models.wan.self_attention import SelfAttention
@@ -155,7 +155,7 @@ class WanAttachment(WanProcessors):
 
     def _before_blocks(self, latents: Tensor, rotary: Tensor) -> None:
         """Give every processor what this forward pass needs."""
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() and not is_exporting():
             self._in_program(latents, rotary)
         else:
             self._set_passes(self.current_passes(latents), rotary)
@@ -197,7 +197,7 @@ class WanAttachment(WanProcessors):
         grads = torch.is_grad_enabled() and any(
             x.requires_grad for x in (*references.latents, *self.transformer.parameters())
         )
-        if torch.compiler.is_exporting():
+        if is_exporting():
             _warn_of_constants(references.latents)
         if grads or key != self._key:
             self._forget()

@@ -20,7 +20,13 @@ from torch import Tensor
 from genhoi.models.wan.passes import VideoPass
 from genhoi_kernels import GateWeights, VideoRope
 
-__all__ = ["ProgramPass", "Registered", "prepare_references"]
+__all__ = ["ProgramPass", "Registered", "is_exporting", "prepare_references"]
+
+
+def is_exporting() -> bool:
+    """Tell whether torch.export is tracing."""
+    # Not torch.compiler.is_exporting(), which is True under torch.compile before torch 2.13.
+    return torch.compiler._is_exporting_flag
 
 
 class Owner(Protocol):

@@ -13,6 +13,7 @@ from genhoi.conditioning.grid import STRIDES, Grid
 from genhoi.conditioning.masks import token_mask
 from genhoi.models.placement import check_device, execution_device
 from genhoi.models.protocol import ReferenceStreamModel
+from genhoi.models.wan.programs import is_exporting
 from genhoi_kernels import MaskGate
 
 __all__ = ["References", "Visibility"]
@@ -52,7 +53,7 @@ class Visibility:
         # The bits of the references there are; int32 holds 32 with its sign.
         bits = (1 << len(latents)) - 1 if len(latents) < 32 else -1
         # A mask that is an input of an exported program has no values yet.
-        any_token = torch.compiler.is_exporting() or bool((gate.bits & bits).any())
+        any_token = is_exporting() or bool((gate.bits & bits).any())
         return cls(gate, grid, any_token)
 
 
