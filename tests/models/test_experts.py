@@ -271,6 +271,33 @@ def test_group_offload_of_both(kind: str, shared: bool) -> None:
     assert handle.reference_passes == 2
 
 
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_group_offload_of_both_to_disk(tmp_path: Path, kind: str, shared: bool) -> None:
+    """By block, diffusers writes what they share after it has emptied it: refused."""
+    pipe = two()
+    adapter = lively_adapter(pipe.transformer)
+    adapters = [adapter, adapter if shared else adapter.copy_to("cpu", torch.float32)]
+    wanted = alone(pipe, adapters)
+    handle = attach_pipeline(pipe, adapters, preset="paper")
+    handle.set_reference([reference()], some_tokens(), ref_bias=[0.5])
+    cpu = torch.device("cpu")
+    for name, model in vars(pipe).items():
+        model.enable_group_offload(
+            cpu,
+            cpu,
+            offload_type=kind,
+            num_blocks_per_group=1,
+            offload_to_disk_path=str(tmp_path / name),
+        )
+    if shared and kind == "block_level":
+        with pytest.raises(RuntimeError, match=r"two transformers share.*wanted one each"):
+            run_both(pipe)
+    else:
+        assert same(run_both(pipe), wanted)
+        assert same(run_both(pipe), wanted)
+
+
 def test_saving_and_training_a_shared_adapter(tmp_path: Path) -> None:
     """It is saved by itself, and gradients of both experts meet in it."""
     pipe = two()

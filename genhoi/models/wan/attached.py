@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from genhoi.models.attachment import ATTACHMENT, Attachment
 from genhoi.models.options import Options
 from genhoi.models.placement import check_device, check_has_data, execution_device
 from genhoi.models.protocol import Block
-from genhoi.models.wan.diffusers_hooks import remove_step_hooks
+from genhoi.models.wan.diffusers_hooks import is_whole_on_disk, remove_step_hooks
 from genhoi.models.wan.family import WanFamily
 from genhoi.models.wan.processor import Processor
 
 __all__ = ["WanProcessors"]
 
 _PATTERNS = "_skip_layerwise_casting_patterns"
+_OF_ADAPTER: WeakKeyDictionary[GenHOIAdapter, WeakSet[WanProcessors]] = WeakKeyDictionary()
+"""The attachments of each adapter, of which two transformers may have one."""
 
 
 class WanProcessors(Attachment):
@@ -64,6 +67,7 @@ class WanProcessors(Attachment):
         self._patterns = [*(getattr(self.transformer, _PATTERNS) or ()), "processor"]
         setattr(self.transformer, _PATTERNS, self._patterns)
         setattr(self.transformer, ATTACHMENT, self)
+        _OF_ADAPTER.setdefault(adapter, WeakSet()).add(self)
         # Within forward: wrappers that bring weights along have run, and the positions tell this
         # forward pass from all others.
         self._hook = model.on_positions(self._before_blocks)
@@ -92,6 +96,7 @@ class WanProcessors(Attachment):
             delattr(self.transformer, _PATTERNS)  # uncovers the class's own
             vars(self.transformer).update(self._own_patterns)
         delattr(self.transformer, ATTACHMENT)
+        _OF_ADAPTER.get(self.adapter, WeakSet()).discard(self)
 
     def _check_forward(self, weight: Tensor, latents: Tensor) -> None:
         """Check that all processors are in place, without caches, and a weight has data.
@@ -108,7 +113,19 @@ class WanProcessors(Attachment):
                     f"away: call detach(), then attach() again"
                 )
         remove_step_hooks(self._parts)
+        self._check_not_shared_on_disk()
         check_has_data(weight, latents)
+
+    def _check_not_shared_on_disk(self) -> None:
+        """Refuse what diffusers would write after another transformer has emptied it."""
+        if len(_OF_ADAPTER.get(self.adapter, ())) < 2:
+            return
+        if any(is_whole_on_disk(block.module) for block in self._wan.blocks):
+            raise RuntimeError(
+                "adapter: got one that two transformers share, while group offload keeps their "
+                "blocks on the disk, wanted one each: attach_pipeline(pipe, [adapter, other]), "
+                "other = adapter.copy_to(device, dtype), before enable_group_offload"
+            )
 
     def _check_attached(self, method: str) -> None:
         if not self._attached:

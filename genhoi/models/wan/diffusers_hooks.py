@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["remove_step_hooks", "weights_at_hand", "without_step_hooks"]
+__all__ = ["is_whole_on_disk", "remove_step_hooks", "weights_at_hand", "without_step_hooks"]
 
 _PACKAGE = "diffusers.hooks."
 _ON_WEIGHTS = ("group_offloading", "layerwise_casting", "context_parallel", "tensor_parallel")
@@ -73,6 +73,13 @@ def remove_step_hooks(modules: Iterable[nn.Module]) -> None:
             for name, hook in list(registry.hooks.items()):
                 if _over_steps(hook):
                     registry.remove_hook(name, recurse=False)
+
+
+def is_whole_on_disk(module: nn.Module) -> bool:
+    """Tell whether group offload keeps a module on the disk with all that is in it: by block."""
+    groups = [getattr(hook, "group", None) for hook in _hooks(module)]
+    on_disk = [group for group in groups if getattr(group, "offload_to_disk_path", None)]
+    return any(whole is module for group in on_disk for whole in group.modules)
 
 
 def _hooks(module: nn.Module) -> list[Any]:
