@@ -77,7 +77,7 @@ def remove_step_hooks(modules: Iterable[nn.Module]) -> None:
 
 def is_whole_on_disk(module: nn.Module) -> bool:
     """Tell whether group offload keeps a module on the disk with all that is in it: by block."""
-    groups = [getattr(hook, "group", None) for hook in _hooks(module)]
+    groups: list[Any] = [getattr(hook, "group", None) for hook in _hooks(module)]
     on_disk = [group for group in groups if getattr(group, "offload_to_disk_path", None)]
     return any(whole is module for group in on_disk for whole in group.modules)
 
