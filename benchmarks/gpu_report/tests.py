@@ -23,6 +23,7 @@ _FIRST = (
     "kernels/test_flash_versions.py",
     "kernels/test_descriptors.py",
     "models/test_gpu_wan.py",
+    "models/test_gpu_wan_tools.py",
 )
 _MORE = (
     "kernels/test_norm_rope.py",
