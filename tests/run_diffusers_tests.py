@@ -51,11 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         print(f"checkout: {options.checkout} has no {', '.join(missing)}", file=sys.stderr)
         return 2
-    found = {name: _run_set(options, name) for name in options.sets}
-    lost = {name: _lost(outcomes) for name, outcomes in found.items()}
+    found: dict[str, dict[str, Outcomes]] = {}
+    lost: dict[str, dict[str, list[str]]] = {}
+    for name in options.sets:
+        found[name] = _run_set(options, name)
+        lost[name] = _lost(found[name])
+        if options.out is not None:  # after every set: all of them take long
+            options.out.write_text(json.dumps({"outcomes": found, "lost": lost}, indent=1))
     _print(found, lost)
-    if options.out is not None:
-        options.out.write_text(json.dumps({"outcomes": found, "lost": lost}, indent=1))
     return int(any(tests for by_mode in lost.values() for tests in by_mode.values()))
 
 
@@ -120,11 +123,17 @@ def _environment(options: argparse.Namespace, mode: str) -> dict[str, str]:
         "GENHOI_STAND_INS": "1" if options.stand_ins else "",
         "GENHOI_ON_CPU": "1" if options.on_cpu else "",
     }
+    if options.processes:  # the threads of all processes share the cores
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // options.processes)))
     if options.on_cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if options.stand_ins:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _outcomes(results: Path) -> Outcomes:
