@@ -124,16 +124,14 @@ def _environment(options: argparse.Namespace, mode: str) -> dict[str, str]:
         "GENHOI_ON_CPU": "1" if options.on_cpu else "",
     }
     if options.processes:  # the threads of all processes share the cores
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // options.processes)))
+        environment.setdefault(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.processes))
+        )
     if options.on_cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if options.stand_ins:
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _outcomes(results: Path) -> Outcomes:

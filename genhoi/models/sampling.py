@@ -104,6 +104,7 @@ def denoise(
     steps = len(sigmas) - 1
     guidances = guidance if isinstance(guidance, Sequence) else [guidance] * steps
     condition, start = condition.to(latents.device), latents
+    shown = condition.to(model.transformer.dtype)
     if clean is not None:
         latents = torch.lerp(clean, start, sigmas[0].item())
     latents = model.with_given(latents, condition, start, sigmas[0].item())
@@ -111,7 +112,7 @@ def denoise(
         # In float32: bfloat16 is off by up to 2 of the 1000 timesteps.
         timestep = (sigmas[i] * TIMESTEPS).expand(len(latents))
         at_work = model.at(timestep[0].item())
-        given = (latents, condition, timestep.to(latents.device))
+        given = (latents, shown, timestep.to(latents.device))
         v = _velocity(at_work, "cond", *given, text, image)
         if no_text is not None and guidances[i] != 1:
             v_no_text = _velocity(at_work, "uncond", *given, no_text, image)
@@ -132,7 +133,7 @@ def _velocity(
     image: Tensor | None,
 ) -> Tensor:
     transformer = model.transformer
-    latents, condition = latents.to(transformer.dtype), condition.to(transformer.dtype)
+    latents = latents.to(transformer.dtype)
     with transformer.cache_context(branch):
         out: Tensor = transformer(**model.inputs(latents, condition, timestep, text, image))[0]
     return out.float()

@@ -9,9 +9,8 @@ from diffusers import (
     WanAnimateTransformer3DModel,
 )
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from support.tiny_base import tiny_text_encoder, tiny_tokenizer, tiny_vae
+from support.tiny_base import tiny_image_encoder, tiny_text_encoder, tiny_tokenizer, tiny_vae
 
 GRID = (3, 4, 6)  # the character's frame and two of the video
 
@@ -74,19 +73,7 @@ def tiny_animate_pipeline() -> WanAnimatePipeline:
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-        ),
-        image_encoder=CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=20,
-                intermediate_size=24,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=16,
-                patch_size=4,
-            )
-        ).eval(),
+        **tiny_image_encoder(),
         transformer=transformer,
     )
     pipe.set_progress_bar_config(disable=True)

@@ -59,6 +59,24 @@ def tiny_vae() -> AutoencoderKLWan:
     ).eval()
 
 
+def tiny_image_encoder() -> dict[str, Any]:
+    """Two layers, random, and what prepares its images."""
+    config = CLIPVisionConfig(
+        hidden_size=20,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    return {
+        "image_processor": CLIPImageProcessor(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        ),
+        "image_encoder": CLIPVisionModel(config).eval(),
+    }
+
+
 def save_tiny_base(folder: Path, **config: Any) -> Path:
     """Write the pipeline's folder; config changes the transformer's."""
     transformer = tiny_wan(**config)
@@ -70,19 +88,7 @@ def save_tiny_base(folder: Path, **config: Any) -> Path:
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-        ),
-        image_encoder=CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=20,
-                intermediate_size=24,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=16,
-                patch_size=4,
-            )
-        ).eval(),
+        **tiny_image_encoder(),
         transformer=transformer,
     )
     pipe.save_pretrained(folder)

@@ -44,7 +44,7 @@ def load_angles(
 ):
     """Load cosine and sine of every pair of some tokens ``[TOKENS, BLOCK / 2]``.
 
-    SLIDES: some tokens turn per head; without it an eighth of the backward kernel's time is saved.
+    SLIDES: some tokens may turn per head; without it they are not asked.
     """
     SPATIAL: tl.constexpr = D // 3 // 2
     TEMPORAL: tl.constexpr = D // 2 - 2 * SPATIAL
