@@ -95,9 +95,9 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 	@$(RUN) -m genhoi.data.cup --out $(DEMO)/cup --force
 	@$(VENV)/bin/genhoi inspect --video $(DEMO)/cup/video.mp4 --mask $(DEMO)/cup/mask.mp4 \
 		--object $(DEMO)/cup/object.png --out $(DEMO) --force
-	@$(RUN) -m genhoi.data.synthetic --split test --index $(DEMO_INDEX) --out $(DEMO)/clip --force
+	@$(RUN) -m benchmarks.ablation.flat --index $(DEMO_INDEX) --out $(DEMO)/clip --force
 	@for i in $(DEMO_OBJECTS); do \
-		$(RUN) -m genhoi.data.synthetic --split test --index $$i --out $(DEMO)/object-$$i --force && \
+		$(RUN) -m benchmarks.ablation.flat --index $$i --out $(DEMO)/object-$$i --force && \
 		$(VENV)/bin/genhoi edit $(DEMO_CLIP) --object $(DEMO)/object-$$i/object.png \
 			--out $(DEMO)/edit-$$i --force || exit 1; \
 	done

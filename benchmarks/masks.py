@@ -30,7 +30,7 @@ from genhoi_kernels.files import whole_file
 __all__ = ["box_around", "iou", "measure"]
 
 _GROWTH = 2  # pixels by which the truth is wider than hand and object
-_CASES = ((96, 0.0), (96, 0.1), (240, 0.0))  # side of the frames; slack of the box
+_CASES = ((128, 0.0), (128, 0.1), (240, 0.0))  # side of the frames; slack of the box
 
 
 @click.command()

@@ -14,7 +14,7 @@ from genhoi.conditioning.condition import paint_grey
 from genhoi.data.synthetic import SyntheticHOI
 from genhoi.media import fit_image, write_image
 
-ROWS = (("train", 2), ("train", 3), ("train", 7), ("train", 6), ("test", 1), ("test", 4))
+ROWS = (("train", 17), ("train", 18), ("train", 21), ("train", 23), ("test", 11), ("test", 14))
 FRAMES = (0, 12, 24, 36, 48)
 GAP = 3
 OBJECT, HAND = torch.tensor([230, 90, 60]), torch.tensor([90, 190, 90])

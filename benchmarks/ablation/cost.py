@@ -13,7 +13,7 @@ import torch
 from benchmarks.ablation.plan import VARIANTS, Run, Scale, adapt_config
 from benchmarks.ablation.run import VariantTrainer
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import UNTRAINED
+from genhoi.bases.mosaic import UNTRAINED
 from genhoi.data.encoded import EncodedClips
 from genhoi.training.objective import make_batch, reconstruction_loss
 from genhoi_kernels.tune.timing import interleave, ratio

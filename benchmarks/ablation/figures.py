@@ -273,10 +273,10 @@ def _attention(path: Path, measured: Sequence[Measured], regime: str) -> Path | 
 def _rope_response(ax: Any, variant: str) -> None:
     """Draw the mean cosine of a frame's query and the reference's key, over all frequencies."""
     from benchmarks.ablation.plan import LATENT_FRAMES, schedule_for
-    from genhoi.bases.tiny import TINY_CONFIG
+    from genhoi.bases.mosaic import MOSAIC_CONFIG
     from genhoi_kernels import head_frames
 
-    head_dim, heads = TINY_CONFIG["attention_head_dim"], TINY_CONFIG["num_attention_heads"]
+    head_dim, heads = MOSAIC_CONFIG["attention_head_dim"], MOSAIC_CONFIG["num_attention_heads"]
     assert isinstance(head_dim, int) and isinstance(heads, int)
     part = head_dim - 2 * (head_dim // 3 // 2 * 2)
     rates = np.array([10000 ** (-2 * i / part) for i in range(part // 2)])

@@ -163,7 +163,7 @@ def base_config(scale: Scale, regime: Regime, seed: int) -> TrainConfig:
     """Return the settings of pretraining, which sees no reference."""
     return TrainConfig(
         stage="base",
-        base="tiny-untrained",
+        base="mosaic-untrained",
         clips=scale.clips,
         frames=FRAMES,
         height=SIDE,

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.ablation.flat import FlatHOI
 from genhoi.data.encoded import EncodedClips
-from genhoi.data.synthetic import SyntheticHOI
 
 __all__ = ["PosedClips"]
 
@@ -33,7 +33,7 @@ class PosedClips(EncodedClips):
         dataset: the same clips.
     """
 
-    def __init__(self, folder: Path, dataset: SyntheticHOI) -> None:
+    def __init__(self, folder: Path, dataset: FlatHOI) -> None:
         super().__init__(folder)
         self._dataset = dataset
         # Drawn from the scene, which takes longer than a sample's share of a training step.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ablation.first_frame import FirstFrame
+from benchmarks.ablation.flat import FlatHOI
 from benchmarks.ablation.measure import (
     GIVEN,
     Arrays,
@@ -44,9 +45,8 @@ from benchmarks.ablation.posed import PosedClips
 from benchmarks.ablation.test_set import TestSet
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import UNTRAINED
+from genhoi.bases.mosaic import UNTRAINED
 from genhoi.data.encoded import EncodedClips, encode_dataset
-from genhoi.data.synthetic import SyntheticHOI
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.trainer import Trainer, TrainProgress
 from genhoi_kernels.files import whole_file
@@ -79,7 +79,7 @@ class Study:
             return show
 
         latents = out / "latents"
-        dataset = SyntheticHOI("train", clips=scale.clips, frames=FRAMES, size=(SIDE, SIDE))
+        dataset = FlatHOI("train", clips=scale.clips, frames=FRAMES, size=(SIDE, SIDE))
         self.clips: EncodedClips = encode_dataset(
             codec,
             dataset,
@@ -111,7 +111,7 @@ class Study:
     def pretrain(self, regime: Regime, seed: int) -> None:
         """Train a base without references, and measure it alone."""
         folder = self.base_folder(regime, seed)
-        if not (folder / "base" / "tiny_base.json").is_file():
+        if not (folder / "base" / "mosaic_base.json").is_file():
             config = base_config(self.scale, regime, seed)
             Trainer(config, folder, self.clips).run(self._progress(f"base {folder.name}"))
         alone = self.out / "runs" / f"{regime}-alone-s{seed}"

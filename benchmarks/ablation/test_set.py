@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.ablation.flat import FlatHOI
 from benchmarks.ablation.plan import SIDE
 from benchmarks.ablation.posed import PosedClips
 from genhoi.bases.base import Base
 from genhoi.conditioning.grid import STRIDES
 from genhoi.conditioning.masks import token_mask
 from genhoi.data.encoded import EncodedClips, encode_dataset
-from genhoi.data.synthetic import SyntheticHOI
 from genhoi.evaluation.metrics import region_psnr, squared_error
 
 __all__ = ["TestClip", "TestSet"]
@@ -68,7 +68,7 @@ class TestSet:
         side: int = SIDE,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        self.dataset = SyntheticHOI("test", clips=clips, frames=frames, size=(side, side))
+        self.dataset = FlatHOI("test", clips=clips, frames=frames, size=(side, side))
         self.encoded: EncodedClips = encode_dataset(
             base, self.dataset, folder, given=("none",), workers=2, progress=progress
         )

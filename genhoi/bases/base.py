@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from genhoi.bases.about import BaseSettings
 from genhoi.bases.lora import Lora, check_loras
 from genhoi.bases.needs import BaseNeeds
 from genhoi.conditioning.grid import STRIDES, Strides
-from genhoi.conditioning.masks import MaskRule
 from genhoi.models.experts import Expert
 from genhoi.models.protocol import VideoModel
 from genhoi.models.registry import model_of
@@ -25,10 +24,7 @@ __all__ = [
     "NO_STRENGTHS",
     "TEXT_TOKENS",
     "Base",
-    "CropMode",
-    "EditDefaults",
     "Offload",
-    "TrainedOn",
 ]
 
 TEXT_TOKENS = 512
@@ -36,65 +32,13 @@ NO_STRENGTHS = (
     "references of this base are frames of the sequence, which have no weight of their own"
 )
 Offload = Literal["none", "model", "group"]
-CropMode = Literal["auto", "none"]
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """What clips a base has learnt from; far from them it paints worse. The values are Wan2.1's.
-
-    Args:
-        sizes: (height, width) of the frames, in pixels; lying or standing.
-        frames: of a clip.
-        mask_shares: least and largest share of a frame that was hidden.
-        outlines: whether masks followed hand and object closely, so that a rectangle is new to it.
-    """
-
-    sizes: tuple[tuple[int, int], ...] = ((480, 832), (720, 1280))
-    frames: int = 81
-    mask_shares: tuple[float, float] = (0.005, 0.5)
-    outlines: bool = False
-
-
-@dataclass(frozen=True)
-class EditDefaults:
-    """How a base is best used where the user says nothing; the values are Wan2.1's.
-
-    Args:
-        steps: of Euler's method.
-        guidance: on the text.
-        guidance_2: on the text, of a second transformer; None: as of the first.
-        shift: of the noise levels.
-        window: frames edited at once.
-        overlap: frames that windows have in common and are faded over.
-        match_colour: give every window the source's colours outside the masks.
-        mask_rule: when a token counts as masked for the gate.
-        size: (height, width) that the model works at, lying or standing.
-        crop: "auto": a box around the masks is edited where it is less than `crop_below` of the
-            frame; "none": always the whole frame.
-        crop_below: for that.
-        keep_background: put the source's own pixels back outside the masks.
-    """
-
-    steps: int = 50
-    guidance: float = 5.0
-    guidance_2: float | None = None
-    shift: float = 5.0
-    window: int = 81
-    overlap: int = 1
-    match_colour: bool = False
-    mask_rule: MaskRule = "release"
-    size: tuple[int, int] = (480, 832)
-    crop: CropMode = "auto"
-    crop_below: float = 1 / 3
-    keep_background: bool = True
 
 
 class Base(ABC):
     """What every base offers. All results lie on `device`; latents are float32.
 
-    The attributes from `takes_text` on belong to the class: they are known before weights are
-    loaded.
+    The attributes from `two_experts` on belong to the class: they are known before weights are
+    loaded. `settings` too, which a base's folder may change (`read_settings`).
 
     Attributes:
         transformer: of a family that `genhoi.models.registry` knows.
@@ -102,10 +46,9 @@ class Base(ABC):
         boundary: the noise level, 0 to 1, at which it does; None where there is no other.
         expert: which of two transformers was loaded alone, as `transformer`; None: all there are.
         device: where it computes.
-        about: one sentence for people.
-        trained: whether its weights come from training.
+        about: one sentence for people, on what was loaded.
+        trained: whether the weights that were loaded come from training.
         two_experts: whether two transformers share the noise levels, as in Wan 2.2.
-        takes_text: whether a prompt means anything to it.
         takes_strengths: whether an object's weight can be changed: where references are a stream.
         frames_apart: whether every latent frame is encoded by itself, from its own pixels alone.
         can_offload: whether it is large enough to be kept off the GPU in parts.
@@ -113,9 +56,7 @@ class Base(ABC):
         merges_video_lora: whether low-rank weights that were trained on the video's own attention
             are merged into a base that is written out; else they stay apart, for
             `load_video_lora`.
-        defaults: how it is best used.
-        trained_on: what it has learnt from.
-        caution: what everybody has to know before using it, in plain sentences; "" for nothing.
+        settings: how it is used, and what it has learnt from.
     """
 
     transformer: Any
@@ -126,15 +67,12 @@ class Base(ABC):
     about: str
     trained: bool
     two_experts: bool = False
-    takes_text: bool = True
     takes_strengths: bool = True
     frames_apart: bool = False
     can_offload: bool = True
     takes_lora: bool = False
     merges_video_lora: bool = False
-    defaults: EditDefaults = EditDefaults()
-    trained_on: TrainedOn = TrainedOn()
-    caution: str = ""
+    settings: BaseSettings = BaseSettings()
 
     # ------------------------------------------------------- by name, before weights are loaded
 
@@ -154,6 +92,15 @@ class Base(ABC):
         Raises:
             FileNotFoundError, ValueError: no such base, or one of another kind.
         """
+
+    @classmethod
+    def read_settings(cls, name: str | os.PathLike[str]) -> BaseSettings:
+        """Read how the base is used: as its kind, but for what its folder says itself.
+
+        Raises:
+            ValueError: the folder's genhoi.json is none.
+        """
+        return cls.settings
 
     @classmethod
     def check_complete(cls, name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
@@ -249,11 +196,6 @@ class Base(ABC):
         """Return the folder of the adapter that comes with the base, or two, one a transformer."""
         return ()
 
-    @classmethod
-    def is_untrained(cls, name: str | os.PathLike[str]) -> bool:
-        """Tell whether a name means random weights."""
-        return False
-
     # ---------------------------------------------------------------------------------- loaded
 
     @property
@@ -296,11 +238,24 @@ class Base(ABC):
     def encode_text(self, text: str) -> Tensor:
         """Encode a text to [1, 512, text_dim], zeros behind the text.
 
-        A base that takes no text gives one row of zeros.
+        A base that takes no text gives one row of zeros (`encode_no_text`).
 
         Raises:
             ValueError: a text that is too long, or any where none is taken.
         """
+
+    def encode_no_text(self, text: str) -> Tensor:
+        """Make one row of zeros, [1, 1, text_dim]; refuse any text.
+
+        Raises:
+            ValueError: there is a text.
+        """
+        if text:
+            raise ValueError(
+                f"prompt: got {text!r}, wanted none: this base was trained without texts"
+            )
+        config, dtype = self.transformer.config, self.transformer.dtype
+        return torch.zeros(1, 1, config.text_dim, device=self.device, dtype=dtype)
 
     @abstractmethod
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A base by name: the tiny one, a folder of one like it, or a pipeline in diffusers' format."""
+"""A base by name: one that comes with the package, or a folder; its kind is found out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from genhoi.bases.base import Base, EditDefaults
+from genhoi.bases.about import BaseSettings
+from genhoi.bases.base import Base
 from genhoi.bases.replaced import check_transformer, load_transformer
 from genhoi.models.experts import Expert
 
 __all__ = [
     "base_config",
-    "base_defaults",
     "base_kind",
+    "base_settings",
     "check_base",
     "load_base",
     "shipped_adapters",
@@ -25,7 +26,7 @@ __all__ = [
 
 # Module and class of each kind. The first that takes a name has it, and the last takes them all.
 _KINDS = (
-    ("genhoi.bases.tiny", "TinyBase"),
+    ("genhoi.bases.mosaic", "MosaicBase"),
     ("genhoi.bases.wan_experts", "WanVACEExpertsBase"),
     ("genhoi.bases.wan_experts", "WanExpertsBase"),
     ("genhoi.bases.wan_experts", "WanTextExpertsBase"),
@@ -80,9 +81,15 @@ def check_base(
         check_transformer(transformer, kind.read_config(name), weights=True)
 
 
-def base_defaults(name: str | os.PathLike[str]) -> EditDefaults:
-    """Say how a base is best used, without loading it."""
-    return base_kind(name).defaults
+def base_settings(name: str | os.PathLike[str]) -> BaseSettings:
+    """Say how a base is used: as its kind, but for what its folder's genhoi.json says.
+
+    Of a base that is not there it is what its kind says.
+
+    Raises:
+        ValueError: the folder's genhoi.json is none.
+    """
+    return base_kind(name).read_settings(name)
 
 
 def load_base(
@@ -97,8 +104,8 @@ def load_base(
     """Load a base; its encoders stay where they are until they are placed.
 
     Args:
-        name: "tiny", trained and shipped with the package; "tiny-untrained", random weights; the
-            folder of a tiny base; the folder of a diffusers Wan pipeline (image-to-video, VACE or
+        name: "tiny", trained and shipped with the package; "mosaic-untrained", random weights; the
+            folder of a mosaic base; the folder of a diffusers Wan pipeline (image-to-video, VACE or
             text-to-video, of Wan 2.1 or 2.2), or the name of one on the Hugging Face Hub that has
             been downloaded before.
         device: where to compute.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from genhoi.bases.base import CropMode, EditDefaults
+from genhoi.bases.about import CropMode, EditDefaults
 from genhoi.bases.few_steps import few_steps
 from genhoi.conditioning.masks import MaskRule
 

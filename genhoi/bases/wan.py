@@ -28,15 +28,16 @@ class WanBase(WanFolderBase):
         return True
 
     @classmethod
-    def wanted_weights(cls, config: Mapping[str, Any]) -> list[str]:
+    def wanted_weights(cls, config: Mapping[str, Any], *, takes_text: bool) -> list[str]:
         """Want an image encoder where the transformer looks at images."""
-        return super().wanted_weights(config) + ["image_encoder"] * _takes_images(config)
+        names = super().wanted_weights(config, takes_text=takes_text)
+        return names + ["image_encoder"] * _takes_images(config)
 
     @classmethod
-    def wanted_configs(cls, config: Mapping[str, Any]) -> list[str]:
+    def wanted_configs(cls, config: Mapping[str, Any], *, takes_text: bool) -> list[str]:
         """Want the image encoder's preprocessor with it."""
-        preprocessor = ["image_processor/preprocessor_config.json"]
-        return preprocessor * _takes_images(config) + super().wanted_configs(config)
+        names = ["image_processor/preprocessor_config.json"] * _takes_images(config)
+        return names + super().wanted_configs(config, takes_text=takes_text)
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
         """Run the image encoder on the first image, and the last where the model takes both."""

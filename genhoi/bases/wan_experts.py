@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from genhoi.bases.base import EditDefaults
+from genhoi.bases.about import BaseSettings, EditDefaults
 from genhoi.bases.wan import WanBase
 from genhoi.bases.wan_text import NO_PLACE, WanTextBase
 from genhoi.bases.wan_vace import WanVACEBase
@@ -22,8 +22,7 @@ class WanExpertsBase(WanBase):
 
     two_experts = True
     suggested = "for example Wan-AI/Wan2.2-I2V-A14B-Diffusers"
-    defaults = EditDefaults(steps=40, guidance=3.5)
-    caution = _NO_WEIGHTS
+    settings = BaseSettings(defaults=EditDefaults(steps=40, guidance=3.5), caution=_NO_WEIGHTS)
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
@@ -36,8 +35,10 @@ class WanTextExpertsBase(WanTextBase):
 
     two_experts = True
     suggested = "for example Wan-AI/Wan2.2-T2V-A14B-Diffusers"
-    defaults = EditDefaults(steps=40, guidance=4.0, guidance_2=3.0, shift=12.0)
-    caution = f"{NO_PLACE} {_NO_WEIGHTS}"
+    settings = BaseSettings(
+        defaults=EditDefaults(steps=40, guidance=4.0, guidance_2=3.0, shift=12.0),
+        caution=f"{NO_PLACE} {_NO_WEIGHTS}",
+    )
 
 
 class WanVACEExpertsBase(WanVACEBase):
@@ -45,4 +46,4 @@ class WanVACEExpertsBase(WanVACEBase):
 
     two_experts = True
     suggested = "for example a VACE-Fun pipeline of Wan 2.2 in diffusers' format"
-    caution = _NO_WEIGHTS
+    settings = BaseSettings(caution=_NO_WEIGHTS)

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from genhoi.extras import needed_for
+from genhoi.models.adapter_config import CONFIG_NAME
 
 __all__ = [
     "INDEX",
     "PIPELINES",
+    "SHIPPED",
     "SUGGESTED",
+    "adapters_in",
     "find_base",
     "find_index",
+    "folder_named",
     "has_component",
     "has_weights",
     "locate_base",
@@ -27,6 +31,8 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
+# Names of bases that come with the package. What kind of base each is, its folder says.
+SHIPPED = {"tiny": Path(__file__).resolve().parents[1] / "weights" / "tiny"}
 # diffusers' pipelines that are bases, and what people call them.
 PIPELINES = {
     "WanImageToVideoPipeline": "image-to-video",
@@ -54,9 +60,14 @@ def wanted_text(suggested: str = SUGGESTED) -> str:
     return f"a diffusers Wan {kinds} pipeline ({suggested})"
 
 
+def folder_named(base: str | os.PathLike[str]) -> Path:
+    """Return the folder of a base that comes with the package, else the name itself as a path."""
+    return SHIPPED.get(str(base), Path(base))
+
+
 def find_base(base: str | os.PathLike[str]) -> Path | None:
-    """Find a pipeline's folder, as `locate_base` does; None where there is none."""
-    path = Path(base)
+    """Find a base's folder, as `locate_base` does; None where there is none."""
+    path = folder_named(base)
     if path.is_dir():
         return path
     if not _may_be_of_the_hub(base):
@@ -72,7 +83,8 @@ def find_base(base: str | os.PathLike[str]) -> Path | None:
 
 
 def locate_base(base: str | os.PathLike[str]) -> Path:
-    """Find a pipeline's folder: the path itself, or one downloaded from the Hugging Face Hub.
+    """Find a base's folder: one that comes with the package, the path itself, or one that was
+    downloaded from the Hugging Face Hub.
 
     Nothing is downloaded: it may be 90 GB.
 
@@ -134,6 +146,18 @@ def missing_files(folder: Path, *, weights: Sequence[str], configs: Sequence[str
     """
     missing = [file for name in weights for file in _missing_weights(folder / name)]
     return missing + [path for path in configs if not (folder / path).is_file()]
+
+
+def adapters_in(folder: Path, *, two_experts: bool) -> tuple[Path, ...]:
+    """Find the adapters that come with a base.
+
+    Args:
+        folder: of the base: adapter/, as `genhoi convert --pipeline` writes it.
+        two_experts: whether adapter_2/ may lie beside it, for a second transformer.
+    """
+    names = ("adapter", "adapter_2") if two_experts else ("adapter",)
+    there = [folder / name for name in names if (folder / name / CONFIG_NAME).is_file()]
+    return tuple(there) if there[:1] == [folder / "adapter"] else ()
 
 
 def has_weights(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genhoi.bases.about import BaseSettings, read_settings
 from genhoi.bases.base import TEXT_TOKENS, Base, Offload
 from genhoi.bases.lora import Lora
 from genhoi.bases.needs import BaseNeeds
@@ -20,6 +21,7 @@ from genhoi.bases.wan_files import (
     INDEX,
     PIPELINES,
     SUGGESTED,
+    adapters_in,
     find_base,
     find_index,
     has_component,
@@ -31,7 +33,6 @@ from genhoi.bases.wan_files import (
 from genhoi.bases.wan_needs import wan_needs
 from genhoi.conditioning.grid import Strides
 from genhoi.extras import need
-from genhoi.models.adapter_config import CONFIG_NAME
 from genhoi.models.experts import Expert
 from genhoi.models.wan.family import latent_channels, wan_strides
 
@@ -39,6 +40,7 @@ __all__ = ["WanFolderBase"]
 
 _VIDEO_LORA = "video"  # its name among peft's adapters
 _IN_DTYPE = ("transformer", "transformer_2", "text_encoder")
+_OF_TEXTS = ("text_encoder", "tokenizer")
 
 
 class WanFolderBase(Base):
@@ -67,7 +69,6 @@ class WanFolderBase(Base):
         ValueError: a pipeline of another kind.
     """
 
-    trained = True
     takes_lora = True
     pipeline_class: ClassVar[Any]
     channels: ClassVar[tuple[int, int]]
@@ -85,12 +86,17 @@ class WanFolderBase(Base):
         expert: Expert | None = None,
     ) -> None:
         self.check_complete(folder, own_transformer=transformer is None)  # raises
-        self.device = torch.device(device)
+        self.device, self.settings = torch.device(device), self.read_settings(folder)
+        self.trained = self.settings.trained or transformer is not None
         self.boundary, self.expert = self.read_boundary(folder), expert
         left_out = {"high": "transformer_2", "low": "transformer"}
         given = {} if transformer is None else {"transformer": transformer}
+        if not self.settings.takes_text:
+            given |= dict.fromkeys(_OF_TEXTS)
         variant = variant_of(folder, self._weights(folder, own_transformer=transformer is None))
         self.about = f"{folder}" + ("" if variant is None else f", weights of variant {variant}")
+        if self.settings.about:
+            self.about += f": {self.settings.about}"
         self.pipe = self.pipeline_class.from_pretrained(
             folder,
             local_files_only=True,
@@ -150,6 +156,12 @@ class WanFolderBase(Base):
         return config
 
     @classmethod
+    def read_settings(cls, name: str | os.PathLike[str]) -> BaseSettings:
+        """Read the folder's own; of a pipeline that is not here, the kind's."""
+        folder = find_base(name)
+        return cls.settings if folder is None else read_settings(folder, cls.settings)
+
+    @classmethod
     def strides(cls, name: str | os.PathLike[str]) -> Strides:
         """Read them from the transformer's configuration."""
         return wan_strides(cls.read_config(name))
@@ -173,7 +185,9 @@ class WanFolderBase(Base):
         config = cls.read_config(name)
         folder = locate_base(name)
         weights = cls._weights(folder, own_transformer=own_transformer)
-        missing = missing_files(folder, weights=weights, configs=cls.wanted_configs(config))
+        takes_text = cls.read_settings(folder).takes_text
+        configs = cls.wanted_configs(config, takes_text=takes_text)
+        missing = missing_files(folder, weights=weights, configs=configs)
         if missing:
             raise FileNotFoundError(
                 f"base: {folder} lacks {', '.join(missing)}; fetch the whole pipeline "
@@ -184,20 +198,21 @@ class WanFolderBase(Base):
     @classmethod
     def _weights(cls, folder: Path, *, own_transformer: bool) -> list[str]:
         """List the components whose weights are loaded."""
-        names = cls.wanted_weights(read_json(folder / "transformer" / "config.json"))
+        config = read_json(folder / "transformer" / "config.json")
+        names = cls.wanted_weights(config, takes_text=cls.read_settings(folder).takes_text)
         if cls.two_experts:
             names = [*names, "transformer_2"]
         return [name for name in names if own_transformer or name != "transformer"]
 
     @classmethod
-    def wanted_weights(cls, config: Mapping[str, Any]) -> list[str]:
+    def wanted_weights(cls, config: Mapping[str, Any], *, takes_text: bool) -> list[str]:
         """List the components whose weights have to be there, for a transformer's `config`."""
-        return ["transformer", "vae", "text_encoder"]
+        return ["transformer", "vae"] + ["text_encoder"] * takes_text
 
     @classmethod
-    def wanted_configs(cls, config: Mapping[str, Any]) -> list[str]:
+    def wanted_configs(cls, config: Mapping[str, Any], *, takes_text: bool) -> list[str]:
         """List the files beside them that have to be there, for a transformer's `config`."""
-        return ["tokenizer/tokenizer_config.json"]
+        return ["tokenizer/tokenizer_config.json"] * takes_text
 
     @classmethod
     def needs(
@@ -215,7 +230,7 @@ class WanFolderBase(Base):
             dtype=dtype,
             frames=frames,
             size=size,
-            text_tokens=TEXT_TOKENS,
+            text_tokens=TEXT_TOKENS if cls.read_settings(name).takes_text else 0,
             offload_order=tuple(cls.pipeline_class.model_cpu_offload_seq.split("->")),
             two_experts=cls.two_experts,
         )
@@ -251,11 +266,7 @@ class WanFolderBase(Base):
     def shipped_adapters(cls, name: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Name adapter/, as `genhoi convert --pipeline` writes it, and adapter_2/ beside it."""
         folder = find_base(name)
-        if folder is None:
-            return ()
-        names = ("adapter", "adapter_2") if cls.two_experts else ("adapter",)
-        there = [folder / name for name in names if (folder / name / CONFIG_NAME).is_file()]
-        return tuple(there) if there[:1] == [folder / "adapter"] else ()
+        return () if folder is None else adapters_in(folder, two_experts=cls.two_experts)
 
     # ---------------------------------------------------------------------------------- loaded
 
@@ -315,11 +326,8 @@ class WanFolderBase(Base):
         elif offload == "model":
             self.pipe.enable_model_cpu_offload(device=self.device)
         else:
-            for name in ("vae", "image_encoder"):
-                if getattr(self.pipe, name, None) is not None:
-                    getattr(self.pipe, name).to(self.device)
             # The text encoder runs once; blocks of the transformers come and go.
-            self.pipe.text_encoder.to(self.device)
+            self.encoders_to(self.device)
             for transformer in self.transformers:
                 transformer.enable_group_offload(
                     onload_device=self.device,
@@ -343,7 +351,9 @@ class WanFolderBase(Base):
         return decode_latents(self.pipe.vae, latents.to(self.device))
 
     def encode_text(self, text: str) -> Tensor:
-        """Run the text encoder on the text, padded as in training."""
+        """Run the text encoder on the text, padded as in training; zeros where there is none."""
+        if not self.settings.takes_text:
+            return self.encode_no_text(text)
         # Not `pipe.encode_prompt`: it needs the package ftfy, and cuts long texts.
         tokenized = self.pipe.tokenizer(" ".join(text.split()), return_tensors="pt")
         tokens = tokenized.input_ids.shape[1]

@@ -77,11 +77,11 @@ def wan_needs(
         transformer: the transformer's configuration.
         dtype: of the text encoder; the others stay in float32.
         frames, size: of a window, size as (height, width).
-        text_tokens: that the text encoder gets.
+        text_tokens: that the text encoder gets; 0 where there is none.
         offload_order: as for `BaseNeeds`.
         two_experts: whether two transformers share the noise levels.
     """
-    names = ["vae", "text_encoder"]
+    names = ["vae"] + ["text_encoder"] * (text_tokens > 0)
     takes_images = transformer.get("image_dim") is not None
     if takes_images:
         names.append("image_encoder")
@@ -94,8 +94,9 @@ def wan_needs(
         config = _WAN21[name] if is_known and not path.is_file() else read_json(path)
         with torch.device("meta"):
             models[name] = _BUILD[name](config).eval()
-    models["text_encoder"].to(dtype)
-    phases = [_text_phase(models["text_encoder"], text_tokens)]
+    phases = []
+    if text_tokens:
+        phases.append(_text_phase(models["text_encoder"].to(dtype), text_tokens))
     phases.append(_vae_phase("encoding frames", _encoding, models["vae"], frames, size))
     image = None
     if takes_images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers import WanPipeline
 from torch import Tensor
 
+from genhoi.bases.about import BaseSettings
 from genhoi.bases.wan_folder import WanFolderBase
 
 __all__ = ["NO_PLACE", "WanTextBase"]
@@ -23,7 +24,9 @@ class WanTextBase(WanFolderBase):
     channels = (16, 16)
     task = "text-to-video"
     suggested = "for example Wan-AI/Wan2.1-T2V-1.3B-Diffusers, the smallest"
-    caution = f"{NO_PLACE} GenHOI has no trained weights for text-to-video bases."
+    settings = BaseSettings(
+        caution=f"{NO_PLACE} GenHOI has no trained weights for text-to-video bases."
+    )
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
         """Return None: the model looks at no image."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
-from genhoi.bases.base import EditDefaults, TrainedOn
+from genhoi.bases.about import BaseSettings, EditDefaults, TrainedOn
 from genhoi.bases.wan_folder import WanFolderBase
 
 __all__ = ["WanTokensBase"]
@@ -22,11 +22,13 @@ class WanTokensBase(WanFolderBase):
     task = "Wan2.2 TI2V"
     timestep_by_token = True
     suggested = "for example Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-    defaults = EditDefaults(window=121, size=(704, 1280))
-    trained_on = TrainedOn(sizes=((704, 1280),), frames=121)
-    caution = (
-        "Wan2.2 TI2V was trained with a given first frame; here all that is outside the mask is "
-        "given in the same way, which is new to it. GenHOI has no trained weights for it."
+    settings = BaseSettings(
+        defaults=EditDefaults(window=121, size=(704, 1280)),
+        trained_on=TrainedOn(sizes=((704, 1280),), frames=121),
+        caution=(
+            "Wan2.2 TI2V was trained with a given first frame; here all that is outside the mask "
+            "is given in the same way, which is new to it. GenHOI has no trained weights for it."
+        ),
     )
 
     @classmethod

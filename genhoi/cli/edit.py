@@ -51,6 +51,7 @@ def edit(output: Output, **options: Any) -> None:
     check = base_config if options["dry_run"] else check_base
     check(options["base"], transformer=options["transformer"])
     kind = base_kind(options["base"])
+    base = kind.read_settings(options["base"])
     if options["strengths"] and not kind.takes_strengths:
         raise ValueError(
             f"strengths: got {list(options['strengths'])}, wanted none: {NO_STRENGTHS}"
@@ -58,7 +59,7 @@ def edit(output: Output, **options: Any) -> None:
     names = [field.name for field in fields(EditSettings)]
     loras = [parse_lora(text) for text in options["loras"]]
     check_loras(loras, takes_lora=kind.takes_lora, two_experts=kind.two_experts)
-    defaults = for_few_steps(kind.defaults) if options["few_steps"] else kind.defaults
+    defaults = for_few_steps(base.defaults) if options["few_steps"] else base.defaults
     settings = resolve(defaults, **{name: options[name] for name in names})
     if settings.guidance_2 is not None and not kind.two_experts:
         raise ValueError(
@@ -67,8 +68,8 @@ def edit(output: Output, **options: Any) -> None:
     options |= asdict(settings)
     inputs = _read(output, options)
     strides = kind.strides(options["base"])
-    plan = plan_edit(kind, inputs.masks, settings=settings, size=size, strides=strides)
-    notes = say_plan(output, kind, inputs, plan)
+    plan = plan_edit(base, inputs.masks, settings=settings, size=size, strides=strides)
+    notes = say_plan(output, base.caution, inputs, plan)
     if options["dry_run"]:
         from genhoi.cli.edit_dry_run import show_dry_run
 

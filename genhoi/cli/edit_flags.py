@@ -88,8 +88,8 @@ _GROUPS = (
             "--base",
             default="tiny",
             show_default=True,
-            help="tiny (a demonstration, no download), tiny-untrained, the folder of a tiny base, "
-            "or the folder or Hub name of a diffusers Wan pipeline: image-to-video, VACE or "
+            help="tiny (a demonstration, no download), mosaic-untrained, the folder of a mosaic "
+            "base, or the folder or Hub name of a diffusers Wan pipeline: image-to-video, VACE or "
             "text-to-video, of Wan 2.1 or 2.2.",
         ),
         cloup.option(

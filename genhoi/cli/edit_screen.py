@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from genhoi.bases.base import Base
 from genhoi.cli.common import time_text
 from genhoi.cli.output import Output
 from genhoi.editing.inputs import EditInputs
@@ -17,9 +16,9 @@ from genhoi.editing.results import Targets
 __all__ = ["Watched", "notes_on", "say_plan", "say_where"]
 
 
-def say_plan(output: Output, kind: type[Base], inputs: EditInputs, plan: EditPlan) -> list[str]:
+def say_plan(output: Output, caution: str, inputs: EditInputs, plan: EditPlan) -> list[str]:
     """Say what is edited and what is odd about it, before anything is loaded; return that."""
-    notes = [*([kind.caution] if kind.caution else []), *inputs.notes, _crop_text(plan)]
+    notes = [*([caution] if caution else []), *inputs.notes, _crop_text(plan)]
     for note in notes:
         output.say(note)
     for note in plan.notes:

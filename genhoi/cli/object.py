@@ -50,7 +50,7 @@ def object_command(output: Output, photo: Path, **options: Any) -> None:
     Writes the picture for `genhoi edit --object` and, beside it, NAME-preview.png: what the model
     sees of it.
     """
-    from genhoi.bases.load import base_defaults
+    from genhoi.bases.load import base_settings
     from genhoi.cli.cue_flags import numbers
     from genhoi.masking import cut_out
     from genhoi.media import fit_image, write_image
@@ -66,7 +66,7 @@ def object_command(output: Output, photo: Path, **options: Any) -> None:
         x, y, w, h = numbers("--box", options["box"], ("x", "y", "w", "h"))
         box = x, y, w, h
     size = options["size"]
-    seen = base_defaults(options["base"]).size if size is None else parse_size(size)
+    seen = base_settings(options["base"]).defaults.size if size is None else parse_size(size)
     pixels, alpha = read_image_with_alpha(photo)
     found = cut_out(pixels, alpha=alpha, box=box)
     write_image(picture, found.image, overwrite=force)

@@ -90,7 +90,7 @@ def _forward(config: TrainConfig) -> tuple[ForwardNeeds, int]:
     import torch
 
     from genhoi.bases.base import TEXT_TOKENS
-    from genhoi.bases.load import base_config, base_kind
+    from genhoi.bases.load import base_config, base_settings
     from genhoi.models.forward_needs import EmptyModel
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -100,7 +100,7 @@ def _forward(config: TrainConfig) -> tuple[ForwardNeeds, int]:
     needs = model.forward_needs(
         (strides.latent_frames(config.frames), height, width),
         references=[(height, width)],
-        text_tokens=TEXT_TOKENS if base_kind(config.base).takes_text else 1,
+        text_tokens=TEXT_TOKENS if base_settings(config.base).takes_text else 1,
     )
     return needs, model.sizes.head_dim
 

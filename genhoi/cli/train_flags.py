@@ -15,7 +15,7 @@ __all__ = ["setting_flags", "setting_text"]
 _GROUPS = {
     "Base": "stage base expert",
     "Clips": "data clips frames height width mask data_seed object_from_mask",
-    "Optimiser": "steps batch learning_rate warmup decay weight_decay clip_norm ema seed",
+    "Optimiser": "steps batch optimizer learning_rate warmup decay weight_decay clip_norm ema seed",
     "Task": "given reference_dropout mask_weight mask_rule shift",
     "Adapter": (
         "adapter rank queries_keys gate_init mask_gate flow_gate schedule video_rank train_base"

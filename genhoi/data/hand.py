@@ -1,144 +1,164 @@
-"""An articulated hand, drawn as shaded capsules: palm and arm behind the object, fingers before it.
+"""A hand that holds a product: capsules in three dimensions that follow the product's outline.
 
-Everything is given in the held object's own frame, whose unit is half the object's width: u to the
-right, v downwards. The hand comes from the right; a left one is its mirror image.
+Digits run along the outline that a cut at their height has, a little outside it. The way along
+that outline starts at the right (the hand's side; a left hand is the mirror image) and grows
+towards the front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.random import Generator
-from torch import Tensor
 
-__all__ = ["Hand", "draw_capsules", "make_hand"]
+from genhoi.data.motion import Path
+from genhoi.data.solids import Solid
+
+__all__ = ["Capsule", "Hand", "make_hand"]
 
 _SKINS = ((236, 188, 160), (222, 170, 136), (198, 142, 106), (160, 106, 76), (112, 74, 54))
-_FINGERS = 4
+_LENGTHS = (0.92, 1.0, 0.97, 0.8)  # of the four fingers, the longest is 1
+_THICK = (1.0, 1.03, 0.98, 0.86)
+_PHALANGES = (0.52, 0.38, 0.3)
+_THUMB = (0.42, 0.34, 0.26)
+
+
+class Capsule(NamedTuple):
+    """Two balls and what is between them: ends float64 [2, T, 3] in the grip's frame, two radii."""
+
+    ends: np.ndarray
+    radii: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Hand:
-    """Capsules over time: float32, in the object's frame.
+    """Capsules over T views.
 
     Args:
-        behind: [K, F, 2, 2], start and end (u, v) of palm and thumb's root.
-        behind_radii: [K, 2], at start and end.
-        front: [K, F, 2, 2], two for each finger, two for the thumb.
-        front_radii: [K, 2].
-        arm: [1, F, 2, 2]; it belongs to the background.
-        arm_radii: [1, 2].
+        hand: palm, fingers and thumb.
+        wrist: where the arm begins, [T, 3] in the grip's frame.
+        wrist_radius: of the arm there.
+        down: whether the arm comes from below rather than from the side.
         skin, sleeve: [3], 0 to 1.
     """
 
-    behind: Tensor
-    behind_radii: Tensor
-    front: Tensor
-    front_radii: Tensor
-    arm: Tensor
-    arm_radii: Tensor
-    skin: Tensor
-    sleeve: Tensor
+    hand: list[Capsule]
+    wrist: np.ndarray
+    wrist_radius: float
+    down: bool
+    skin: np.ndarray
+    sleeve: np.ndarray
+
+
+class _Outline:
+    """The way round a solid for something of a given thickness."""
+
+    def __init__(self, solid: Solid, grow: float) -> None:
+        self.solid, self.grow = solid, grow
+        self.power = 0.28 if solid.square else 1.0
+        self.angles = np.linspace(-1.75 * np.pi, 1.75 * np.pi, 421)
+        x, _, z = self._at(self.angles, np.full_like(self.angles, 0.15)).T
+        steps = np.hypot(np.diff(x), np.diff(z))
+        self.ways = np.concatenate([[0], np.cumsum(steps)])
+        self.ways -= np.interp(0, self.angles, self.ways)
+
+    def _at(self, angle: np.ndarray, y: np.ndarray) -> np.ndarray:
+        width, depth = self.solid.widths(y)
+        cos, sin = np.cos(angle), np.sin(angle)
+        x = (width + self.grow) * np.sign(cos) * np.abs(cos) ** self.power
+        z = -(depth + self.grow) * np.sign(sin) * np.abs(sin) ** self.power
+        return np.stack([x, y, z], axis=-1)
+
+    def point(self, way: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Give the point [T, 3] at a way [T] from the right and a height [T]."""
+        return self._at(np.interp(way, self.ways, self.angles), y)
+
+    def way(self, angle: float) -> float:
+        """Give the way to an angle."""
+        return float(np.interp(angle, self.angles, self.ways))
 
 
 def make_hand(
-    rng: Generator, path: Callable[[float, float], np.ndarray], aspect: float, *, left: bool
+    rng: Generator, path: Path, solid: Solid, *, grip: tuple[float, float], size: float
 ) -> Hand:
-    """Make a hand that holds an object of a given height over width.
+    """Make a right hand that holds a solid.
 
     Args:
-        rng: for its proportions and skin.
-        path: (low, high) -> [F], a smooth random function of time within these bounds.
-        aspect: the object's half height in its half widths.
-        left: mirrored.
+        rng: for the grip, the proportions and the skin.
+        path: for what moves.
+        solid: what is held.
+        grip: heights from and to, where it may be held.
+        size: of the hand; 1 is right for a can two units high.
     """
     ones = np.ones_like(path(0, 0))
-    size = float(rng.uniform(0.85, 1.1))
-    palm_v = float(rng.uniform(0.0, 0.35)) * aspect
-    root = _point(1.12 * ones, palm_v * ones)
-    wrist = root + _point(0.55 * size * ones, 0.5 * size + path(-0.06, 0.06))
-    elbow = wrist + _point(4.0 * ones, 3.6 + path(-0.3, 0.3))
-    behind = [(root - _point(0.25 * ones, 0.1 * ones), wrist)]
-    behind_radii = [(0.52 * size, 0.42 * size)]
-
-    front: list[tuple[np.ndarray, np.ndarray]] = []
-    front_radii: list[tuple[float, float]] = []
-    for i in range(_FINGERS):
-        thick = (0.155 - 0.012 * abs(i - 1.2)) * size
-        base = root + _point(-0.02 * ones, (-0.42 + 0.29 * i) * size * ones)
-        reach = size * (0.50 - 0.05 * abs(i - 1))
-        bend = path(-0.25, 0.25)  # of all joints of this finger, in radians
-        knuckle = base + _polar(reach, np.pi - 0.10 * (i - 1.5) + bend)
-        tip = knuckle + _polar(0.62 * reach, np.pi - 0.05 * (i - 1.5) + 1.8 * bend)
-        front += [(base, knuckle), (knuckle, tip)]
-        front_radii += [(thick, 0.92 * thick), (0.92 * thick, 0.75 * thick)]
-    lift = path(-0.2, 0.2)
-    thumb = root + _point(0.02 * ones, -0.55 * size * ones)
-    joint = thumb + _polar(0.45 * size, 1.22 * np.pi + lift)
-    front += [(thumb, joint), (joint, joint + _polar(0.36 * size, 1.08 * np.pi + 1.5 * lift))]
-    front_radii += [(0.19 * size, 0.17 * size), (0.17 * size, 0.13 * size)]
-
-    mirror = torch.tensor([-1.0 if left else 1.0, 1.0])
-
-    def stacked(capsules: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
-        ends = np.stack([np.stack(pair, axis=1) for pair in capsules])
-        return torch.from_numpy(ends.astype(np.float32)) * mirror
-
-    skin = np.array(_SKINS[rng.integers(len(_SKINS))]) / 255 * rng.uniform(0.92, 1.06, 3)
+    fingers_in_front = bool(rng.random() < 0.5)
+    middle = float(rng.uniform(*grip))
+    thick = 0.165 * size
+    outline = _Outline(solid, 0.8 * thick)
+    slope = float(rng.uniform(0.1, 0.4))  # of the fingers, upwards
+    width, depth = (float(half[0]) for half in solid.widths(np.array([middle])))
+    front = outline.way(0.5 * np.pi)
+    if fingers_in_front:  # the palm is behind, the arm comes from below
+        knuckle, turn = front - width * rng.uniform(0.3, 0.75) - sum(_PHALANGES) * size, 1.0
+        wrist = (0.45 * width + 0.2 * size, middle + 1.05 * size, depth + 0.25 * size)
+        root, thumb_turn = outline.way(-0.6 * np.pi), -1.0
+    else:  # the palm is at the side, the thumb in front
+        knuckle, turn = outline.way(-0.3 * np.pi), -1.0
+        wrist = (width + 0.85 * size, middle + 0.6 * size, 0.25 * depth)
+        root = front - width * rng.uniform(0.2, 0.65) - sum(_THUMB) * size
+        root, thumb_turn = max(outline.way(-0.2 * np.pi), root), 1.0
+    at_wrist = ones[:, None] * np.array(wrist) + np.stack([path(-0.05, 0.05)] * 3, axis=-1)
+    hand: list[Capsule] = []
+    for i in range(4):
+        radius = thick * _THICK[i]
+        bend = path(-0.06, 0.06) * size
+        first = middle + (i - 1.5) * 0.31 * size
+        points = [at_wrist + np.array([0.0, 0.08 * (i - 1.5) * size, 0.0])]
+        way, rise = knuckle * ones, 0.0
+        points.append(outline.point(way, first * ones))
+        for j, length in enumerate(_PHALANGES):
+            way = way + turn * (length * _LENGTHS[i] * size + (j > 0) * bend)
+            rise += slope * length * size * (1.4 - 0.4 * i)
+            points.append(outline.point(way, (first - rise) * ones))
+        radii = (1.35 * thick, 1.12 * radius, radius, 0.93 * radius, 0.76 * radius)
+        hand += _chain(points, radii)
+    hand += _thumb(path, outline, at_wrist, root, thumb_turn, middle, size)
+    skin = np.array(_SKINS[rng.integers(len(_SKINS))]) / 255 * rng.uniform(0.94, 1.06, 3)
     return Hand(
-        behind=stacked(behind),
-        behind_radii=torch.tensor(behind_radii),
-        front=stacked(front),
-        front_radii=torch.tensor(front_radii),
-        arm=stacked([(wrist, elbow)]),
-        arm_radii=torch.tensor([[0.46 * size, 0.75 * size]]),
-        skin=torch.from_numpy(skin.clip(0, 1).astype(np.float32)),
-        sleeve=torch.from_numpy(rng.uniform(0.1, 0.8, 3).astype(np.float32)),
+        hand=hand,
+        wrist=at_wrist,
+        wrist_radius=0.35 * size,
+        down=fingers_in_front,
+        skin=skin.clip(0, 1),
+        sleeve=rng.uniform(0.1, 0.8, 3),
     )
 
 
-def _point(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.stack([u, v], axis=-1)
+def _thumb(
+    path: Path,
+    outline: _Outline,
+    wrist: np.ndarray,
+    root: float,
+    turn: float,
+    middle: float,
+    size: float,
+) -> list[Capsule]:
+    """Make the ball of the thumb and the thumb, above the fingers."""
+    lift, bend = path(-0.06, 0.06) * size, path(-0.08, 0.08) * size
+    way, y = root + 0 * lift, middle - 0.3 * size + lift
+    points = [wrist, outline.point(way, y)]
+    for length in _THUMB:
+        way, y = way + turn * (length * size + bend), y - 0.16 * size
+        points.append(outline.point(way, y))
+    thick = 0.185 * size
+    return _chain(points, (1.5 * thick, 1.25 * thick, 1.05 * thick, thick, 0.76 * thick))
 
 
-def _polar(length: float, angle: np.ndarray) -> np.ndarray:
-    return length * _point(np.cos(angle), np.sin(angle))
-
-
-def draw_capsules(
-    x: Tensor, y: Tensor, ends: Tensor, radii: Tensor, color: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw tapered capsules, each like a tube lit from above, the nearest one on top.
-
-    Args:
-        x: float32 [W], pixel centres.
-        y: float32 [H, 1].
-        ends: float32 [K, F, 2, 2], start and end (x, y) in pixels.
-        radii: float32 [K, F, 2], in pixels.
-        color: [3].
-
-    Returns:
-        Colours [F, 3, H, W] and opacity [F, 1, H, W] with edges one pixel soft.
-    """
-    frames, height, width = ends.shape[1], y.shape[0], x.shape[0]
-    nearest = torch.full((frames, height, width), torch.inf)
-    light = torch.zeros(frames, height, width)
-    cover = torch.zeros(frames, height, width)
-    for (start, end), (r0, r1) in zip(
-        (pair.unbind(1) for pair in ends), (pair.unbind(1) for pair in radii), strict=True
-    ):
-        dx, dy = (x - start[:, 0, None, None]), (y - start[:, 1, None, None])
-        along = (end - start)[:, :, None, None]
-        length = along.square().sum(1).clamp(min=1e-6)
-        part = ((dx * along[:, 0] + dy * along[:, 1]) / length).clamp(0, 1)
-        radius = (r0[:, None, None] + part * (r1 - r0)[:, None, None]).clamp(min=0.5)
-        dx, dy = (dx - part * along[:, 0]) / radius, (dy - part * along[:, 1]) / radius
-        distance = torch.sqrt(dx.square() + dy.square())
-        shade = 0.62 + 0.4 * torch.sqrt((1 - distance.square()).clamp(0, 1)) - 0.16 * dy
-        light = torch.where(distance < nearest, shade, light)
-        cover = torch.maximum(cover, ((1 - distance) * radius + 0.5).clamp(0, 1))
-        nearest = torch.minimum(nearest, distance)
-    return (color.view(1, 3, 1, 1) * light[:, None]).clamp(0, 1), cover[:, None]
+def _chain(points: list[np.ndarray], radii: tuple[float, ...]) -> list[Capsule]:
+    return [
+        Capsule(np.stack(ends), both)
+        for ends, both in zip(pairwise(points), pairwise(radii), strict=True)
+    ]

@@ -1,8 +1,8 @@
 """Clips of a hand that holds an object, made from a seed, with exact masks and no download.
 
-A photograph drifts and its light changes; before it an articulated hand moves an object with a
-texture of its own, whose picture is known. Training and test have no photograph, letter or object
-in common. scikit-image carries the photographs.
+A hand turns a product in three dimensions before a photograph out of focus; the light changes. The
+object's picture shows the same product from another side. Training and test have no photograph,
+letter or product in common. scikit-image carries the photographs.
 
     python -m genhoi.data.synthetic --out DIR --split test --index 3
 
@@ -17,23 +17,24 @@ from typing import Literal, get_args
 
 import click
 import numpy as np
-import torch
 from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
+from genhoi.data.photographs import Split
 from genhoi.data.sample import HOISample
 from genhoi.data.scene import Scene
-from genhoi.data.sprites import Split
 from genhoi.media import Clip, check_target, write_clip, write_image, write_mask
 
 __all__ = ["MaskKind", "SyntheticHOI", "write_sample"]
 
-MaskKind = Literal["tight", "box", "mixed"]
+MaskKind = Literal["tight", "grown", "box", "mixed"]
 
-_VERSION = 1  # of what is drawn
+_VERSION = 2  # of what is drawn
 _MASK_GROWTH = 2  # pixels that a tight mask is wider than hand and object
 _BOX_MARGIN = 4
+_GROWN = (4, 12)  # pixels that a grown mask is wider, in a frame whose shorter side is 128
+_MIXED: dict[MaskKind, float] = {"tight": 0.4, "grown": 0.3, "box": 0.3}
 
 
 class SyntheticHOI:
@@ -47,8 +48,9 @@ class SyntheticHOI:
         clips: how many.
         frames: of each clip; the model wants 1 + 4 n.
         size: (height, width) in pixels, at least 32.
-        mask: "tight" follows hand and object, "box" is a rectangle around both, "mixed" one of both
-            for each clip. The arm is never masked.
+        mask: "tight" follows hand and object, "grown" follows them at a distance that differs from
+            clip to clip, "box" is a rectangle around both, "mixed" one of these for each clip. The
+            arm is never masked.
         seed: another one gives other clips.
         fps: frames a second.
 
@@ -63,7 +65,7 @@ class SyntheticHOI:
         *,
         clips: int,
         frames: int = 49,
-        size: tuple[int, int] = (96, 96),
+        size: tuple[int, int] = (128, 128),
         mask: MaskKind = "tight",
         seed: int = 0,
         fps: float = 24,
@@ -84,43 +86,19 @@ class SyntheticHOI:
 
     def __getitem__(self, index: int) -> HOISample:
         scene, rng = self._scene(index)
-        frames, object_, hand = scene.draw()
-        mask = _dilate(object_ | hand, _MASK_GROWTH)
-        if self.mask == "box" or (self.mask == "mixed" and rng.random() < 0.5):
-            mask = _boxed(mask, _BOX_MARGIN)
+        frames, object_, hand, boxes = scene.draw()
         return HOISample(
             name=f"{self.split}-{self.seed}-{index:05}",
             clip=Clip(frames, self.fps),
-            mask=mask,
+            mask=self._region(object_ | hand, rng),
             object=scene.picture(),
             object_mask=object_,
             hand_mask=hand,
-            object_boxes=scene.boxes(),
+            object_boxes=boxes,
         )
 
     def __iter__(self) -> Iterator[HOISample]:
         return (self[i] for i in range(len(self)))
-
-    def coordinates(self, index: int, *, cell: int = 8) -> Tensor:
-        """Tell where on the object each part of the frame lies: its pose, exactly.
-
-        Args:
-            index: of the sample.
-            cell: pixels between the points that are asked.
-
-        Returns:
-            float32 [F, H / cell, W / cell, 2]: (u, v) at the cells' centres, -1 to 1 over the
-            object's picture, beyond outside it.
-        """
-        scene = self._scene(index)[0]
-        height, width = self.size
-        x = (torch.arange(width // cell) + 0.5) * cell
-        y = (torch.arange(height // cell)[:, None] + 0.5) * cell
-        return scene.pose.to_object(x, y, scene.aspect)
-
-    def aspect(self, index: int) -> float:
-        """Tell the object's height over its width."""
-        return self._scene(index)[0].aspect
 
     def _scene(self, index: int) -> tuple[Scene, Generator]:
         """Make the scene; its generator serves what else is drawn."""
@@ -128,6 +106,19 @@ class SyntheticHOI:
             raise IndexError(f"index: got {index}, wanted 0 to {self.clips - 1}")
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
         return Scene(rng, self.split, self.frames, self.size), rng
+
+    def _region(self, seen: Tensor, rng: Generator) -> Tensor:
+        """Draw the mask round what is seen of hand and object."""
+        kind = self.mask
+        if kind == "mixed":
+            kind = rng.choice(list(_MIXED), p=list(_MIXED.values()))
+        tight = _dilate(seen, _MASK_GROWTH)
+        if kind == "box":
+            return _boxed(tight, _BOX_MARGIN)
+        if kind == "grown":
+            pixels = rng.uniform(*_GROWN) * min(self.size) / 128
+            return tight | _rounded(_dilate(seen, max(1, round(pixels))), round(pixels / 2))
+        return tight
 
     def fingerprint(self) -> str:
         """Say all that the samples depend on."""
@@ -138,7 +129,15 @@ class SyntheticHOI:
 
 
 def _dilate(mask: Tensor, pixels: int) -> Tensor:
-    return F.max_pool2d(mask.float()[:, None], 2 * pixels + 1, 1, pixels)[:, 0] > 0
+    side = 2 * pixels + 1
+    wide = F.max_pool2d(mask.float()[:, None], (1, side), 1, (0, pixels))
+    return F.max_pool2d(wide, (side, 1), 1, (pixels, 0))[:, 0] > 0
+
+
+def _rounded(mask: Tensor, pixels: int) -> Tensor:
+    """Smooth an outline: each pixel becomes what most pixels round it are."""
+    around = F.avg_pool2d(mask.float()[:, None], 2 * pixels + 1, 1, pixels, count_include_pad=False)
+    return around[:, 0] > 0.5
 
 
 def _boxed(mask: Tensor, margin: int) -> Tensor:
@@ -178,7 +177,7 @@ def write_sample(folder: str | Path, sample: HOISample, *, overwrite: bool = Fal
 @click.option("--index", default=0, show_default=True, type=click.IntRange(0), help="Which clip.")
 @click.option("--seed", default=0, show_default=True, help="Of the set.")
 @click.option("--frames", default=49, show_default=True, help="Number of frames.")
-@click.option("--size", default="96x96", show_default=True, help="Frame size, WIDTHxHEIGHT.")
+@click.option("--size", default="128x128", show_default=True, help="Frame size, WIDTHxHEIGHT.")
 @click.option("--mask", default="tight", show_default=True, type=click.Choice(get_args(MaskKind)))
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 def main(
@@ -195,7 +194,7 @@ def main(
     try:
         width, height = (int(side) for side in size.lower().split("x"))
     except ValueError:
-        raise click.ClickException(f"--size: got {size!r}, want WIDTHxHEIGHT, e.g. 96x96") from None
+        raise click.ClickException(f"--size: got {size!r}, want WIDTHxHEIGHT") from None
     try:
         dataset = SyntheticHOI(
             split, clips=index + 1, frames=frames, size=(height, width), mask=mask, seed=seed

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.bases.base import CropMode
+from genhoi.bases.about import CropMode
 from genhoi.conditioning.grid import STRIDES, Strides
 
 __all__ = ["Crop", "choose_crop", "scaled_down"]

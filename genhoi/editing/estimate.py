@@ -104,7 +104,7 @@ def estimate_edit(
     around = kind.needs(base, dtype=dtype, frames=max(lengths), size=size)
     passes = {
         (expert, length): _forward_needs(
-            expert, around, length, size, objects, takes_text=kind.takes_text
+            expert, around, length, size, objects, takes_text=kind.read_settings(base).takes_text
         )
         for expert in dict.fromkeys(experts)
         for length in dict.fromkeys(lengths)

@@ -17,7 +17,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import NO_STRENGTHS, Base, CropMode, Offload
+from genhoi.bases.about import CropMode
+from genhoi.bases.base import NO_STRENGTHS, Base, Offload
 from genhoi.bases.load import base_kind, check_base, load_base
 from genhoi.bases.lora import Lora, check_loras
 from genhoi.bases.settings import EditSettings, resolve
@@ -114,13 +115,13 @@ class GenHOIPipeline:
         """Load a base, and an adapter on it.
 
         Args:
-            base: "tiny", trained and shipped with the package; "tiny-untrained"; or the folder of
-                a tiny base or of a diffusers Wan pipeline (image-to-video, VACE or text-to-video,
+            base: "tiny", trained and shipped with the package; "mosaic-untrained"; or the folder of
+                a mosaic base or of a diffusers Wan pipeline (image-to-video, VACE or text-to-video,
                 of Wan 2.1 or 2.2); or the name of one on the Hugging Face Hub that has been
                 downloaded before.
             adapter: folder or name on the Hub, see `GenHOIAdapter.from_pretrained`; an adapter; or
-                None for the one that comes with the base, with "tiny" or in the folder adapter/ of
-                a pipeline, else for a fresh one, which is refused unless `untrained_adapter` is
+                None for the one that comes with the base, in its folder adapter/, else for a fresh
+                one, which is refused unless `untrained_adapter` is
                 True or the base is not trained either. Of a base with two transformers one for
                 both, or a list of two, that for high noise levels first; they may come with it as
                 adapter/ and adapter_2/.
@@ -164,7 +165,8 @@ class GenHOIPipeline:
         check_loras(loras, takes_lora=kind.takes_lora, two_experts=kind.two_experts)
         check_base(base, transformer=transformer)
         own = base if transformer is None else transformer
-        if not (untrained_adapter or kind.is_untrained(own)):
+        trained = transformer is not None or kind.read_settings(base).trained
+        if trained and not untrained_adapter:
             _refuse_fresh(adapters, names, os.fspath(own))  # before the base is loaded
         loaded = load_base(base, device=device, dtype=dtype, transformer=transformer)
         pipeline = cls(loaded, adapters or None, untrained_adapter=untrained_adapter, **options)
@@ -273,7 +275,7 @@ class GenHOIPipeline:
             steps=steps,
             window=window,
         )
-        plan = plan_edit(self.base, masks, settings=settings, size=size, strides=strides)
+        plan = plan_edit(self.base.settings, masks, settings=settings, size=size, strides=strides)
         arguments = EditArguments(
             **vars(settings),
             negative_prompt=negative_prompt,
@@ -322,7 +324,7 @@ class GenHOIPipeline:
         Raises:
             ValueError: guidance that the base cannot have.
         """
-        resolved = resolve(self.base.defaults, **given)
+        resolved = resolve(self.base.settings.defaults, **given)
         noise_levels(resolved.steps, resolved.shift)  # raises
         if resolved.guidance_2 is not None and not self.base.two_experts:
             raise ValueError(
@@ -332,7 +334,7 @@ class GenHOIPipeline:
             guidance = getattr(resolved, name)
             if guidance is not None and not math.isfinite(guidance):
                 raise ValueError(f"{name}: got {guidance}, wanted a finite number")
-        if resolved.guidance != 1 and not self.base.takes_text:
+        if resolved.guidance != 1 and not self.base.settings.takes_text:
             raise ValueError(
                 f"guidance: got {resolved.guidance}, wanted 1: this base takes no text"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genhoi.bases.base import Base, TrainedOn
+from genhoi.bases.about import BaseSettings, TrainedOn
 from genhoi.bases.settings import EditSettings
 from genhoi.conditioning.grid import STRIDES, Strides
 from genhoi.editing.crop import Crop, choose_crop
@@ -76,7 +76,7 @@ class EditPlan:
 
 
 def plan_edit(
-    base: Base | type[Base],
+    base: BaseSettings,
     masks: Sequence[Tensor],
     *,
     settings: EditSettings,
@@ -86,7 +86,7 @@ def plan_edit(
     """Plan an edit.
 
     Args:
-        base: or its kind; nothing is loaded.
+        base: how it is used; nothing is loaded.
         masks: bool [F, H, W] for each object, of the clip's length and size.
         settings: of the edit.
         size: (height, width) for the model to work at; None: chosen near the base's own.

@@ -9,13 +9,23 @@ random numbers, or needs trained weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from genhoi.evaluation.checks import check_frames, check_region
 
-__all__ = ["PSNR_CAP", "blur", "region_mean", "region_psnr", "squared_error", "ssim_map", "thirds"]
+__all__ = [
+    "PSNR_CAP",
+    "blur",
+    "region_mean",
+    "region_psnr",
+    "similarity",
+    "squared_error",
+    "ssim_map",
+    "thirds",
+]
 
 PSNR_CAP = 100.0  # dB; stands for identical pixels, whose PSNR is infinite
 
@@ -103,19 +113,30 @@ def ssim_map(result: Tensor, truth: Tensor) -> Tensor:
         TypeError, ValueError: not frames, or of different shapes.
     """
     _check_pair(result, truth)
-    similarity = torch.empty(result.shape[:3], dtype=torch.float64, device=result.device)
-    weight = blur(torch.ones_like(similarity[:1]), _SIGMA)
+    out = torch.empty(result.shape[:3], dtype=torch.float64, device=result.device)
+    weight = blur(torch.ones_like(out[:1]), _SIGMA)
     for i, (a, b) in enumerate(zip(result, truth, strict=True)):
         x, y = (frame.permute(2, 0, 1).double() for frame in (a, b))
-        mean_x, mean_y, square, product = (
-            blur(values, _SIGMA) / weight for values in (x, y, x * x + y * y, x * y)
-        )
-        means = mean_x * mean_y
-        mean_square = mean_x.square() + mean_y.square()
-        similar = (2 * means + _C1) * (2 * (product - means) + _C2)
-        similar /= (mean_square + _C1) * (square - mean_square + _C2)
-        similarity[i] = similar.mean(dim=0)
-    return similarity
+        similar = similarity(x, y, average=lambda values: blur(values, _SIGMA) / weight)
+        out[i] = similar.mean(dim=0)
+    return out
+
+
+def similarity(x: Tensor, y: Tensor, *, average: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute the structural similarity from windows' averages (Wang et al. 2004, equation 13).
+
+    Args:
+        x, y: floating point, 0 to 255.
+        average: of values in windows around pixels, of all or of some.
+
+    Returns:
+        As `average` gives; gradients flow.
+    """
+    mean_x, mean_y, square, product = (average(v) for v in (x, y, x * x + y * y, x * y))
+    means = mean_x * mean_y
+    mean_square = mean_x.square() + mean_y.square()
+    similar = (2 * means + _C1) * (2 * (product - means) + _C2)
+    return similar / ((mean_square + _C1) * (square - mean_square + _C2))
 
 
 def thirds(curve: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def attach(
     Example:
         >>> import genhoi
         >>> from genhoi.bases.load import load_base
-        >>> transformer = load_base("tiny-untrained").transformer  # or a diffusers pipeline's
+        >>> transformer = load_base("mosaic-untrained").transformer  # or a diffusers pipeline's
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer, rank=8)
         >>> handle = genhoi.attach(transformer, adapter, preset="paper")
         >>> # handle.set_reference([object_latent], mask), on a VACE model
@@ -117,7 +117,7 @@ def attach_pipeline(
         >>> import genhoi
         >>> from types import SimpleNamespace
         >>> from genhoi.bases.load import load_base
-        >>> high, low = (load_base("tiny-untrained").transformer for _ in range(2))
+        >>> high, low = (load_base("mosaic-untrained").transformer for _ in range(2))
         >>> pipe = SimpleNamespace(transformer=high, transformer_2=low)  # or a diffusers pipeline
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(high, rank=8)
         >>> handle = genhoi.attach_pipeline(pipe, adapter)
@@ -155,7 +155,7 @@ def attachment_of(transformer: Any) -> Attachment:
 
     Example:
         >>> import copy, genhoi
-        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny-untrained")
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("mosaic-untrained")
         >>> other = copy.deepcopy(pipeline.attachment.transformer)
         >>> genhoi.attachment_of(other).detach()  # the copy alone
     """

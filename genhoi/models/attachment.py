@@ -47,7 +47,7 @@ class Attachment(ABC):
 
     Example:
         >>> import genhoi, torch
-        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("tiny-untrained")
+        >>> pipeline = genhoi.GenHOIPipeline.from_pretrained("mosaic-untrained")
         >>> handle = pipeline.attachment  # or what `genhoi.attach` returned
         >>> handle.options.mask_gate, handle.options.schedule
         (True, 'paper')

@@ -1,4 +1,4 @@
-"""Self-supervised training of the adapter, or of a tiny base."""
+"""Self-supervised training of the adapter, or of a small base."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

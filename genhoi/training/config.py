@@ -17,7 +17,8 @@ from genhoi.models.adapter_config import FlowGateReduction, GateInit, Schedule
 __all__ = ["GivenFrames", "TrainConfig", "changed_settings", "parse_setting", "read_config"]
 
 Stage = Literal["adapter", "base"]
-Mask = Literal["tight", "box", "mixed"]
+Optimizer = Literal["adamw", "muon"]
+Mask = Literal["tight", "grown", "box", "mixed"]
 # "near": a given frame beside every hidden one; "mixed": from none to half of all, anywhere. Both
 # are for bases that encode every latent frame by itself.
 GivenFrames = Literal["none", "first", "first_last", "near", "mixed"]
@@ -44,8 +45,8 @@ class TrainConfig:
 
     Args:
         stage: "adapter" trains GenHOI's own weights on a frozen base; "base" trains the base
-            itself, without any reference (for tiny ones).
-        base: "tiny", "tiny-untrained", the folder of a tiny base, or a diffusers Wan pipeline.
+            itself, without any reference (for small ones).
+        base: "tiny", "mosaic-untrained", the folder of a mosaic base, or a diffusers Wan pipeline.
         expert: of a base with two transformers (Wan 2.2), the one to train on, at its noise levels:
             high or low; the other is not loaded.
         data: "synthetic", or a folder or CSV of clips (see `genhoi.data.folders`).
@@ -53,23 +54,26 @@ class TrainConfig:
         frames: length of every clip, 1 + 4 n; longer ones are cut into several.
         height, width: size of every clip, multiples of 16; others are resized, and cut at the
             sides.
-        mask: how synthetic clips are masked: close to hand and object, or a box around both.
+        mask: how synthetic clips are masked: close to hand and object, some pixels wider, a box
+            around both, or one of these for each clip.
         data_seed: another number makes other synthetic clips.
         object_from_mask: where your own clips lack a picture of the object, cut it out of the clip.
         steps: steps of the optimiser, in all.
         batch: samples a step, over all processes.
         micro_batch: samples a process takes at once; gradients are accumulated over the rest.
             None: all at once.
+        optimizer: adamw, or muon: Muon for the matrices inside the blocks and the low-rank ones, at
+            the same learning rate, and AdamW for the rest.
         learning_rate: learning rate after the warm-up.
         warmup: steps over which the learning rate rises.
         decay: share of the steps, at the end, over which the learning rate falls to a tenth.
-        weight_decay: weight decay of AdamW.
+        weight_decay: weight decay of the optimiser.
         clip_norm: the gradient's norm is cut to it.
         ema: decay of the weights' moving average, which is sampled from and saved; 0 for none.
         shift: how far noise levels are shifted towards noise. None: as the base wants it.
         mask_weight: weight of the loss where something is to be generated; 1 elsewhere.
         given: which frames are given, finished, and how often: none, first, first_last, and for a
-            tiny base near (one beside every hidden one) and mixed (none to half of them).
+            mosaic base near (one beside every hidden one) and mixed (none to half of them).
         reference_dropout: how often a sample sees no reference. None: one in ten, of a VACE base
             never, for there references are part of the sequence.
         mask_rule: when a token counts as masked for the gate. None: as the base wants it.
@@ -83,7 +87,7 @@ class TrainConfig:
         schedule: where a fresh adapter puts references in time: paper, release, or the frame of
             all heads.
         video_rank: rank of low-rank weights on the video's own q, k, v (through peft); 0 for none.
-        train_base: train the whole base along with the adapter (for tiny ones).
+        train_base: train the whole base along with the adapter (for small ones).
         backend: backend of the fused op, see `genhoi doctor`; None for the first that fits.
         base_dtype: what a frozen base is kept in: bfloat16 halves its memory.
         precision: "bf16" computes in it under autocast; "no" in float32.
@@ -121,6 +125,7 @@ class TrainConfig:
     steps: int = 1000
     batch: int = 8
     micro_batch: int | None = None
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 50
     decay: float = 0.4
@@ -159,6 +164,7 @@ class TrainConfig:
         for name, choices in (
             ("stage", get_args(Stage)),
             ("mask", get_args(Mask)),
+            ("optimizer", get_args(Optimizer)),
             ("precision", ("no", "bf16")),
             ("base_dtype", ("float32", "bfloat16")),
             ("parallel", ("ddp", "fsdp")),
@@ -196,6 +202,11 @@ class TrainConfig:
             )
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch: got {self.micro_batch}, wanted 1 to {self.batch}")
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError(
+                "optimizer: got 'muon' with parallel 'fsdp', wanted 'adamw' there, for Muon needs "
+                "every matrix whole"
+            )
         if (self.stage == "base" or self.train_base) and self.base_dtype != "float32":
             raise ValueError(
                 "base_dtype: got 'bfloat16' for a base to be trained, wanted 'float32'"

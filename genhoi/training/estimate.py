@@ -14,11 +14,13 @@ from genhoi.conditioning.grid import STRIDES
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.registry import empty_model
 from genhoi.training.config import TrainConfig
+from genhoi.training.optimizer import hidden_matrices
 from genhoi.training.trained_weights import freeze_unused, load_adapter
 
 __all__ = ["TrainEstimate", "estimate_training", "what_fits"]
 
 _STATE_WORDS = 4  # weight, gradient and AdamW's two moments, float32; the average is a fifth
+_MUON_STATE_WORDS = 3  # one moment
 _KEPT_OF_A_BLOCK = 14  # activations as wide as the model that autograd keeps, roughly
 _WIDE_OF_A_BLOCK = 2  # and as wide as its feed-forward layer
 
@@ -65,6 +67,7 @@ class _Sizes:
     model: Any
     parameters: int
     trained: int
+    by_muon: int  # of those
 
 
 def estimate_training(config: TrainConfig, *, processes: int = 1) -> TrainEstimate:
@@ -108,7 +111,8 @@ def what_fits(config: TrainConfig, memory: int, *, processes: int = 1) -> str | 
             if fits(replace(config, **_joined(chosen))):
                 return " ".join(flag for flag, _ in chosen)
     flags, smallest = " ".join(flag for flag, _ in savings), replace(config, **_joined(savings))
-    for devices in (2, 4, 8, 16, 32, 64):
+    many = (2, 4, 8, 16, 32, 64) if config.optimizer == "adamw" else ()  # Muon is not sharded
+    for devices in many:
         shared = replace(smallest, parallel="fsdp")
         if devices > processes and config.batch % devices == 0 and fits(shared, devices):
             return f"{flags} --parallel fsdp on {devices} GPUs (accelerate launch)".strip()
@@ -138,11 +142,20 @@ def _load_sizes(config: TrainConfig) -> _Sizes:
     with torch.device("meta"):
         model = empty_model(base_config(config.base))
         transformer, sizes = model.transformer, model.sizes
-        parameters = sum(p.numel() for p in transformer.parameters())
-        trained = parameters if config.stage == "base" else _adapter_size(config, transformer)
-    trained += parameters if config.train_base else 0
-    trained += config.video_rank * sizes.num_layers * 3 * 2 * sizes.dim
-    return _Sizes(model, parameters, trained)
+        adapter = None if config.stage == "base" else _adapter(config, transformer)
+        matrices = hidden_matrices(transformer, adapter)
+    weights = list(transformer.parameters())
+    parameters = sum(weight.numel() for weight in weights)
+    trained = [] if adapter is None else [p for p in adapter.parameters() if p.requires_grad]
+    trained += weights if config.stage == "base" or config.train_base else []
+    of_video = config.video_rank * sizes.num_layers * 3 * 2 * sizes.dim
+    by_muon = of_video + sum(weight.numel() for weight in trained if weight in matrices)
+    return _Sizes(
+        model,
+        parameters,
+        of_video + sum(weight.numel() for weight in trained),
+        by_muon if config.optimizer == "muon" else 0,
+    )
 
 
 def _estimate(config: TrainConfig, loaded: _Sizes, processes: int) -> TrainEstimate:
@@ -161,14 +174,18 @@ def _estimate(config: TrainConfig, loaded: _Sizes, processes: int) -> TrainEstim
     channels = 2 * sizes.latent_channels + sizes.strides.time
     latent = sizes.strides.patch**2 * tokens * channels * torch.float16.itemsize
     shards = processes if config.parallel == "fsdp" else 1
-    state_words = _STATE_WORDS + (config.ema > 0)
+    state_words = (
+        (loaded.trained - loaded.by_muon) * _STATE_WORDS
+        + loaded.by_muon * _MUON_STATE_WORDS
+        + loaded.trained * (config.ema > 0)
+    )
     return TrainEstimate(
         grid=grid,
         at_once=at_once,
         parameters=loaded.parameters,
         trained=loaded.trained,
         weight_bytes=loaded.parameters * getattr(torch, config.base_dtype).itemsize // shards,
-        state_bytes=loaded.trained * state_words * torch.float32.itemsize // shards,
+        state_bytes=state_words * torch.float32.itemsize // shards,
         working_bytes=at_once * kept * dtype.itemsize,
         latent_bytes=latent * (clips or 1),
         clips=clips,
@@ -176,8 +193,8 @@ def _estimate(config: TrainConfig, loaded: _Sizes, processes: int) -> TrainEstim
     )
 
 
-def _adapter_size(config: TrainConfig, transformer: Any) -> int:
-    """Count the adapter's trained weights; the current device is meta."""
+def _adapter(config: TrainConfig, transformer: Any) -> GenHOIAdapter:
+    """Make the adapter that is trained; the current device is meta."""
     if config.adapter is not None:
         adapter = load_adapter(config.adapter)
         adapter.check_fits(transformer)
@@ -189,4 +206,4 @@ def _adapter_size(config: TrainConfig, transformer: Any) -> int:
             flow_gate=config.flow_gate,
         )
     freeze_unused(adapter, queries_keys=config.queries_keys)
-    return sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+    return adapter

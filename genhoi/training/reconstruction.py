@@ -49,7 +49,7 @@ def rebuild(
     """
     device = base.device
     model = base.model
-    settings = resolve(base.defaults, steps=steps, shift=shift, mask_rule=mask_rule)
+    settings = resolve(base.settings.defaults, steps=steps, shift=shift, mask_rule=mask_rule)
     condition = torch.stack([given_condition(model, clips, i, given) for i in indices]).to(device)
     extra = 0
     if attachment is not None:

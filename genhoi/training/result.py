@@ -2,7 +2,7 @@
 
 - adapter/: GenHOI's own weights, for `--adapter`.
 - base/: after stage "base", and where low-rank weights of the video's own attention were trained
-  too on a base that merges them: a tiny base for `--base`, these merged in; of other bases the
+  too on a base that merges them: a mosaic base for `--base`, these merged in; of other bases the
   transformer alone, in diffusers' format.
 - video_lora/: such low-rank weights of other bases, which are too large to be merged and written
   out: for `--video-lora`, or `pipe.load_lora_weights(folder)` of diffusers.

@@ -45,6 +45,7 @@ from genhoi.training.objective import (
     reconstruction_loss,
     reference_dropout,
 )
+from genhoi.training.optimizer import make_optimizer
 from genhoi.training.parallel import Interrupts, ShardedModel, make_accelerator
 from genhoi.training.result import result_folders, write_result
 from genhoi.training.same_run import check_same_run
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["SMOOTHED_STEPS", "TrainProgress", "Trainer"]
 
 SMOOTHED_STEPS = 20
-
-_BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Trainer:
         >>> from genhoi.bases.load import load_base
         >>> from genhoi.training.clips import encode_clips, open_clips
         >>> sizes = {"clips": 2, "frames": 5, "height": 32, "width": 32}
-        >>> config = genhoi.TrainConfig(base="tiny-untrained", steps=2, batch=2, **sizes)
+        >>> config = genhoi.TrainConfig(base="mosaic-untrained", steps=2, batch=2, **sizes)
         >>> base = load_base(config.base)
         >>> clips = encode_clips(
         ...     base, config, open_clips(config), Path("latents"), progress=lambda done, total: None
@@ -168,9 +167,9 @@ class Trainer:
         # Of the transformer, where an adapter is trained with all of it or some low-rank weights.
         self._base_names = self._trained_of_base(transformer)
         self._sharded = ShardedModel(transformer, self.accelerator, shard=shard)
-        optimizer: Any = torch.optim.AdamW(
-            list(self.weights().values()), betas=_BETAS, weight_decay=config.weight_decay
-        )
+        # Kept, for FSDP shows others in their place while they are gathered.
+        self._optimised = self.weights()
+        optimizer: Any = make_optimizer(config, self._optimised, transformer, self.adapter)
         self.model, self.optimizer = (
             (transformer, optimizer) if shard else self.accelerator.prepare(transformer, optimizer)
         )
@@ -232,7 +231,9 @@ class Trainer:
     def choices(self) -> SampleChoices:
         """Say what `make_batch` draws from in this run."""
         config = self.config
-        settings = resolve(self.base.defaults, shift=config.shift, mask_rule=config.mask_rule)
+        settings = resolve(
+            self.base.settings.defaults, shift=config.shift, mask_rule=config.mask_rule
+        )
         return SampleChoices(
             seed=config.seed,
             given=config.given,
@@ -460,9 +461,7 @@ class Trainer:
 
     def _moments(self) -> Iterator[tuple[str, str, Tensor]]:
         """Walk the optimiser's state: name of the weight, name of the moment, moment."""
-        names = list(self.weights())
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, parameter in zip(names, parameters, strict=True):
+        for name, parameter in self._optimised.items():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 yield name, key, moment
 
@@ -474,8 +473,10 @@ class Trainer:
         weights = self.weights()
         # A step without learning makes the optimiser's state, which is then overwritten. Weights
         # that never had a gradient have none.
+        kinds_names = (key.split("/", 1) for key in tensors)
+        learned = {name for kind, name in kinds_names if kind not in ("weight", "ema")}
         for name, weight in weights.items():
-            if f"exp_avg/{name}" in tensors:
+            if name in learned:
                 weight.grad = torch.zeros_like(weight)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from genhoi.bases.tiny import TinyBase
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.conditioning.condition import (
     GREY,
     build_condition,
@@ -24,8 +24,8 @@ F, H, W = 9, 32, 48
 
 
 @pytest.fixture(scope="module")
-def base() -> TinyBase:
-    return TinyBase()
+def base() -> MosaicBase:
+    return MosaicBase()
 
 
 def frames(seed: int = 0) -> Tensor:
@@ -95,7 +95,7 @@ def test_paint() -> None:
         paint_grey(clip, mask[:5])
 
 
-def test_polarity_and_layout(base: TinyBase) -> None:
+def test_polarity_and_layout(base: MosaicBase) -> None:
     """[mask 4 | masked-video latent 16]; 1 is where to generate, and grey is nearly 0 there."""
     condition = build_condition(frames(), box(), base.encode)
     assert condition.channels.shape == (1, 20, 3, H // 8, W // 8)
@@ -108,7 +108,7 @@ def test_polarity_and_layout(base: TinyBase) -> None:
 
 
 @pytest.mark.parametrize("name, index", [("first_frame", 0), ("last_frame", -1)])
-def test_finished_frames(base: TinyBase, name: str, index: int) -> None:
+def test_finished_frames(base: MosaicBase, name: str, index: int) -> None:
     given = frames(7)[0]
     condition = build_condition(frames(), box(), base.encode, **{name: given})
     assert not condition.mask[index].any() and condition.mask.any(-1).any(-1).sum() == F - 1
@@ -119,13 +119,13 @@ def test_finished_frames(base: TinyBase, name: str, index: int) -> None:
     assert condition.channels[0, :4, index, 1, 2].tolist() == wanted
 
 
-def test_without_a_first_frame_frame_0_is_masked(base: TinyBase) -> None:
+def test_without_a_first_frame_frame_0_is_masked(base: MosaicBase) -> None:
     condition = build_condition(frames(), box(), base.encode)
     assert condition.channels[0, :4, 0, 1, 2].tolist() == [1, 1, 1, 1]
     assert (condition.first_image[box()[0]] == GREY).all()
 
 
-def test_finished_frames_of_another_kind_are_refused(base: TinyBase) -> None:
+def test_finished_frames_of_another_kind_are_refused(base: MosaicBase) -> None:
     with pytest.raises(ValueError, match=r"first_frame: got shape \(32, 32, 3\)"):
         build_condition(frames(), box(), base.encode, first_frame=frames()[0, :, :32])
     with pytest.raises(TypeError, match=r"last_frame: got torch.float32, wanted torch.uint8"):
@@ -147,7 +147,7 @@ def test_each_reference_is_seen_in_its_own_mask() -> None:
 # -------------------------------------------------------------------------------------- tiny codec
 
 
-def test_the_tiny_codec_projects(base: TinyBase) -> None:
+def test_the_tiny_codec_projects(base: MosaicBase) -> None:
     latents = base.encode(frames())
     assert latents.shape == (1, 16, 3, H // 8, W // 8) and latents.dtype == torch.float32
     decoded = base.decode(latents)

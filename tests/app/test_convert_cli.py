@@ -18,6 +18,7 @@ from support.tiny_wan import lively_adapter, tiny_wan
 
 from genhoi import Clip, GenHOIAdapter, GenHOIPipeline, from_official, to_official
 from genhoi.bases.load import base_config, check_base, load_base, shipped_adapters
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.bases.replaced import check_same_sizes
 from genhoi.cli.group import main
 
@@ -228,9 +229,8 @@ def test_on_a_stock_base(stock: Path, whole: Path, tmp_path: Path) -> None:
 def test_its_sizes_are_the_bases(stock: Path, whole: Path, tmp_path: Path) -> None:
     transformer = whole / "transformer"
     assert base_config(stock, transformer=transformer) == base_config(stock)
-    for base in ("tiny", "tiny-untrained"):
-        with pytest.raises(ValueError, match=r"transformer: got the one in .*instead of"):
-            base_config(base, transformer=transformer)
+    with pytest.raises(ValueError, match=r"transformer: got the one in .*instead of"):
+        base_config("mosaic-untrained", transformer=transformer)
     with pytest.raises(FileNotFoundError, match=r"transformer: there is no .*config\.json; wanted"):
         base_config(stock, transformer=whole)
     with pytest.raises(TypeError, match=r"transformer: .*vae holds a AutoencoderKLWan; wanted"):
@@ -245,16 +245,19 @@ def test_its_sizes_are_the_bases(stock: Path, whole: Path, tmp_path: Path) -> No
         check_base(stock, transformer=tmp_path)
 
 
-def test_on_the_tiny_base(tmp_path: Path) -> None:
+def test_on_a_mosaic_base(tmp_path: Path) -> None:
     """Its own adapter does not come with it, for that was trained on other weights."""
-    transformer = load_base("tiny-untrained", seed=7).transformer
-    transformer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"got none, wanted one that was trained on {tmp_path}"):
-        GenHOIPipeline.from_pretrained("tiny", transformer=tmp_path)
-    base = load_base("tiny", transformer=tmp_path, dtype=torch.bfloat16)
-    assert base.trained and base.about == f"tiny, with the transformer of {tmp_path}"
-    wanted = load_base("tiny-untrained", seed=7, dtype=torch.bfloat16).transformer.state_dict()
-    assert all(torch.equal(x, wanted[n]) for n, x in base.transformer.state_dict().items())
+    base, other = tmp_path / "base", tmp_path / "other"
+    MosaicBase().save_pretrained(base, about="a test")
+    lively_adapter(MosaicBase().transformer).save_pretrained(base / "adapter")
+    assert GenHOIPipeline.from_pretrained(base).adapter_trained
+    load_base("mosaic-untrained", seed=7).transformer.save_pretrained(other)
+    with pytest.raises(ValueError, match=f"got none, wanted one that was trained on {other}"):
+        GenHOIPipeline.from_pretrained(base, transformer=other)
+    loaded = load_base(base, transformer=other, dtype=torch.bfloat16)
+    assert loaded.trained and loaded.about == f"mosaic, with the transformer of {other}"
+    wanted = load_base("mosaic-untrained", seed=7, dtype=torch.bfloat16).transformer.state_dict()
+    assert all(torch.equal(x, wanted[n]) for n, x in loaded.transformer.state_dict().items())
 
 
 def test_the_weights_are_those_of_the_release(weights: Path) -> None:

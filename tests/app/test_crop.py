@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from genhoi.bases.base import Base
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.bases.settings import resolve
-from genhoi.bases.tiny import TinyBase
 from genhoi.bases.wan import WanBase
 from genhoi.editing.crop import Crop, choose_crop, scaled_down
 from genhoi.editing.paste import cut_boxes, cut_frames, cut_masks, paste
@@ -103,7 +104,7 @@ def test_where_a_crop_pays(native: tuple[int, int], whole: bool) -> None:
 
 
 def test_wan_crops_below_a_third_of_the_frame() -> None:
-    below = WanBase.defaults.crop_below
+    below = WanBase.settings.defaults.crop_below
     small = boxes((1080, 1920), *[(400, 800, 200, 200)] * 5)
     crop = choose_crop(small, native=WAN, below=below)
     assert crop.size == WAN and crop.box == WAN and crop.share < 1 / 3
@@ -167,9 +168,9 @@ def test_masks_are_cut_as_the_frames_are() -> None:
 # ------------------------------------------------------------------------------------------- plan
 
 
-def notes(mask: Tensor, base: type = TinyBase, **given: object) -> str:
-    settings = resolve(base.defaults, **given)  # type: ignore[attr-defined]
-    return "\n".join(plan_edit(base, [mask], settings=settings).notes)
+def notes(mask: Tensor, base: type[Base] = MosaicBase, **given: object) -> str:
+    settings = resolve(base.settings.defaults, **given)
+    return "\n".join(plan_edit(base.settings, [mask], settings=settings).notes)
 
 
 def round_mask(frames: int = 49, side: int = 300, radius: float = 60) -> Tensor:
@@ -201,11 +202,13 @@ def test_what_is_far_from_training_is_said(
 
 
 def test_a_size_far_from_training_is_said() -> None:
-    settings = resolve(TinyBase.defaults)
-    plan = plan_edit(TinyBase, [round_mask()], settings=settings, size=(272, 272))
+    settings = resolve(MosaicBase.settings.defaults)
+    plan = plan_edit(MosaicBase.settings, [round_mask()], settings=settings, size=(272, 272))
     assert "works at 272x272, far from the 96x96" in "\n".join(plan.notes)
 
 
 def test_the_last_frame_is_repeated_for_the_model() -> None:
-    plan = plan_edit(TinyBase, [round_mask(frames=50)], settings=resolve(TinyBase.defaults))
+    plan = plan_edit(
+        MosaicBase.settings, [round_mask(frames=50)], settings=resolve(MosaicBase.settings.defaults)
+    )
     assert plan.frames == 53 and len(plan.crop.corners) == 53 and len(plan.masks[0]) == 53

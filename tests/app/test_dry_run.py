@@ -14,10 +14,11 @@ from PIL import Image
 from support.command_lines import command_line
 from support.tiny_base import save_tiny_base
 from support.tiny_vace import save_tiny_vace_base
+from support.tiny_wan import lively_adapter
 
 from genhoi import media
 from genhoi.bases.base import Offload
-from genhoi.bases.load import base_kind
+from genhoi.bases.load import load_base
 from genhoi.bases.needs import DENOISING, TRANSFORMER, BaseNeeds, Phase, as_used
 from genhoi.bases.wan import WanBase
 from genhoi.cli import main
@@ -119,7 +120,17 @@ def test_a_vace_pipeline(files: Path) -> None:
 
 def test_a_type_that_was_not_measured(files: Path) -> None:
     values = record(
-        dry_run(files, "tiny", "--device", "h200", "--dtype", "float32", "--frames", "5", "--json")
+        dry_run(
+            files,
+            "mosaic-untrained",
+            "--device",
+            "h200",
+            "--dtype",
+            "float32",
+            "--frames",
+            "5",
+            "--json",
+        )
     )
     assert values["seconds"] is None and "unknown" in values["dry_run"]["time on h200"]
 
@@ -157,13 +168,13 @@ def test_a_gpu_by_name_is_for_dry_runs(files: Path, base: Path) -> None:
 
 
 def test_an_adapter_of_another_base(files: Path, base: Path) -> None:
-    (shipped,) = base_kind("tiny").shipped_adapters("tiny")
-    result = dry_run(files, base, "--adapter", str(shipped))
+    lively_adapter(load_base("mosaic-untrained").transformer).save_pretrained(files / "other")
+    result = dry_run(files, base, "--adapter", str(files / "other"))
     assert result.exit_code == 1 and "adapter: got one for a base with" in result.output
 
 
 def test_training_on_a_gpu_by_name(files: Path) -> None:
-    command = ["train", "--base", "tiny-untrained", "--frames", "9", "--height", "32"]
+    command = ["train", "--base", "mosaic-untrained", "--frames", "9", "--height", "32"]
     command += ["--width", "32", "--out", str(files / "run"), "--device", "l40s"]
     result = CliRunner().invoke(main, [*command, "--dry-run"])
     assert result.exit_code == 0, result.output
@@ -187,15 +198,15 @@ def test_weights_are_those_of_the_whole_pipeline(tmp_path: Path) -> None:
 
 
 def test_work_follows_steps_branches_and_windows() -> None:
-    one = estimate("tiny")
-    assert estimate("tiny", steps=8).denoising.products == 2 * one.denoising.products
-    both = estimate("tiny", guidance=5.0)
+    one = estimate("mosaic-untrained")
+    assert estimate("mosaic-untrained", steps=8).denoising.products == 2 * one.denoising.products
+    both = estimate("mosaic-untrained", guidance=5.0)
     assert both.denoising.products == 2 * one.denoising.products
     assert both.references == one.references, "kept for both branches"
-    two = estimate("tiny", frames=17)
+    two = estimate("mosaic-untrained", frames=17)
     assert len(two.windows) == 2 and two.references == one.references, "and for both windows"
     assert two.denoising.attention == 2 * one.denoising.attention
-    other = estimate("tiny", frames=13)  # two windows, of two lengths
+    other = estimate("mosaic-untrained", frames=13)  # two windows, of two lengths
     assert other.references.attention == 2 * one.references.attention
 
 

@@ -1,4 +1,4 @@
-"""`genhoi edit`: files in, files out, on the tiny base; kills, repeats, and every refusal."""
+"""`genhoi edit`: files in, files out, on a mosaic base; kills, repeats, and every refusal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def arguments(files: Path, *more: str) -> list[str]:
         steps=2,
         window=5,
         out=files / "out",
-        base="tiny-untrained",
+        base="mosaic-untrained",
     )
     return [*command, *more]
 
@@ -185,7 +185,7 @@ def test_a_base_in_diffusers_format(files: Path) -> None:
 
 
 def test_dry_run_computes_nothing_and_draws_a_preview(files: Path) -> None:
-    for base in ("tiny", "tiny-untrained", str(save_tiny_base(files / "base"))):
+    for base in ("mosaic-untrained", str(save_tiny_base(files / "base"))):
         result = run(*arguments(files, "--base", base, "--dry-run", "--frames", "9"))
         assert result.exit_code == 0, result.output
         for phrase in ("2: frames 0-4, 4-8", "2 x 2 x 3 = 12", "parameters", "about", "48x32"):
@@ -212,7 +212,7 @@ def test_a_large_clip_is_edited_in_a_box_and_keeps_its_size_rate_and_sound(files
     clip = large(files)
     options = options_of(video=clip, mask=files / "large-mask.mp4", steps=1, window=9)
     command = ["edit", *options, "--object", f"{files}/object.png", "--out", f"{files}/out"]
-    result = run(*command, "--base", "tiny")
+    result = run(*command, "--base", "mosaic-untrained")
     assert result.exit_code == 0, result.output
     assert "a box of 96x96 pixels around the mask, 30 % of the frame, at 96x96" in result.output
     edited, source = frames_of(files), media.read_clip(clip)
@@ -379,7 +379,7 @@ def test_a_killed_edit_leaves_nothing_half_written_and_goes_on(
         (["--window", "7"], ["window: got 7, wanted 1 + 4 n"]),
         (["--window", "7", "--dry-run"], ["window: got 7, wanted 1 + 4 n"]),
         (["--shift", "-1"], ["shift: got -1.0"]),
-        (["--offload", "model"], ["offload: got 'model' for base tiny-untrained"]),
+        (["--offload", "model"], ["offload: got 'model' for base mosaic-untrained"]),
         (["--base", "nothing-here"], ["base: there is no folder nothing-here", "46 GB"]),
         (["--base", "nothing-here", "--dry-run"], ["base: there is no folder nothing-here"]),
         (["--prompt", "a cup"], ["prompt: got 'a cup', wanted none"]),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genhoi.data.synthetic import SyntheticHOI
+from benchmarks.ablation.flat import FlatHOI
 from genhoi.evaluation.metrics import region_mean, region_psnr, squared_error, ssim_map
 from genhoi.evaluation.object_metrics import colour_similarity, texture_similarity
 from genhoi.evaluation.structure import edge_similarity
@@ -43,7 +43,7 @@ def brown_weave(like: Tensor) -> Tensor:
 def scene() -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """A truth, its mask, its object's picture, and what stands in the mask in its place."""
     pytest.importorskip("skimage")
-    clips = SyntheticHOI("test", clips=2, frames=5, size=(SIDE, SIDE), mask="tight", seed=3)
+    clips = FlatHOI("test", clips=2, frames=5, size=(SIDE, SIDE), mask="tight", seed=3)
     sample, other = clips[0], clips[1].clip.frames
     truth, mask = sample.clip.frames, sample.mask
     mean = truth[mask].float().mean(0).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Clip to clip, on the tiny base and on a folder of diffusers' components."""
+"""Clip to clip, on a mosaic base and on a folder of diffusers' components."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny() -> GenHOIPipeline:
-    return GenHOIPipeline.from_pretrained("tiny-untrained")
+    return GenHOIPipeline.from_pretrained("mosaic-untrained")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def picture(seed: int = 1) -> Tensor:
 def test_clip_to_clip(pipeline: GenHOIPipeline) -> None:
     """Length, size and rate stay; the same seed gives the same clip, and every input matters."""
     before = pipeline.attachment.reference_passes
-    settings = FAST | ({"prompt": "a cup"} if pipeline.base.takes_text else {})
+    settings = FAST | ({"prompt": "a cup"} if pipeline.base.settings.takes_text else {})
     edited = pipeline(clip(), box(), picture(), **settings)
     assert edited.frames.shape == (F, H, W, 3) and edited.frames.dtype == torch.uint8
     assert edited.fps == 12
@@ -106,7 +106,7 @@ def test_clip_to_clip(pipeline: GenHOIPipeline) -> None:
         {"first_frame": first},
         {"last_frame": first},
         {"shift": 1.0},
-        *(of_texts if pipeline.base.takes_text else []),
+        *(of_texts if pipeline.base.settings.takes_text else []),
     ):
         assert not torch.equal(
             pipeline(clip(), box(), picture(), **settings | other).frames, edited.frames
@@ -434,7 +434,7 @@ def test_another_mask_keeps_keys_and_values() -> None:
 
 def test_the_callers_adapter_stays_as_it_is() -> None:
     """In another dtype, and apart from the pipeline's own."""
-    base = load_base("tiny-untrained", dtype=torch.bfloat16)
+    base = load_base("mosaic-untrained", dtype=torch.bfloat16)
     adapter = GenHOIAdapter.for_transformer(base.transformer)
     before = {name: x.clone() for name, x in adapter.state_dict().items()}
     pipeline = GenHOIPipeline(base, adapter)
@@ -572,7 +572,7 @@ def test_a_config_is_read_without_weights(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offload", ["model", "group", "disk"])
 def test_offloading_needs_a_gpu(folder: Path, offload: Any) -> None:
-    for base in ("tiny", folder):
+    for base in ("mosaic-untrained", folder):
         with pytest.raises(ValueError, match="offload: got"):
             GenHOIPipeline.from_pretrained(base, offload=offload)
 

@@ -28,7 +28,7 @@ from support.tiny_training import (
 from test_folders import make_clip
 
 from genhoi import GenHOIAdapter, extras
-from genhoi.bases import tiny
+from genhoi.bases import mosaic
 from genhoi.cli import main
 from genhoi.media import read_clip
 from genhoi.training import estimate
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small base, and accelerate as if nobody had used it yet."""
     for name, value in SMALL.items():
-        monkeypatch.setitem(tiny.TINY_CONFIG, name, value)
+        monkeypatch.setitem(mosaic.MOSAIC_CONFIG, name, value)
     forget_accelerator()
 
 
@@ -54,7 +54,7 @@ def command(tmp_path: Path) -> list[str]:
         make_clip(tmp_path / "clips" / f"clip{i}", count, seed=i)
     return command_line(
         "train",
-        base="tiny-untrained",
+        base="mosaic-untrained",
         data=tmp_path / "clips",
         frames=FRAMES,
         height=32,
@@ -95,7 +95,7 @@ def test_a_whole_run(command: list[str], tmp_path: Path) -> None:
         "Training from the start of 4 on 4 clips: cpu",
         "step 4 of 4, loss ",
         f"Adapter: {out}",
-        f"genhoi edit --base tiny-untrained --adapter {out / 'adapter'} --video V --mask M",
+        f"genhoi edit --base mosaic-untrained --adapter {out / 'adapter'} --video V --mask M",
     ):
         assert phrase in result.output, result.output
     names = {path.name for path in out.iterdir()}
@@ -364,7 +364,7 @@ def test_synthetic_clips(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = command_line(
         "train",
-        base="tiny-untrained",
+        base="mosaic-untrained",
         clips=3,
         frames=5,
         height=32,

@@ -33,7 +33,7 @@ from support.tiny_wan import inputs
 
 from genhoi import GenHOIAdapter, GenHOIPipeline
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import TinyBase
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.data.encoded import encode_dataset
 from genhoi.training import checkpoint as checkpoints
 from genhoi.training.log import TrainingLog
@@ -70,7 +70,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"precision": "bf16"}, {"stage": "base"}, {"ema": 0.0}, {"train_base": True}]
+    "changes",
+    [
+        {},
+        {"precision": "bf16"},
+        {"stage": "base"},
+        {"ema": 0.0},
+        {"train_base": True},
+        {"optimizer": "muon"},
+        {"optimizer": "muon", "train_base": True, "precision": "bf16"},
+    ],
 )
 def test_resumed_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     trainer_in(tmp_path, "whole", **changes).run()
@@ -422,7 +431,7 @@ def test_stage_base(tmp_path: Path) -> None:
     trainer.run()
     by_step = losses(tmp_path / "run")
     assert sum(by_step[-4:]) < 0.8 * sum(by_step[:4])
-    base = TinyBase(tmp_path / "run" / "base")
+    base = MosaicBase(tmp_path / "run" / "base")
     assert "12 steps of 2" in base.about
     with trainer.averaged():
         for name, weight in trainer.base.transformer.state_dict().items():
@@ -454,7 +463,7 @@ def test_video_rank_on_a_tiny_base(tmp_path: Path) -> None:
     assert trainer.attachment is not None
     trainer.attachment.detach()
     wanted = some_pass(trainer.base)
-    merged = some_pass(TinyBase(tmp_path / "run" / "base"))
+    merged = some_pass(MosaicBase(tmp_path / "run" / "base"))
     torch.testing.assert_close(merged, wanted, rtol=0, atol=1e-5)
     assert (some_pass(small_base()) - wanted).abs().max() > 1e-2
     GenHOIAdapter.from_pretrained(tmp_path / "run" / "adapter")
@@ -501,4 +510,4 @@ def test_wan_pipeline(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"video_lora: there is no \.safetensors file in"):
         GenHOIPipeline.from_pretrained(folder, adapter=run / "adapter", video_lora=run / "samples")
     with pytest.raises(ValueError, match=r"video_lora: got .*, wanted none for this base"):
-        GenHOIPipeline.from_pretrained("tiny", video_lora=run / "video_lora")
+        GenHOIPipeline.from_pretrained("mosaic-untrained", video_lora=run / "video_lora")

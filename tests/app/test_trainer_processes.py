@@ -132,7 +132,7 @@ def test_one_goes_on_after_two_and_two_after_one(runs: Path, parallel: str) -> N
 
 def test_results_are_whole(runs: Path) -> None:
     from genhoi import GenHOIAdapter
-    from genhoi.bases.tiny import TinyBase
+    from genhoi.bases.mosaic import MosaicBase
 
     for name in ("ddp", "fsdp"):
         state = GenHOIAdapter.from_pretrained(runs / name / "adapter").state_dict()
@@ -140,7 +140,8 @@ def test_results_are_whole(runs: Path) -> None:
             if key.startswith("ema/"):
                 assert torch.equal(state[key.removeprefix("ema/")], x)
     weights = [
-        TinyBase(runs / name / "base").transformer.state_dict() for name in ("video", "fsdp-video")
+        MosaicBase(runs / name / "base").transformer.state_dict()
+        for name in ("video", "fsdp-video")
     ]
     for name, x in weights[0].items():
         torch.testing.assert_close(weights[1][name], x, rtol=0, atol=1e-4, msg=name)

@@ -342,12 +342,13 @@ def test_odd_loras(files: Path, folder: Path) -> None:
     text = {"adapter": folder / "text-adapter"}
     for base, more, message in (
         (folder / "text", f"high={lora}", "wanted it without high=: the base has one transf"),
-        ("tiny", str(lora), "wanted none: this base takes no LoRA"),
+        ("mosaic-untrained", str(lora), "wanted none: this base takes no LoRA"),
         (folder / "text", f"{lora}:nan", "lora: got weight nan, wanted a finite number"),
         (folder / "text", str(misfit), "c.safetensors does not fit this base: Target modules"),
         (folder / "text", str(files / "d.safetensors"), "d.safetensors does not fit this base"),
     ):
-        result = edit(files, base, "--lora", more, **(text if base != "tiny" else {}))  # type: ignore[arg-type]
+        adapter = {} if base == "mosaic-untrained" else text
+        result = edit(files, base, "--lora", more, **adapter)  # type: ignore[arg-type]
         assert result.exit_code == 1 and message in result.output, result.output
 
 

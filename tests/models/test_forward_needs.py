@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genhoi.bases import wan_needs
-from genhoi.bases.tiny import TINY_CONFIG
+from genhoi.bases.mosaic import MOSAIC_CONFIG
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.adapter_config import AdapterConfig
 from genhoi.models.attach import attach
@@ -174,8 +174,8 @@ def test_references_in_the_sequence_are_in_every_pass() -> None:
 
 
 def test_weights_are_those_of_the_model() -> None:
-    model = EmptyModel(TINY_CONFIG, dtype=torch.bfloat16)
-    transformer = empty_model(TINY_CONFIG).transformer
+    model = EmptyModel(MOSAIC_CONFIG, dtype=torch.bfloat16)
+    transformer = empty_model(MOSAIC_CONFIG).transformer
     assert model.parameters == sum(p.numel() for p in transformer.parameters())
     cast_weights(transformer, torch.bfloat16)
     assert model.weight_bytes == sum(p.nbytes for p in transformer.parameters())
@@ -186,7 +186,7 @@ def test_weights_are_those_of_the_model() -> None:
 def test_an_adapter_of_another_base_is_refused() -> None:
     config = AdapterConfig(num_heads=2, head_dim=64, num_layers=4, image_attention=False)
     with pytest.raises(ValueError, match="num_heads 2, wanted 4"):
-        EmptyModel(TINY_CONFIG, dtype=torch.float32, adapter=config)
+        EmptyModel(MOSAIC_CONFIG, dtype=torch.float32, adapter=config)
 
 
 # ------------------------------------------------------------------------------------------- VAEs

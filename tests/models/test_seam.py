@@ -19,7 +19,7 @@ import genhoi
 from genhoi import Clip, EditWarning, GenHOIPipeline
 from genhoi.bases import load
 from genhoi.bases.load import base_config, base_kind, load_base
-from genhoi.bases.tiny import TinyBase
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.models import registry
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
@@ -28,7 +28,7 @@ from genhoi.models.wan.attach import WanAttachment
 from genhoi.models.wan.model import WanModel
 
 PACKAGE = Path(genhoi.__file__).parent
-OF_A_FAMILY = ("genhoi.models.wan", "genhoi.bases.tiny", "genhoi.bases.wan", "diffusers")
+OF_A_FAMILY = ("genhoi.models.wan", "genhoi.bases.mosaic", "genhoi.bases.wan", "diffusers")
 # The release's weights are those of a Wan, and so is each pipeline of diffusers.
 MAY_NAME_WAN = {"__init__.py", "convert.py", "pipelines/pixels.py", "pipelines/wan.py"}
 
@@ -101,7 +101,7 @@ class OtherModel(WanModel):
         return OtherAttachment(self, adapter, options, backend)
 
 
-class OtherBase(TinyBase):
+class OtherBase(MosaicBase):
     """A base of that family."""
 
     @classmethod
@@ -138,10 +138,10 @@ def other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("other")
 def test_another_family_is_a_folder_and_a_line() -> None:
-    assert base_kind("other") is OtherBase and base_kind("tiny") is TinyBase
+    assert base_kind("other") is OtherBase and base_kind("tiny") is MosaicBase
     assert base_config("other")["_class_name"] == "OtherTransformer"
     assert type(model_of(load_base("other").transformer)) is OtherModel
-    assert type(model_of(load_base("tiny-untrained").transformer)) is WanModel
+    assert type(model_of(load_base("mosaic-untrained").transformer)) is WanModel
 
 
 @pytest.mark.usefixtures("other")

@@ -1,4 +1,4 @@
-"""The tiny base: its files, its defaults, and what the shipped weights can do."""
+"""The tiny base that comes with the package, and mosaic bases."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from benchmarks.ablation.flat import FlatHOI
 from genhoi import GenHOIAdapter, attach
 from genhoi.bases.load import (
     base_config,
-    base_defaults,
     base_kind,
+    base_settings,
     check_base,
     load_base,
     shipped_adapters,
 )
-from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TINY_CONFIG, TinyBase
+from genhoi.bases.mosaic import MOSAIC_CONFIG, MosaicBase
 from genhoi.bases.wan import WanBase
+from genhoi.bases.wan_files import SHIPPED
 from genhoi.data.encoded import EncodedClips, encode_dataset
-from genhoi.data.synthetic import SyntheticHOI
 from genhoi.editing.pipeline import GenHOIPipeline
 from genhoi.evaluation.metrics import region_mean, squared_error
 from genhoi.training.reconstruction import rebuild
 
+FOLDER = SHIPPED["tiny"]
+
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    base = TinyBase(seed=3)
+    base = MosaicBase(seed=3)
     base.save_pretrained(tmp_path / "base", about="a test")
-    assert base_kind(tmp_path / "base") is TinyBase and base_kind(tmp_path) is WanBase
+    assert base_kind(tmp_path / "base") is MosaicBase and base_kind(tmp_path) is WanBase
     loaded = load_base(tmp_path / "base")
-    assert loaded.trained and loaded.about == "tiny: a test" and not base.trained
+    assert loaded.trained and loaded.about == "mosaic: a test" and not base.trained
     wanted = base.transformer.state_dict()
     for name, weight in loaded.transformer.state_dict().items():
         assert weight.dtype == torch.float32
@@ -40,38 +44,44 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="wanted the folder of a tiny base"):
-        TinyBase(tmp_path)
-    TinyBase().save_pretrained(tmp_path, about="")
-    mark = tmp_path / "tiny_base.json"
+    with pytest.raises(FileNotFoundError, match="wanted the folder of a mosaic base"):
+        MosaicBase(tmp_path)
+    MosaicBase().save_pretrained(tmp_path, about="")
+    mark = tmp_path / "mosaic_base.json"
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"version": 2}))
     with pytest.raises(ValueError, match="wanted"):
-        TinyBase(tmp_path)
+        MosaicBase(tmp_path)
     check_base(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="wanted the folder of a tiny base"):
+    with pytest.raises(FileNotFoundError, match="wanted the folder of a mosaic base"):
         check_base(tmp_path)
 
 
 def test_names() -> None:
-    assert base_kind("tiny") is TinyBase and base_kind("tiny-untrained") is TinyBase
+    assert base_kind("tiny") is MosaicBase and base_kind("mosaic-untrained") is MosaicBase
     assert base_kind("nothing-here") is WanBase
-    assert base_config("tiny-untrained") == TINY_CONFIG
-    assert base_defaults("tiny").guidance == 1 and base_defaults("nothing-here").guidance == 5
-    assert shipped_adapters("tiny") == (SHIPPED_ADAPTER,) and not shipped_adapters("tiny-untrained")
-    assert not load_base("tiny-untrained", seed=1).trained
+    assert base_config("mosaic-untrained") == MOSAIC_CONFIG
+    defaults = [base_settings(name).defaults for name in ("tiny", "nothing-here")]
+    assert [x.guidance for x in defaults] == [1, 5]
+    assert shipped_adapters("tiny") == (FOLDER / "adapter",)
+    assert not shipped_adapters("mosaic-untrained")
+    assert base_settings("tiny").trained and not base_settings("mosaic-untrained").trained
+    assert not load_base("mosaic-untrained", seed=1).trained
 
 
 # ------------------------------------------------------------------------------ what is shipped
 
 
 def test_what_ships_is_small_and_loads() -> None:
-    files = [p for folder in (SHIPPED_BASE, SHIPPED_ADAPTER) for p in folder.iterdir()]
-    assert sum(path.stat().st_size for path in files) <= 8e6
-    assert all(path.suffix in (".safetensors", ".json") for path in files)
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    for path in files:
+        assert path.suffix in (".safetensors", ".json", ".md", ".yaml"), path
+        if path.suffix == ".safetensors":
+            assert all(weight.isfinite().all() for weight in load_file(path).values()), path
     pipeline = GenHOIPipeline.from_pretrained()
     assert pipeline.base.trained and pipeline.adapter_trained
-    card = (SHIPPED_BASE.parent / "README.md").read_text(encoding="utf-8")
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for word in ("Data", "Training", "Metrics", "Limits", "genhoi train", "seed"):
         assert word in card, word
 
@@ -79,17 +89,17 @@ def test_what_ships_is_small_and_loads() -> None:
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> EncodedClips:
     pytest.importorskip("skimage", reason="scikit-image carries the photographs")
-    dataset = SyntheticHOI("test", clips=6, seed=11)
+    dataset = FlatHOI("test", clips=6, seed=11)
     folder = tmp_path_factory.mktemp("latents") / "test"
-    return encode_dataset(TinyBase(), dataset, folder, given=("none",))
+    return encode_dataset(MosaicBase(), dataset, folder, given=("none",))
 
 
 def test_the_shipped_model_paints_the_object_it_is_given(held_out: EncodedClips) -> None:
     """On clips and objects that nobody trained on: closer to the truth with the right picture than
     with another clip's or none, and the background stays."""
     base = load_base("tiny")
-    attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(SHIPPED_ADAPTER).float())
-    dataset = SyntheticHOI("test", clips=6, seed=11)
+    attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(FOLDER / "adapter").float())
+    dataset = FlatHOI("test", clips=6, seed=11)
     indices = list(range(len(held_out)))
 
     def errors(objects: list[int]) -> tuple[float, float]:

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genhoi.bases import tiny
-from genhoi.bases.tiny import TinyBase
+from genhoi.bases import mosaic
+from genhoi.bases.mosaic import MosaicBase
 from genhoi.data.encoded import EncodedClips, encode_dataset
 from genhoi.data.sample import HOISample
 from genhoi.media import Clip
@@ -57,15 +57,15 @@ class Noise:
         return f"noise {self.clips} {self.frames} {self.side}"
 
 
-def small_base(**options: Any) -> TinyBase:
+def small_base(**options: Any) -> MosaicBase:
     """A tiny base of two blocks, random weights."""
-    with mock.patch.dict(tiny.TINY_CONFIG, SMALL):
-        return TinyBase(**options)
+    with mock.patch.dict(mosaic.MOSAIC_CONFIG, SMALL):
+        return MosaicBase(**options)
 
 
 def small_config(**changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
-        "base": "tiny-untrained",
+        "base": "mosaic-untrained",
         "frames": FRAMES,
         "height": SIDE,
         "width": SIDE,

@@ -60,7 +60,7 @@ def from_official(
     Example:
         >>> import genhoi
         >>> from genhoi.bases.load import load_base
-        >>> transformer = load_base("tiny-untrained").transformer
+        >>> transformer = load_base("mosaic-untrained").transformer
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer)
         >>> weights = genhoi.to_official(transformer, adapter)  # else those of the release's files
         >>> again, adapter = genhoi.from_official(weights, {"num_heads": 4})
@@ -108,7 +108,7 @@ def to_official(
     Example:
         >>> import genhoi
         >>> from genhoi.bases.load import load_base
-        >>> transformer = load_base("tiny-untrained").transformer
+        >>> transformer = load_base("mosaic-untrained").transformer
         >>> adapter = genhoi.GenHOIAdapter.for_transformer(transformer)
         >>> weights = genhoi.to_official(transformer, adapter)
         >>> tuple(weights["blocks.0.self_attn.q.weight"].shape)

@@ -1,4 +1,4 @@
-"""Backgrounds and objects of the synthetic clips: photographs, and sprites with a texture each.
+"""Backgrounds and objects of the flat clips: photographs, and sprites with a texture each.
 
 Training and test draw from photographs and letters that have nothing in common.
 """
@@ -50,7 +50,7 @@ _PHOTO_SIDE = 256
 @cache
 def _photograph(name: str) -> Image.Image:
     """Read a photograph's middle, square, RGB."""
-    with needed_for("data synthetic"):
+    with needed_for("flat clips"):
         folder = files("skimage") / "data"
     image = Image.open(str(folder / name)).convert("RGB")
     side = min(image.size)

@@ -1,10 +1,11 @@
-"""The tiny base: a real Wan transformer on pixels, small enough to be trained and used on a CPU.
+"""The mosaic base: a small real Wan transformer on means of pixels, without a VAE.
 
-Its codec stands in the VAE's place with the same shapes, 4 x in time, 8 x in space, 16 channels.
-Each block of 4 frames of 8 x 8 pixels becomes 12 mean colours, of its 2 x 2 quarters, and 4 changes
-of brightness, each quarter's mean over the last two frames less that over the first two. Frame 0
-counts four times. Decoding inverts this as far as it goes: encode(decode(z)) is z up to rounding to
-8 bits, and decode(encode(frames)) is a mosaic of 4 x 4 pixels.
+It is the fast base of tests, and the base of the study of the paper's parts (benchmarks/ablation).
+Its codec has a VAE's shapes, 4 x in time, 8 x in space, 16 channels. Each block of 4 frames of
+8 x 8 pixels becomes 12 mean colours, of its 2 x 2 quarters, and 4 changes of brightness, each
+quarter's mean over the last two frames less that over the first two. Frame 0 counts four times.
+Decoding inverts this as far as it goes: encode(decode(z)) is z up to rounding to 8 bits, and
+decode(encode(frames)) is a mosaic of 4 x 4 pixels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,17 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from genhoi.bases.base import Base, EditDefaults, TrainedOn
+from genhoi.bases.about import BaseSettings, EditDefaults, TrainedOn, read_settings
+from genhoi.bases.base import Base
+from genhoi.bases.wan_files import adapters_in, folder_named
 from genhoi.media import atomic_path
 
-__all__ = [
-    "SHIPPED",
-    "SHIPPED_ADAPTER",
-    "SHIPPED_BASE",
-    "TINY_CONFIG",
-    "UNTRAINED",
-    "TinyBase",
-]
+__all__ = ["MARK_NAME", "MOSAIC_CONFIG", "UNTRAINED", "MosaicBase"]
 
-SHIPPED = "tiny"
-UNTRAINED = "tiny-untrained"
-
+UNTRAINED = "mosaic-untrained"
 
 # Head dim 64: 12 temporal frequencies, so that a fixed frame's voice fades instead of returning.
-TINY_CONFIG = {
+MOSAIC_CONFIG = {
     "_class_name": "WanTransformer3DModel",
     "num_attention_heads": 4,
     "attention_head_dim": 64,
@@ -53,21 +48,18 @@ TINY_CONFIG = {
     "rope_max_seq_len": 1024,
 }
 
-_WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "tiny"
-SHIPPED_BASE, SHIPPED_ADAPTER = _WEIGHTS / "base", _WEIGHTS / "adapter"
-
-_MARK = "tiny_base.json"
-_FORMAT, _VERSION = "genhoi-tiny-base", 1
+MARK_NAME = "mosaic_base.json"
+_FORMAT, _VERSION = "genhoi-mosaic-base", 1
 _CELL = 4
 _SCALE = 2.0  # brings the latents near unit variance, which flow matching's noise has
 
 
-class TinyBase(Base):
+class MosaicBase(Base):
     """The codec that this module describes, around a small transformer.
 
     Args:
-        folder: of trained weights, as `save_pretrained` writes them; `SHIPPED_BASE` has those that
-            come with the package. None for random ones, which paint noise.
+        folder: of trained weights, as `save_pretrained` writes them. None for random ones, which
+            paint noise.
         seed: of random weights.
         device: where to compute.
         dtype: of the weights.
@@ -77,20 +69,28 @@ class TinyBase(Base):
         FileNotFoundError, ValueError: no such weights in the folder.
     """
 
-    takes_text = False
     frames_apart = True
     can_offload = False
     merges_video_lora = True
-    defaults = EditDefaults(
-        steps=25, guidance=1.0, shift=3.0, window=49, mask_rule="any", size=(96, 96), crop_below=1.0
-    )
     # Masks: percentiles 1 and 99 of 60 clips of its training, 0.14 and 0.32, widened by a half.
-    trained_on = TrainedOn(sizes=((96, 96),), frames=49, mask_shares=(0.09, 0.48), outlines=True)
-    caution = (
-        "The tiny base shows how an edit works; it is no tool for real clips. It paints a square "
-        "of 96 x 96 pixels in cells of 4 x 4, so an object keeps its colours and loses its shape "
-        "and its letters. For more, name a Wan2.1 or VACE pipeline (--base) and an adapter "
-        "that was trained on it (--adapter)."
+    settings = BaseSettings(
+        defaults=EditDefaults(
+            steps=25,
+            guidance=1.0,
+            shift=3.0,
+            window=49,
+            mask_rule="any",
+            size=(96, 96),
+            crop_below=1.0,
+        ),
+        trained_on=TrainedOn(sizes=((96, 96),), frames=49, mask_shares=(0.09, 0.48), outlines=True),
+        caution=(
+            "A mosaic base shows how an edit works; it is no tool for real clips. It paints a "
+            "square of 96 x 96 pixels in cells of 4 x 4, so an object keeps its colours and loses "
+            "its shape and its letters. For more, name a Wan2.1 or VACE pipeline (--base) and an "
+            "adapter that was trained on it (--adapter)."
+        ),
+        takes_text=False,
     )
 
     def __init__(
@@ -103,33 +103,41 @@ class TinyBase(Base):
         transformer: Any = None,
     ) -> None:
         self.device = torch.device(device)
+        self.settings = self.read_settings(UNTRAINED if folder is None else folder)
         self.trained = folder is not None or transformer is not None
         if transformer is not None:
-            self.about = "tiny"
+            self.about = "mosaic"
         elif folder is not None:
-            self.about = f"tiny: {_read_mark(folder)['about']}"
+            self.about = f"mosaic: {_read_mark(folder)['about']}"
             transformer = _cast(_read_transformer(folder), dtype)
         else:
-            self.about = f"tiny, UNTRAINED: random weights from seed {seed}; it paints noise"
+            self.about = f"mosaic, UNTRAINED: random weights from seed {seed}; it paints noise"
             transformer = _cast(_random_transformer(seed), dtype)
         self.transformer = transformer.to(self.device).eval()
 
     @classmethod
     def takes(cls, name: str | os.PathLike[str]) -> bool:
-        """Take the two names, and folders that `save_pretrained` wrote."""
-        return str(name) in (SHIPPED, UNTRAINED) or (Path(name) / _MARK).is_file()
+        """Take the name of random weights, and folders that `save_pretrained` wrote."""
+        return str(name) == UNTRAINED or (folder_named(name) / MARK_NAME).is_file()
 
     @classmethod
     def read_config(cls, name: str | os.PathLike[str]) -> dict[str, Any]:
-        """Copy `TINY_CONFIG`; all tiny bases have that one."""
-        return dict(TINY_CONFIG)
+        """Copy `MOSAIC_CONFIG`; all mosaic bases have that one."""
+        return dict(MOSAIC_CONFIG)
+
+    @classmethod
+    def read_settings(cls, name: str | os.PathLike[str]) -> BaseSettings:
+        """Read a folder's own; random weights are not trained."""
+        if str(name) == UNTRAINED:
+            return replace(cls.settings, trained=False)
+        return read_settings(folder_named(name), cls.settings)
 
     @classmethod
     def check_complete(cls, name: str | os.PathLike[str], *, own_transformer: bool = True) -> None:
         """Check that a folder has weights."""
-        path = Path(name) / SAFETENSORS_WEIGHTS_NAME
-        if own_transformer and (Path(name) / _MARK).is_file() and not path.is_file():
-            raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a tiny base")
+        path = folder_named(name) / SAFETENSORS_WEIGHTS_NAME
+        if own_transformer and path.with_name(MARK_NAME).is_file() and not path.is_file():
+            raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a mosaic base")
 
     @classmethod
     def load(
@@ -140,32 +148,27 @@ class TinyBase(Base):
         dtype: torch.dtype,
         seed: int,
         transformer: Any = None,
-    ) -> TinyBase:
-        """Load trained weights, or make random ones for "tiny-untrained"."""
-        folder = {SHIPPED: SHIPPED_BASE, UNTRAINED: None}.get(str(name), Path(name))
+    ) -> MosaicBase:
+        """Load trained weights, or make random ones for "mosaic-untrained"."""
+        folder = None if str(name) == UNTRAINED else folder_named(name)
         return cls(folder, seed=seed, device=device, dtype=dtype, transformer=transformer)
 
     @classmethod
     def shipped_adapters(cls, name: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Name the adapter that comes with the trained base."""
-        return (SHIPPED_ADAPTER,) if str(name) == SHIPPED else ()
-
-    @classmethod
-    def is_untrained(cls, name: str | os.PathLike[str]) -> bool:
-        """Tell whether it is "tiny-untrained"."""
-        return str(name) == UNTRAINED
+        """Name adapter/ in the folder."""
+        return adapters_in(folder_named(name), two_experts=False)
 
     def load_video_lora(self, folder: str | os.PathLike[str]) -> None:
-        """Refuse them: training merges them into a tiny base."""
+        """Refuse them: training merges them into a mosaic base."""
         raise ValueError(
-            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a tiny base has such "
-            f"weights in it"
+            f"video_lora: got {os.fspath(folder)}, wanted none for this base: a mosaic base has "
+            f"such weights in it"
         )
 
     def save_trained(
         self, folder: Path, transformer: Any, *, about: str, full_precision: bool
     ) -> None:
-        """Write a folder that is a tiny base again."""
+        """Write a folder that is a mosaic base again."""
         trained = copy.copy(self)
         trained.transformer = transformer
         trained.save_pretrained(folder, about=about)
@@ -173,7 +176,7 @@ class TinyBase(Base):
             transformer.save_pretrained(folder)
 
     def save_pretrained(self, folder: Path, *, about: str) -> None:
-        """Write the transformer, weights in bfloat16, and what marks the folder as a tiny base.
+        """Write the transformer, weights in bfloat16, and what marks the folder as a mosaic base.
 
         Args:
             folder: made if it isn't there.
@@ -188,7 +191,7 @@ class TinyBase(Base):
             # Not `save_file`, whose files only their owner may read.
             temporary.write_bytes(save(weights, metadata={"format": "pt"}))
         mark = {"format": _FORMAT, "version": _VERSION, "about": about}
-        with atomic_path(folder / _MARK, overwrite=True) as temporary:
+        with atomic_path(folder / MARK_NAME, overwrite=True) as temporary:
             temporary.write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -221,12 +224,7 @@ class TinyBase(Base):
 
     def encode_text(self, text: str) -> Tensor:
         """Make one row of zeros; refuse any text."""
-        if text:
-            raise ValueError(
-                f"prompt: got {text!r}, wanted none: the tiny base was trained without texts"
-            )
-        zeros = torch.zeros(1, 1, self.transformer.config.text_dim, device=self.device)
-        return zeros.to(self.transformer.dtype)
+        return self.encode_no_text(text)
 
     def encode_image(self, first: Tensor, last: Tensor) -> Tensor | None:
         """Return None: what the model sees of the clip lies in the condition's channels."""
@@ -236,7 +234,7 @@ class TinyBase(Base):
 def _random_transformer(seed: int) -> WanTransformer3DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WanTransformer3DModel.from_config(dict(TINY_CONFIG))
+        return WanTransformer3DModel.from_config(dict(MOSAIC_CONFIG))
 
 
 def _read_transformer(folder: Path) -> WanTransformer3DModel:
@@ -256,9 +254,9 @@ def _cast(transformer: WanTransformer3DModel, dtype: torch.dtype) -> WanTransfor
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:
-    path = folder / _MARK
+    path = folder / MARK_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a tiny base")
+        raise FileNotFoundError(f"base: there is no {path}; wanted the folder of a mosaic base")
     mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = (mark.get("format"), mark.get("version"))
     if kind != (_FORMAT, _VERSION):

@@ -1,7 +1,7 @@
-"""Measures the tiny model on held-out clips, and puts a newly trained one into the package.
+"""Measures the mosaic that ships as "tiny" on held-out clips, and takes a newly trained one.
 
-python -m benchmarks.tiny_model                         # what ships: metrics.json
-python -m benchmarks.tiny_model --take results/tiny-3   # first take a training's result
+python -m benchmarks.tiny_model.mosaic                         # what ships: metrics.json
+python -m benchmarks.tiny_model.mosaic --take results/tiny-3   # first take a training's result
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from benchmarks.ablation.results import mean_error, thirds
 from benchmarks.ablation.test_set import TestSet
 from genhoi.bases.base import Base
 from genhoi.bases.load import load_base
-from genhoi.bases.tiny import SHIPPED_ADAPTER, SHIPPED_BASE, TinyBase
+from genhoi.bases.mosaic import MosaicBase
+from genhoi.bases.wan_files import SHIPPED
 from genhoi.evaluation.metrics import region_psnr, squared_error
 from genhoi.models.adapter import WEIGHTS_NAME, GenHOIAdapter
 from genhoi.models.attach import attach
 from genhoi_kernels.files import whole_file
 
+_FOLDER = SHIPPED["tiny"]
 _SIDE = 96
 _LENGTHS = {"49 frames, as in training": 49, "97 frames, in one window": 97}
 _MEANS = (
@@ -51,13 +53,15 @@ _MEANS = (
     type=click.Path(path_type=Path),
     help="Folder for the encoded clips.",
 )
-@click.option("--out", default=SHIPPED_BASE.parent, type=click.Path(path_type=Path))
+@click.option("--out", default=_FOLDER, type=click.Path(path_type=Path))
 def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) -> None:
     """Measure the tiny model that ships; with --take, a newly trained one that shall."""
     if take is not None:
         _take(take)
     base = load_base("tiny")
-    attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(SHIPPED_ADAPTER).float())
+    attachment = attach(
+        base.transformer, GenHOIAdapter.from_pretrained(_FOLDER / "adapter").float()
+    )
     results: dict[str, Any] = {}
     for name, frames in _LENGTHS.items():
         click.echo(f"measuring: {name}")
@@ -85,7 +89,7 @@ def main(take: Path | None, clips: int, steps: int, latents: Path, out: Path) ->
                 "object_psnr_without_reference": _shown(_object_psnr(base, test, without)),
             }
     record = {
-        "command": f"python -m benchmarks.tiny_model --clips {clips} --steps {steps}",
+        "command": f"python -m benchmarks.tiny_model.mosaic --clips {clips} --steps {steps}",
         "torch": torch.__version__,
         "clips": clips,
         "results": results,
@@ -106,14 +110,13 @@ def _object_psnr(base: Base, test: TestSet, latents: Tensor) -> np.ndarray:
 
 def _take(folder: Path) -> None:
     """Copy a training's result into the package, with weights in bfloat16."""
-    TinyBase(folder / "base")  # raises
+    MosaicBase(folder / "base")  # raises
     adapter = GenHOIAdapter.from_pretrained(folder / "adapter").to(torch.bfloat16)
-    adapter.save_pretrained(SHIPPED_ADAPTER)
-    SHIPPED_BASE.mkdir(parents=True, exist_ok=True)
+    adapter.save_pretrained(_FOLDER / "adapter")
     for path in (folder / "base").iterdir():
-        with whole_file(SHIPPED_BASE / path.name) as temporary:
+        with whole_file(_FOLDER / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
-    weights = load_file(SHIPPED_ADAPTER / WEIGHTS_NAME)
+    weights = load_file(_FOLDER / "adapter" / WEIGHTS_NAME)
     assert all(weight.isfinite().all() for weight in weights.values())
 
 

@@ -1,0 +1,1 @@
+"""The tiny model: its codec, its training, and what it is measured by."""
