@@ -7,6 +7,9 @@ from pathlib import Path
 
 # Threads that spin while they wait make tiny calls take seconds when other programs use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Weights that come from a file lie at other addresses, and without this MKL's sums, in their last
+# bits, depend on how an address is aligned.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 import pytest
 import torch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +33,13 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 1,
     "given": {"none": 1.0},
 }
+
+
+@pytest.fixture(autouse=True)
+def uncompiled() -> Iterator[None]:
+    """Compile nothing: that takes longer than these tests."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture
@@ -66,7 +75,8 @@ def test_legs_follow_each_other(vae: Path, tmp_path: Path, monkeypatch: pytest.M
             raise subprocess.CalledProcessError(130, command)
         return result
 
-    monkeypatch.setattr(tiny_train.subprocess, "run", first_fails)
+    of_subprocess = {"run": first_fails, "CalledProcessError": subprocess.CalledProcessError}
+    monkeypatch.setattr(tiny_train, "subprocess", SimpleNamespace(**of_subprocess))
     options = ["--vae", str(vae), "--out", str(tmp_path / "out")]
     failed = CliRunner().invoke(tiny_train.main, options)
     assert failed.exit_code == 1 and "say it again" in failed.output
