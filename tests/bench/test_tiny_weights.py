@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_it_is_a_small_plain_pipeline() -> None:
         assert all(weight.isfinite().all() for weight in load_file(path).values()), path
     for path in files:
         if path.suffix in (".json", ".md"):
-            assert "/work/" not in path.read_text(encoding="utf-8"), path
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"[\" (]/\w+/", text), f"{path} names a folder of some machine"
     pipe = WanImageToVideoPipeline.from_pretrained(FOLDER)
     assert pipe.vae.config.z_dim == pipe.transformer.config.out_channels == 16
 
