@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.ablation.flat.scene import Scene
-from benchmarks.ablation.flat.sprites import Split
+from genhoi.data.photographs import Split
 from genhoi.data.sample import HOISample
 from genhoi.media import Clip
 

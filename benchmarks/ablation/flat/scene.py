@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.ablation.flat.hand import Hand, draw_capsules, make_hand
-from benchmarks.ablation.flat.sprites import Split, background, sprite
+from benchmarks.ablation.flat.sprites import background, sprite
+from genhoi.data.photographs import Split
 from genhoi.media.image import BACKGROUND
 
 __all__ = ["Pose", "Scene"]

@@ -6,10 +6,7 @@ Training and test draw from photographs and letters that have nothing in common.
 from __future__ import annotations
 
 import colorsys
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -18,56 +15,20 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from genhoi.extras import needed_for
+from genhoi.data.photographs import PHOTO_SIDE, Split, photograph
 
-__all__ = ["LETTERS", "PHOTOGRAPHS", "SPRITE_SIDE", "Split", "background", "sprite"]
+__all__ = ["LETTERS", "SPRITE_SIDE", "background", "sprite"]
 
-Split = Literal["train", "test"]
 Color = tuple[int, int, int]
 
-# Files that the package scikit-image carries, so that nothing is downloaded.
-PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "astronaut.png",
-        "chelsea.png",
-        "retina.jpg",
-        "ihc.png",
-        "brick.png",
-        "grass.png",
-        "motorcycle_left.png",
-        "camera.png",
-        "coins.png",
-        "page.png",
-    ),
-    "test": ("coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "gravel.png"),
-}
 LETTERS: dict[Split, str] = {"train": "ABCDEFGHIJKLMNOPQR", "test": "STUVWXYZ"}
 
 SPRITE_SIDE = 64
-_PHOTO_SIDE = 256
-
-
-@cache
-def _photograph(name: str) -> Image.Image:
-    """Read a photograph's middle, square, RGB."""
-    with needed_for("flat clips"):
-        folder = files("skimage") / "data"
-    image = Image.open(str(folder / name)).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.BOX, box=box)
-
-
-def _pick(rng: Generator, split: Split) -> Image.Image:
-    names = PHOTOGRAPHS[split]
-    photo = _photograph(names[rng.integers(len(names))])
-    return photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else photo
 
 
 def background(rng: Generator, split: Split) -> Tensor:
     """Choose a photograph, colours shuffled or kept: float32 [3, 256, 256], 0 to 1."""
-    pixels = np.asarray(_pick(rng, split), np.float32) / 255
+    pixels = np.asarray(photograph(rng, split), np.float32) / 255
     if rng.random() < 0.5:
         pixels = pixels[..., rng.permutation(3)]
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
@@ -172,9 +133,9 @@ def _letter(rng: Generator, split: Split) -> Image.Image:
 
 
 def _photo(rng: Generator, split: Split) -> Image.Image:
-    photo = _pick(rng, split)
+    photo = photograph(rng, split)
     side = int(rng.integers(60, 140))
-    left, top = (int(i) for i in rng.integers(0, _PHOTO_SIDE - side, 2))
+    left, top = (int(i) for i in rng.integers(0, PHOTO_SIDE - side, 2))
     crop = photo.resize(
         (SPRITE_SIDE, SPRITE_SIDE), Image.Resampling.BOX, box=(left, top, left + side, top + side)
     )
