@@ -20,7 +20,9 @@ _GROUPS = {
     "Adapter": (
         "adapter rank queries_keys gate_init mask_gate flow_gate schedule video_rank train_base"
     ),
-    "Memory and speed": ("micro_batch checkpointing base_dtype precision parallel workers backend"),
+    "Memory and speed": (
+        "micro_batch checkpointing compile base_dtype precision parallel workers backend"
+    ),
     "While it runs": "log_every checkpoint_every keep sample_every samples",
 }
 

@@ -93,6 +93,7 @@ class TrainConfig:
         precision: "bf16" computes in it under autocast; "no" in float32.
         parallel: how several processes share the work: "ddp" or "fsdp" (FSDP2).
         checkpointing: compute activations again in the backward pass, to save memory.
+        compile: compile every block by torch.compile: steps are shorter, the first one is longer.
         workers: processes that read or draw clips, for encoding. 0: `genhoi train` chooses.
         log_every: steps between two rows of metrics.
         checkpoint_every: steps between two checkpoints; 0 for the last one alone.
@@ -151,6 +152,7 @@ class TrainConfig:
     precision: Literal["no", "bf16"] = "bf16"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     checkpointing: bool = False
+    compile: bool = False
     workers: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
@@ -233,7 +235,7 @@ class TrainConfig:
 # What may change when a run goes on. None of it has any influence on the weights ...
 _WITHOUT_INFLUENCE = {"workers", "log_every", "checkpoint_every", "sample_every", "keep", "samples"}
 # ... or none beyond rounding: where memory ran out, the run may go on in smaller parts.
-_ROUNDING_ONLY = {"micro_batch", "parallel", "checkpointing", "backend"}
+_ROUNDING_ONLY = {"micro_batch", "parallel", "checkpointing", "compile", "backend"}
 FREE_TO_CHANGE = frozenset(_WITHOUT_INFLUENCE | _ROUNDING_ONLY)
 
 

@@ -161,6 +161,9 @@ class Trainer:
         # Here and not before: every process draws the same weights, however the base came.
         torch.manual_seed(config.seed)
         self.adapter, self.attachment = self._attach(transformer)
+        if config.compile:
+            for block in self.base.model.all_blocks:
+                block.compile()  # keeps its weights' names
         if config.checkpointing:
             transformer.enable_gradient_checkpointing()
         self._owner = transformer if self.adapter is None else self.adapter

@@ -275,7 +275,13 @@ def test_a_finished_run_only_writes_its_result_again(whole_run: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"micro_batch": 1}, {"micro_batch": 3}, {"checkpointing": True}, {"backend": "eager"}],
+    [
+        {"micro_batch": 1},
+        {"micro_batch": 3},
+        {"checkpointing": True},
+        {"backend": "eager"},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_same_curve(tmp_path: Path, changes: dict[str, Any]) -> None:
     trainer_in(tmp_path, "plain", batch=4).run()

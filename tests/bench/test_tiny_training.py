@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "steps": 2,
     "learning_rate": 1e-3,
     "checkpoint_every": 1,
+    "compile": False,
     "given": {"none": 1.0},
 }
 
