@@ -11,9 +11,11 @@ The plan "gpu" is sized for 8 minutes of one H100 and 16 cores. It has never bee
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ PLANS: dict[str, tuple[dict[str, Any], ...]] = {
     "cpu": (
         _leg(17, clips=900, batch=16, steps=450, rate=1.5e-3, decay=0.0),
         _leg(5, clips=6000, batch=32, steps=2000, rate=2e-3, decay=0.0, first=0.25),
-        _leg(49, clips=900, batch=12, steps=700, rate=1.2e-3, decay=0.6),
+        _leg(17, clips=3000, batch=16, steps=1500, rate=1.5e-3, decay=0.0),
+        _leg(49, clips=1500, batch=12, steps=1500, rate=1.2e-3, decay=0.6),
     ),
     "gpu": (
         _leg(5, clips=12000, batch=128, steps=3000, rate=2e-3, decay=0.0, first=0.25),
@@ -151,8 +154,14 @@ def _run_leg(folder: Path, settings: dict[str, Any], *, vae: Path, device: str) 
 
 
 def _encode(config: TrainConfig, folder: Path, *, device: str) -> None:
-    """Encode a leg's clips, faster than the run itself would: whole clips, in bfloat16."""
+    """Encode a leg's clips, faster than the run itself would: whole clips, in bfloat16.
+
+    Half of the cores draw, the others encode: where both use all of them, each waits for the other.
+    """
     torch._dynamo.config.recompile_limit = 64  # one for every shape of a norm's input
+    cores = os.cpu_count() or 1
+    config = replace(config, workers=max(1, cores // 2))
+    torch.set_num_threads(max(1, cores - config.workers))
     base = load_base(config.base, device=device)
     vae = base.pipe.vae.to(device)  # type: ignore[attr-defined]
     mean, std = (
