@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.checks import compare
 from benchmarks.limits import Limits, measure_limits
 from benchmarks.machine import Machine
 from benchmarks.memory import peak_extra_bytes
+from benchmarks.threads import torch_threads
 from genhoi_kernels.tune.accuracy import Accuracy
 from genhoi_kernels.tune.apart import DiedError, Progress, call_apart
 from genhoi_kernels.tune.timing import Timings, first_line, interleave, ratio
@@ -124,20 +125,10 @@ def _run_measured(
 ) -> tuple[Finished, Limits]:
     """Run a case where it wants to be run; the limits are measured unless they are known."""
     on_gpu = case.device.type == "cuda"
-    with _threads(case.threads), torch.cuda.device(case.device) if on_gpu else nullcontext():
+    with torch_threads(case.threads), torch.cuda.device(case.device) if on_gpu else nullcontext():
         limits = known.get((case.dtype, case.threads))
         limits = limits or measure_limits(case.dtype, case.device)
         return _run_case(case, machine, budget, limits, progress), limits
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_case(

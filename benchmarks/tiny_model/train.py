@@ -25,6 +25,7 @@ import yaml
 from rich.progress import Progress
 from torch import Tensor
 
+from benchmarks.threads import torch_threads
 from benchmarks.tiny_model import whole_clip
 from benchmarks.tiny_model.pipeline import put_together, random_pipeline
 from genhoi.bases.load import load_base
@@ -71,9 +72,9 @@ def _leg(
     }
 
 
-# Short clips for most of the time: five frames cost a fifth of what 49 do, to draw and to learn
-# from, and how to take an object from its picture is learnt from many objects, not many frames.
-# The last leg's rate falls.
+# Short clips for most of the time: beside 49 frames, five take a seventh of the time to draw and a
+# fourth to learn from, and how to take an object from its picture is learnt from many objects, not
+# many frames. The last leg's rate falls.
 PLANS: dict[str, tuple[dict[str, Any], ...]] = {
     "cpu": (
         _leg(17, clips=900, batch=16, steps=450, rate=1.5e-3, decay=0.0),
@@ -156,12 +157,12 @@ def _run_leg(folder: Path, settings: dict[str, Any], *, vae: Path, device: str) 
 def _encode(config: TrainConfig, folder: Path, *, device: str) -> None:
     """Encode a leg's clips, faster than the run itself would: whole clips, in bfloat16.
 
-    Half of the cores draw, the others encode: where both use all of them, each waits for the other.
+    On a CPU half of the cores draw and the others encode: where both use all of them, each waits
+    for the other. Beside a GPU all but one draw.
     """
     torch._dynamo.config.recompile_limit = 64  # one for every shape of a norm's input
     cores = os.cpu_count() or 1
-    config = replace(config, workers=max(1, cores // 2))
-    torch.set_num_threads(max(1, cores - config.workers))
+    config = replace(config, workers=max(1, cores // 2 if device == "cpu" else cores - 1))
     base = load_base(config.base, device=device)
     vae = base.pipe.vae.to(device)  # type: ignore[attr-defined]
     mean, std = (
@@ -177,7 +178,7 @@ def _encode(config: TrainConfig, folder: Path, *, device: str) -> None:
 
     base.encode = encode  # type: ignore[method-assign]
     dataset = open_clips(config)
-    with Progress() as bar:
+    with Progress() as bar, torch_threads(max(1, cores - config.workers)):
         task = bar.add_task("Encoding clips", total=len(dataset))
         encode_clips(
             base, config, dataset, folder, progress=lambda done, _: bar.update(task, completed=done)

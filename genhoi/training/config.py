@@ -209,6 +209,11 @@ class TrainConfig:
                 "optimizer: got 'muon' with parallel 'fsdp', wanted 'adamw' there, for Muon needs "
                 "every matrix whole"
             )
+        if self.compile and self.parallel == "fsdp":
+            raise ValueError(
+                "compile: got it with parallel 'fsdp', wanted one of the two: together they are "
+                "untested"
+            )
         if (self.stage == "base" or self.train_base) and self.base_dtype != "float32":
             raise ValueError(
                 "base_dtype: got 'bfloat16' for a base to be trained, wanted 'float32'"

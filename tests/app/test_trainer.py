@@ -30,6 +30,7 @@ from support.tiny_training import (
     trainer_in,
 )
 from support.tiny_wan import inputs
+from torch._dynamo.utils import counters
 
 from genhoi import GenHOIAdapter, GenHOIPipeline
 from genhoi.bases.load import load_base
@@ -280,13 +281,28 @@ def test_a_finished_run_only_writes_its_result_again(whole_run: Path) -> None:
         {"micro_batch": 3},
         {"checkpointing": True},
         {"backend": "eager"},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_same_curve(tmp_path: Path, changes: dict[str, Any]) -> None:
     trainer_in(tmp_path, "plain", batch=4).run()
     trainer_in(tmp_path, "other", batch=4, **changes).run()
     assert_same_run(tmp_path / "other", tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_same_curve_compiled(tmp_path: Path, checkpointing: bool) -> None:
+    trainer_in(tmp_path, "plain", batch=4).run()
+    torch._dynamo.reset()
+    counters.clear()
+    trainer_in(tmp_path, "other", batch=4, compile=True, checkpointing=checkpointing).run()
+    assert counters["stats"]["unique_graphs"] > 0
+    assert_same_run(tmp_path / "other", tmp_path / "plain")
+
+
+def test_compiled_shards_are_refused() -> None:
+    with pytest.raises(ValueError, match="compile: got it with parallel 'fsdp', wanted"):
+        small_config(compile=True, parallel="fsdp")
 
 
 def test_it_learns_and_all_that_shall(whole_run: Path) -> None:
