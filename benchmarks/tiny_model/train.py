@@ -79,7 +79,8 @@ PLANS: dict[str, tuple[dict[str, Any], ...]] = {
     "cpu": (
         _leg(17, clips=900, batch=16, steps=450, rate=1.5e-3, decay=0.0),
         _leg(5, clips=6000, batch=32, steps=2000, rate=2e-3, decay=0.0, first=0.25),
-        _leg(17, clips=3000, batch=16, steps=1500, rate=1.5e-3, decay=0.0),
+        _leg(17, clips=2400, batch=16, steps=1400, rate=1.5e-3, decay=0.0),
+        _leg(49, clips=800, batch=12, steps=560, rate=1.2e-3, decay=0.0),
         _leg(49, clips=1500, batch=12, steps=1500, rate=1.2e-3, decay=0.6),
     ),
     "gpu": (
@@ -89,6 +90,9 @@ PLANS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 _RANK = 64
 _WARMUP = 50
+# Latent frames whose activations a CPU's caches hold: 16 clips of 17 frames took a sixth less time
+# in two parts than at once.
+_AT_ONCE = 40
 
 
 def leg_settings(plan: str, leg: int, *, base: Path, adapter: Path | None) -> dict[str, Any]:
@@ -102,6 +106,9 @@ def leg_settings(plan: str, leg: int, *, base: Path, adapter: Path | None) -> di
     """
     begun = {"rank": _RANK} if adapter is None else {"adapter": str(adapter)}
     own = PLANS[plan][leg - 1]
+    if plan == "cpu":
+        latent_frames = 1 + own["frames"] // 4
+        own = own | {"micro_batch": max(1, min(own["batch"], _AT_ONCE // latent_frames))}
     seeds = {"seed": leg, "data_seed": leg}
     return _COMMON | {"base": str(base), "warmup": _WARMUP} | own | seeds | begun
 
