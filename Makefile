@@ -95,9 +95,9 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 	@$(RUN) -m genhoi.data.cup --out $(DEMO)/cup --force
 	@$(VENV)/bin/genhoi inspect --video $(DEMO)/cup/video.mp4 --mask $(DEMO)/cup/mask.mp4 \
 		--object $(DEMO)/cup/object.png --out $(DEMO) --force
-	@$(RUN) -m benchmarks.ablation.flat --index $(DEMO_INDEX) --out $(DEMO)/clip --force
+	@$(RUN) -m genhoi.data.synthetic --index $(DEMO_CLIP_INDEX) --out $(DEMO)/clip --force
 	@for i in $(DEMO_OBJECTS); do \
-		$(RUN) -m benchmarks.ablation.flat --index $$i --out $(DEMO)/object-$$i --force && \
+		$(RUN) -m genhoi.data.synthetic --index $$i --out $(DEMO)/object-$$i --force && \
 		$(VENV)/bin/genhoi edit $(DEMO_CLIP) --object $(DEMO)/object-$$i/object.png \
 			--out $(DEMO)/edit-$$i --force || exit 1; \
 	done
@@ -106,8 +106,8 @@ demo: $(READY) ## edit a held-out clip with two objects, with the tiny trained b
 		--out $(DEMO)/edits.png --force
 	@echo "The figures and the edited clips are in $(DEMO)/; edits.png shows both edits"
 
-DEMO_INDEX := 6
-DEMO_OBJECTS := 4 3
+DEMO_CLIP_INDEX := 0
+DEMO_OBJECTS := 1 2
 
 .PHONY: demo-real
 demo-real: CLIP := $(GENHOI_SHARED)/data/hoi_clip

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ablation.flat import FlatHOI
 from genhoi.data.sample import HOISample
+from genhoi.data.synthetic import SyntheticHOI
 from genhoi.editing.pipeline import GenHOIPipeline
 from genhoi.editing.plan import EditWarning
 from genhoi.editing.windows import windows
@@ -52,7 +52,7 @@ def main(clips: int, frames: int, steps: int, out: Path) -> None:
     """Edit long clips with every way of joining windows, and measure what comes of it."""
     warnings.simplefilter("ignore", EditWarning)
     pipeline = GenHOIPipeline.from_pretrained("tiny")
-    data = FlatHOI("test", clips=_TEST_CLIPS, frames=frames)
+    data = SyntheticHOI("test", clips=_TEST_CLIPS, frames=frames)
     rows: list[dict[str, Any]] = []
     curves: dict[tuple[int, bool], list[np.ndarray]] = {setting: [] for setting in _SETTINGS}
     for index in range(clips):

@@ -1,4 +1,4 @@
-"""Draws how the tiny model's losses fell: benchmarks/tiny_model/weights/curves.png.
+"""Draws how the tiny model's losses fell: genhoi/weights/tiny/curves.png.
 
 python -m benchmarks.tiny_model.curves --codec results/tiny-codec --legs results/tiny
 """
@@ -70,7 +70,7 @@ def _columns(rows: _Rows, x: str, y: str) -> tuple[list[float], list[float]]:
 @click.option("--legs", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--out",
-    default="benchmarks/tiny_model/weights/curves.png",
+    default="genhoi/weights/tiny/curves.png",
     show_default=True,
     type=click.Path(path_type=Path),
 )

@@ -73,7 +73,7 @@ _GROUPS = (
             "--size",
             help="WIDTHxHEIGHT that the model works at, multiples of 16, of Wan 2.2 TI2V of 32. "
             "The result has the clip's own size all the same.  [default: the base's own, 832x480; "
-            "TI2V 1280x704; tiny 96x96]",
+            "TI2V 1280x704; tiny 128x128]",
         ),
         cloup.option(
             "--keep-background/--no-keep-background",

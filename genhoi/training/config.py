@@ -118,8 +118,8 @@ class TrainConfig:
     data: str = "synthetic"
     clips: int = 2000
     frames: int = 49
-    height: int = 96
-    width: int = 96
+    height: int = 128
+    width: int = 128
     mask: Mask = "tight"
     data_seed: int = 0
     object_from_mask: bool = False

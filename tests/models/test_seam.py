@@ -20,6 +20,7 @@ from genhoi import Clip, EditWarning, GenHOIPipeline
 from genhoi.bases import load
 from genhoi.bases.load import base_config, base_kind, load_base
 from genhoi.bases.mosaic import MosaicBase
+from genhoi.bases.wan import WanBase
 from genhoi.models import registry
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.models.options import Options
@@ -138,7 +139,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("other")
 def test_another_family_is_a_folder_and_a_line() -> None:
-    assert base_kind("other") is OtherBase and base_kind("tiny") is MosaicBase
+    assert base_kind("other") is OtherBase and base_kind("tiny") is WanBase
     assert base_config("other")["_class_name"] == "OtherTransformer"
     assert type(model_of(load_base("other").transformer)) is OtherModel
     assert type(model_of(load_base("mosaic-untrained").transformer)) is WanModel

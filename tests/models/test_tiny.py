@@ -1,105 +1,76 @@
-"""The tiny base that comes with the package, and mosaic bases."""
+"""The tiny base that comes with the package: whole, small, and good at what its card says."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import re
 
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 
-from benchmarks.ablation.flat import FlatHOI
-from genhoi import GenHOIAdapter, attach
-from genhoi.bases.load import (
-    base_config,
-    base_kind,
-    base_settings,
-    check_base,
-    load_base,
-    shipped_adapters,
-)
-from genhoi.bases.mosaic import MOSAIC_CONFIG, MosaicBase
+from genhoi import GenHOIAdapter, GenHOIPipeline, attach
+from genhoi.bases.load import base_kind, base_settings, load_base, shipped_adapters
 from genhoi.bases.wan import WanBase
 from genhoi.bases.wan_files import SHIPPED
 from genhoi.data.encoded import EncodedClips, encode_dataset
-from genhoi.editing.pipeline import GenHOIPipeline
-from genhoi.evaluation.metrics import region_mean, squared_error
+from genhoi.data.synthetic import SyntheticHOI
+from genhoi.evaluation.metrics import region_mean, region_psnr, squared_error
 from genhoi.training.reconstruction import rebuild
 
 FOLDER = SHIPPED["tiny"]
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    base = MosaicBase(seed=3)
-    base.save_pretrained(tmp_path / "base", about="a test")
-    assert base_kind(tmp_path / "base") is MosaicBase and base_kind(tmp_path) is WanBase
-    loaded = load_base(tmp_path / "base")
-    assert loaded.trained and loaded.about == "mosaic: a test" and not base.trained
-    wanted = base.transformer.state_dict()
-    for name, weight in loaded.transformer.state_dict().items():
-        assert weight.dtype == torch.float32
-        assert torch.equal(weight, wanted[name].to(torch.bfloat16).float()), name
-    assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "base").iterdir())
-
-
-def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="wanted the folder of a mosaic base"):
-        MosaicBase(tmp_path)
-    MosaicBase().save_pretrained(tmp_path, about="")
-    mark = tmp_path / "mosaic_base.json"
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"version": 2}))
-    with pytest.raises(ValueError, match="wanted"):
-        MosaicBase(tmp_path)
-    check_base(tmp_path)
-    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="wanted the folder of a mosaic base"):
-        check_base(tmp_path)
-
-
-def test_names() -> None:
-    assert base_kind("tiny") is MosaicBase and base_kind("mosaic-untrained") is MosaicBase
-    assert base_kind("nothing-here") is WanBase
-    assert base_config("mosaic-untrained") == MOSAIC_CONFIG
-    defaults = [base_settings(name).defaults for name in ("tiny", "nothing-here")]
-    assert [x.guidance for x in defaults] == [1, 5]
-    assert shipped_adapters("tiny") == (FOLDER / "adapter",)
-    assert not shipped_adapters("mosaic-untrained")
-    assert base_settings("tiny").trained and not base_settings("mosaic-untrained").trained
-    assert not load_base("mosaic-untrained", seed=1).trained
-
-
-# ------------------------------------------------------------------------------ what is shipped
-
-
-def test_what_ships_is_small_and_loads() -> None:
+def test_its_files_are_small_and_name_no_folder_of_a_machine() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert len(weights) == 4  # transformer, codec, adapter, the text encoder that says nothing
+    for path in weights:
+        assert all(weight.isfinite().all() for weight in load_file(path).values()), path
     for path in files:
-        assert path.suffix in (".safetensors", ".json", ".md", ".yaml"), path
-        if path.suffix == ".safetensors":
-            assert all(weight.isfinite().all() for weight in load_file(path).values()), path
-    pipeline = GenHOIPipeline.from_pretrained()
-    assert pipeline.base.trained and pipeline.adapter_trained
+        if path.suffix in (".json", ".md"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"[\" (]/\w+/", text), f"{path} names a folder of some machine"
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for word in ("Data", "Training", "Metrics", "Limits", "genhoi train", "seed"):
         assert word in card, word
 
 
+def test_it_is_a_plain_pipeline_and_the_default() -> None:
+    pipe = WanImageToVideoPipeline.from_pretrained(FOLDER)
+    assert pipe.vae.config.z_dim == pipe.transformer.config.out_channels == 16
+    assert base_kind("tiny") is WanBase and base_settings("tiny").trained
+    assert base_settings("tiny").defaults.guidance == 1
+    assert shipped_adapters("tiny") == (FOLDER / "adapter",)
+    pipeline = GenHOIPipeline.from_pretrained()
+    assert pipeline.base.trained and pipeline.adapter_trained
+
+
+CLIPS = SyntheticHOI("test", clips=6, frames=17, seed=11)
+
+
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> EncodedClips:
     pytest.importorskip("skimage", reason="scikit-image carries the photographs")
-    dataset = FlatHOI("test", clips=6, seed=11)
     folder = tmp_path_factory.mktemp("latents") / "test"
-    return encode_dataset(MosaicBase(), dataset, folder, given=("none",))
+    return encode_dataset(load_base("tiny"), CLIPS, folder, given=("none",))
 
 
-def test_the_shipped_model_paints_the_object_it_is_given(held_out: EncodedClips) -> None:
+def test_its_codec_gives_held_out_clips_back(held_out: EncodedClips) -> None:
+    base = load_base("tiny")
+    for i in range(2):
+        latents = held_out.take("clean", [i])
+        assert latents.shape == (1, 16, 5, 16, 16) and 0.5 < latents.std() < 2
+        frames = CLIPS[i].clip.frames
+        assert region_psnr(squared_error(base.decode(latents), frames)).mean() > 28
+
+
+def test_it_paints_the_object_it_is_given(held_out: EncodedClips) -> None:
     """On clips and objects that nobody trained on: closer to the truth with the right picture than
-    with another clip's or none, and the background stays."""
+    with another clip's, and the background stays."""
     base = load_base("tiny")
     attachment = attach(base.transformer, GenHOIAdapter.from_pretrained(FOLDER / "adapter").float())
-    dataset = FlatHOI("test", clips=6, seed=11)
     indices = list(range(len(held_out)))
 
     def errors(objects: list[int]) -> tuple[float, float]:
@@ -111,12 +82,12 @@ def test_the_shipped_model_paints_the_object_it_is_given(held_out: EncodedClips)
         for i in indices:
             truth = base.decode(held_out.take("clean", [i]))
             error = squared_error(base.decode(latents[i : i + 1]), truth)
-            sample = dataset[i]
+            sample = CLIPS[i]
             inside.append(region_mean(error, sample.object_mask).nanmean())
             outside.append(region_mean(error, ~sample.mask).mean())
         return float(torch.stack(inside).mean().sqrt()), float(torch.stack(outside).mean().sqrt())
 
     own, background = errors(indices)
     others, _ = errors(indices[1:] + indices[:1])
-    assert own < 0.7 * others
-    assert background < 8
+    assert own < 0.8 * others
+    assert background < 12
