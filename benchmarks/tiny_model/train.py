@@ -29,6 +29,7 @@ from benchmarks.threads import torch_threads
 from benchmarks.tiny_model import whole_clip
 from benchmarks.tiny_model.pipeline import put_together, random_pipeline
 from genhoi.bases.load import load_base
+from genhoi.conditioning.grid import STRIDES
 from genhoi.media import pixel_values
 from genhoi.training.clips import encode_clips, open_clips
 from genhoi.training.config import TrainConfig, read_config
@@ -107,8 +108,8 @@ def leg_settings(plan: str, leg: int, *, base: Path, adapter: Path | None) -> di
     begun = {"rank": _RANK} if adapter is None else {"adapter": str(adapter)}
     own = PLANS[plan][leg - 1]
     if plan == "cpu":
-        latent_frames = 1 + own["frames"] // 4
-        own = own | {"micro_batch": max(1, min(own["batch"], _AT_ONCE // latent_frames))}
+        at_once = max(1, _AT_ONCE // STRIDES.latent_frames(own["frames"]))
+        own = own | {"micro_batch": min(own["batch"], at_once)}
     seeds = {"seed": leg, "data_seed": leg}
     return _COMMON | {"base": str(base), "warmup": _WARMUP} | own | seeds | begun
 

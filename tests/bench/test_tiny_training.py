@@ -19,6 +19,7 @@ from benchmarks.tiny_model import train as tiny_train
 from benchmarks.tiny_model.codec import new_codec
 from benchmarks.tiny_model.curves import draw_curves
 from genhoi.bases.load import check_base, load_base
+from genhoi.conditioning.grid import STRIDES
 from genhoi.models.adapter import GenHOIAdapter
 from genhoi.training.config import read_config
 
@@ -60,6 +61,9 @@ def test_settings_are_those_of_genhoi_train(plan: str, tmp_path: Path) -> None:
         config = read_config(path, {})
         assert config.train_base and config.optimizer == "muon" and config.mask == "mixed"
         assert (config.adapter is None) == (leg == 1) and sum(config.given.values()) == 1
+        if plan == "cpu":
+            frames = STRIDES.latent_frames(config.frames)
+            assert config.micro_batch is not None and config.micro_batch * frames <= 40
         seeds.add(config.data_seed)
     assert len(seeds) == len(tiny_train.PLANS[plan]) and 0 not in seeds
 

@@ -3,8 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,6 +23,7 @@ from support.cases import (
 from torch import Tensor
 
 import genhoi_kernels
+from benchmarks.threads import torch_threads
 from genhoi_kernels import apply_rope, reference_attention
 
 INF = float("inf")
@@ -314,17 +313,6 @@ def test_nobody_sees_anything(backend: str, case: Case) -> None:
         assert not results[name].any(), name
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run with that many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("gate", ["token", "sum"])
 def test_deterministic(backend: str, gate: str) -> None:
     """Bitwise, run to run and whatever the number of threads."""
@@ -334,7 +322,7 @@ def test_deterministic(backend: str, gate: str) -> None:
     wanted: Results | None = None
     # One thread interprets Triton's kernels, whatever the number.
     for count in (1, 2) if backend == "triton" else (1, 2, 2, 5):
-        with threads(count):
+        with torch_threads(count):
             results = run(case, backend, case.dtype, inputs)
         wanted = wanted or results
         for name in wanted:
